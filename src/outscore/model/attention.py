@@ -1,0 +1,366 @@
+"""Exact attention over a forest of segments packed into one row.
+
+A row is a forest laid out depth first: a prompt is a root, its completions are children, and a token sees its own segment up to itself
+and the whole of every ancestor segment. A dense mask over such a row costs (G·L)²; here the work is G·L²: each segment attends to
+itself causally, and the slice of tokens below a segment attends to that segment in one piece. The pieces are joined by log-sum-exp,
+
+    lse = logaddexp(lse_a, lse_b),   out = out_a · exp(lse_a − lse) + out_b · exp(lse_b − lse),
+
+which is exact: softmax over the union of keys. In the backward pass every piece uses the *joined* output and log-sum-exp, because
+p = exp(score − lse) and δ = Σ dout · out are those of the whole row of scores.
+
+Sliding windows count *positions*, not row indices: a completion's first token is one position after its prompt's last token, however
+far apart the two lie in the row.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+ATTENTION_NAME = "outscore"
+"""The name under which the attention function is registered with transformers."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class AttentionContext(Protocol):
+    """What attention means for one forward pass. A context owns the keys and values it must remember."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "row head token dim"],
+        key: Float[Tensor, "row kv_head token dim"],
+        value: Float[Tensor, "row kv_head token dim"],
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Float[Tensor, "row token head dim"]:
+        """Attend with the queries, keys and values of the *new* tokens; `module.layer_idx` tells the layer."""
+        ...
+
+
+def _context_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    context: AttentionContext,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = context.attend(module, query, key, value, scaling=scale, sliding_window=sliding_window, softcap=softcap)
+    return out, None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """A context knows who sees whom; transformers need not build a mask."""
+
+
+AttentionInterface.register(ATTENTION_NAME, _context_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A run of tokens in a packed row that continues one parent.
+
+    >>> Segment(start=45, length=12, parent=0)  # a completion of the prompt that is segment 0
+    """
+
+    start: int
+    """Index of its first token in the row."""
+    length: int
+    """Number of tokens, at least 1."""
+    parent: int
+    """Index of the segment it continues, or -1 for a root."""
+
+
+def segment_positions(segments: Sequence[Segment]) -> list[int]:
+    """The position of every token of a row: a root starts at 0, a child where its parent ends."""
+    ends: list[int] = []
+    positions: list[int] = []
+    for segment in segments:
+        first = 0 if segment.parent < 0 else ends[segment.parent]
+        ends.append(first + segment.length)
+        positions.extend(range(first, first + segment.length))
+    return positions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Piece:
+    """A batch of equally shaped attention problems: queries of some tokens against keys of others."""
+
+    query_index: Int[Tensor, "problem query"]
+    key_index: Int[Tensor, "problem key"]
+    kept: Int[Tensor, " kept"]
+    """Which of the flattened (problem, query) slots are real tokens; the others pad ragged problems."""
+    tokens: Int[Tensor, " kept"]
+    """The row index of each kept slot; no token occurs twice."""
+    causal: bool
+
+
+class TreeAttention:
+    """Attention of one packed row [1, token]: every token sees its own segment up to itself and all its ancestors.
+
+    Args:
+        segments: the forest, depth first: a parent comes before its children, and a subtree is one contiguous slice.
+        device: where the index tensors live.
+
+    Raises:
+        ValueError: if the segments do not tile a row depth first.
+    """
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
+        _check_forest(segments)
+        self.segments = tuple(segments)
+        self.device = torch.device(device)
+        self.num_tokens = sum(segment.length for segment in segments)
+        self.positions = torch.tensor(segment_positions(segments), device=self.device)
+        self._own = tuple(self._own_pieces())
+        self._cross = tuple(self._cross_pieces())
+        self._masks: dict[tuple[int, int, torch.dtype], Tensor | None] = {}
+
+    def _piece(self, queries: list[range], keys: list[range], causal: bool) -> _Piece:
+        width = max(len(run) for run in queries)
+        padded = [[*run, *([run[0]] * (width - len(run)))] for run in queries]
+        kept = [i * width + j for i, run in enumerate(queries) for j in range(len(run))]
+        key_width = max(len(run) for run in keys)
+        key_rows = [[*run, *([run[0]] * (key_width - len(run)))] for run in keys]
+        query_index = torch.tensor(padded, device=self.device)
+        kept_index = torch.tensor(kept, device=self.device)
+        return _Piece(
+            query_index=query_index,
+            key_index=torch.tensor(key_rows, device=self.device),
+            kept=kept_index,
+            tokens=query_index.flatten()[kept_index],
+            causal=causal,
+        )
+
+    def _own_pieces(self) -> Iterator[_Piece]:
+        # Padding a causal problem on the right changes nothing for its real queries, so segments of similar length share a batch.
+        buckets: dict[int, list[range]] = defaultdict(list)
+        for segment in self.segments:
+            buckets[_bucket(segment.length)].append(range(segment.start, segment.start + segment.length))
+        for _, runs in sorted(buckets.items()):
+            yield self._piece(runs, runs, causal=True)
+
+    def _cross_pieces(self) -> Iterator[_Piece]:
+        # Keys are never padded (that would need a mask): only segments of the same length share a batch, and of the same depth,
+        # so that no token occurs twice in a piece.
+        subtree_end = [segment.start + segment.length for segment in self.segments]
+        depth = [0] * len(self.segments)
+        for index, segment in enumerate(self.segments):
+            depth[index] = 0 if segment.parent < 0 else depth[segment.parent] + 1
+        for index in range(len(self.segments) - 1, -1, -1):
+            parent = self.segments[index].parent
+            if parent >= 0:
+                subtree_end[parent] = max(subtree_end[parent], subtree_end[index])
+        buckets: dict[tuple[int, int, int], tuple[list[range], list[range]]] = defaultdict(lambda: ([], []))
+        for index, segment in enumerate(self.segments):
+            below = range(segment.start + segment.length, subtree_end[index])
+            if below:
+                queries, keys = buckets[depth[index], segment.length, _bucket(len(below))]
+                queries.append(below)
+                keys.append(range(segment.start, segment.start + segment.length))
+        for _, (queries, keys) in sorted(buckets.items()):
+            yield self._piece(queries, keys, causal=False)
+
+    def pieces(self) -> tuple[_Piece, ...]:
+        """All pieces; together the own pieces come first and cover every token once."""
+        return self._own + self._cross
+
+    def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Float[Tensor, "problem 1 query key"] | None:
+        """The additive mask of a piece, or None when causality alone decides (no window, or one no token can outrun)."""
+        if window is None:
+            return None
+        cache_key = (number, window, dtype)
+        if cache_key not in self._masks:
+            self._masks[cache_key] = self._window_mask(self.pieces()[number], window, dtype)
+        return self._masks[cache_key]
+
+    def _window_mask(self, piece: _Piece, window: int, dtype: torch.dtype) -> Tensor | None:
+        distance = self.positions[piece.query_index][:, :, None] - self.positions[piece.key_index][:, None, :]
+        if int(distance.max()) < window:
+            return None
+        visible = distance < window
+        if piece.causal:
+            width = piece.query_index.shape[1]
+            visible &= torch.ones(width, width, dtype=torch.bool, device=self.device).tril()
+        return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, -torch.inf)[:, None]
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "1 head token dim"],
+        key: Float[Tensor, "1 kv_head token dim"],
+        value: Float[Tensor, "1 kv_head token dim"],
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Float[Tensor, "1 token head dim"]:
+        """Attend over the forest; see `AttentionContext.attend`."""
+        if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
+            out: Tensor = _FlashTree.apply(query[0], key[0], value[0], self, scaling, sliding_window)
+        else:
+            out = _plain_tree(query[0], key[0], value[0], self, scaling, sliding_window, softcap)
+        return out.transpose(0, 1)[None]
+
+
+def _bucket(length: int) -> int:
+    """Lengths that share a batch: padding wastes at most a third of it."""
+    exponent = max(length.bit_length() - 2, 2)
+    return -(-length // (1 << exponent)) << exponent
+
+
+def _check_forest(segments: Sequence[Segment]) -> None:
+    start, open_path = 0, [-1]
+    for index, segment in enumerate(segments):
+        if segment.length < 1 or segment.start != start:
+            raise ValueError(f"segment {index} must start at {start} and hold at least one token, got {segment}")
+        while open_path and open_path[-1] != segment.parent:
+            open_path.pop()
+        if not open_path:
+            raise ValueError(f"segment {index} continues segment {segment.parent}, whose subtree is already closed")
+        open_path.append(index)
+        start += segment.length
+    if not segments:
+        raise ValueError("a row needs at least one segment")
+
+
+def _gather(states: Float[Tensor, "head token dim"], index: Int[Tensor, "problem slot"]) -> Float[Tensor, "problem head slot dim"]:
+    head, _, dim = states.shape
+    picked = states.index_select(1, index.flatten())
+    return picked.view(head, *index.shape, dim).transpose(0, 1)
+
+
+def _keep(states: Tensor, piece: _Piece) -> Float[Tensor, "head kept dim"]:
+    """[problem, head, query, dim] -> the real tokens, [head, kept, dim]."""
+    _, head, _, dim = states.shape
+    return states.transpose(0, 1).reshape(head, -1, dim).index_select(1, piece.kept)
+
+
+class _FlashTree(torch.autograd.Function):
+    """The tree by the CPU flash kernel, which returns the log-sum-exp that joining needs."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TreeAttention, scaling: float, window: int | None
+    ) -> Tensor:
+        out = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+        for number, piece in enumerate(tree.pieces()):
+            mask = tree.mask(number, window, query.dtype)
+            piece_out, piece_lse = _flash(
+                _gather(query, piece.query_index),
+                _gather(key, piece.key_index),
+                _gather(value, piece.key_index),
+                0.0,
+                piece.causal and mask is None,
+                attn_mask=mask,
+                scale=scaling,
+            )
+            if mask is not None:
+                # A query that sees no key of this piece has an empty sum; the kernel reports 0 where log 0 is meant.
+                piece_lse = piece_lse.masked_fill(torch.isneginf(mask).all(-1), -torch.inf)
+            kept_out, kept_lse = _keep(piece_out, piece), _keep(piece_lse[..., None], piece)[..., 0]
+            if number < len(tree._own):
+                out[:, piece.tokens], lse[:, piece.tokens] = kept_out, kept_lse
+                continue
+            before = lse[:, piece.tokens]
+            joined = torch.logaddexp(before, kept_lse)
+            old, new = torch.exp(before - joined)[..., None], torch.exp(kept_lse - joined)[..., None]
+            out[:, piece.tokens] = (out[:, piece.tokens] * old + kept_out * new).to(out.dtype)
+            lse[:, piece.tokens] = joined
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.tree, ctx.scaling, ctx.window = tree, scaling, window
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, out, lse = ctx.saved_tensors
+        tree: TreeAttention = ctx.tree
+        repeat = query.shape[0] // key.shape[0]
+        grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for number, piece in enumerate(tree.pieces()):
+            mask = tree.mask(number, ctx.window, query.dtype)
+            piece_grad_out, piece_lse = _gather(grad_out, piece.query_index), _gather(lse[..., None], piece.query_index)
+            if piece.kept.numel() != piece.query_index.numel():
+                # Padding slots must carry no gradient, and weight exp(score - huge) = 0 so that 0 never meets infinity.
+                padding = torch.ones(piece.query_index.numel(), dtype=torch.bool, device=query.device)
+                padding[piece.kept] = False
+                padding = padding.view(len(piece.query_index), 1, -1, 1)
+                piece_grad_out, piece_lse = piece_grad_out.masked_fill(padding, 0.0), piece_lse.masked_fill(padding, 1e30)
+            piece_grads = _flash_backward(
+                piece_grad_out,
+                _gather(query, piece.query_index),
+                _gather(key, piece.key_index).repeat_interleave(repeat, 1),
+                _gather(value, piece.key_index).repeat_interleave(repeat, 1),
+                _gather(out, piece.query_index),
+                piece_lse[..., 0],
+                0.0,
+                piece.causal and mask is None,
+                attn_mask=mask,
+                scale=ctx.scaling,
+            )
+            grads[0].index_add_(1, piece.tokens, _keep(piece_grads[0], piece))
+            for grad, piece_grad in zip(grads[1:], piece_grads[1:], strict=True):
+                summed = piece_grad.unflatten(1, (grad.shape[0], repeat)).sum(2)
+                grad.index_add_(1, piece.key_index.flatten(), summed.transpose(0, 1).flatten(1, 2))
+        return (*grads, None, None, None)
+
+
+def _plain_tree(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TreeAttention,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "head token dim"]:
+    """The same sum in plain tensor operations under autograd: any device, and soft-capped scores (Gemma 2)."""
+    repeat = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(repeat, 0), value.repeat_interleave(repeat, 0)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = query.new_zeros(*query.shape[:2], value.shape[-1], dtype=dtype)
+    lse = torch.full_like(out[..., 0], -torch.inf)
+    for number, piece in enumerate(tree.pieces()):
+        scores = (_gather(query, piece.query_index) @ _gather(key, piece.key_index).transpose(-1, -2)).to(out.dtype) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        mask = tree.mask(number, window, out.dtype)
+        if mask is None and piece.causal:
+            width = scores.shape[-1]
+            mask = torch.full((width, width), -torch.inf, device=scores.device, dtype=scores.dtype).triu(1)
+        # A query that sees no key of this piece has an empty sum, log 0, without passing -inf − -inf through autograd.
+        blind = scores.new_zeros(scores.shape[-2], dtype=torch.bool)
+        if mask is not None:
+            blind = torch.isneginf(mask).all(-1)
+            scores = (scores + mask).masked_fill(blind[..., None], 0.0)
+        piece_lse = torch.logsumexp(scores, -1)
+        weights = torch.exp(scores - piece_lse[..., None])
+        piece_lse = piece_lse.masked_fill(blind, -torch.inf)
+        kept_out = _keep(weights @ _gather(value, piece.key_index).to(out.dtype), piece)
+        kept_lse = _keep(piece_lse[..., None], piece)[..., 0]
+        before = lse[:, piece.tokens]
+        joined = torch.logaddexp(before, kept_lse)
+        old, new = torch.exp(before - joined)[..., None], torch.exp(kept_lse - joined)[..., None]
+        update = out[:, piece.tokens] * old + kept_out * new
+        out, lse = out.index_copy(1, piece.tokens, update), lse.index_copy(1, piece.tokens, joined)
+    return out.to(query.dtype)

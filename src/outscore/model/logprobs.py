@@ -1,0 +1,62 @@
+"""Log-probs and entropy of the tokens that carry loss, without ever holding rows × tokens × vocab."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from outscore.model.attention import TreeAttention
+from outscore.model.policy import Policy
+from outscore.model.rows import GroupRows
+
+CHUNK_LOGITS = 1 << 24
+"""Logits held at a time (64 MiB in fp32)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprobs:
+    """What the policy says of each loss-carrying token of a micro-batch, in the order of `GroupRows.targets`."""
+
+    logprobs: Float[Tensor, " token"]
+    """log π(token | everything before it), at the sampling temperature."""
+    entropy: Float[Tensor, " token"]
+    """Entropy in nats of the distribution the token was drawn from."""
+
+
+def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0) -> TokenLogprobs:
+    """Forward the rows and evaluate their loss-carrying tokens; differentiable.
+
+    The head runs in chunks that are recomputed in the backward pass, so that memory grows with the chunk and not with tokens × vocab.
+
+    Args:
+        policy: the model.
+        rows: packed by `group_rows` or `separate_rows`, as the policy's layout asks.
+        temperature: divides the logits, as it did when the completions were sampled; greedy sampling (0) counts as 1.
+    """
+    if policy.layout == "group_rows":
+        tree = TreeAttention(rows.segments, rows.token_ids.device)
+        hidden = policy.hidden(rows.token_ids, rows.positions, tree)
+    else:
+        lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
+        mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
+        hidden = policy.padded_hidden(rows.token_ids, mask.long())
+    predicting = hidden.flatten(0, 1).index_select(0, rows.sources)
+    chunk = max(CHUNK_LOGITS // policy.vocab_size, 1)
+    pieces = [
+        cast(tuple[Tensor, Tensor], checkpoint(_evaluate, policy, part, targets, temperature or 1.0, use_reentrant=False))
+        for part, targets in zip(predicting.split(chunk), rows.targets.split(chunk), strict=True)
+    ]
+    return TokenLogprobs(
+        logprobs=torch.cat([logprobs for logprobs, _ in pieces]), entropy=torch.cat([entropy for _, entropy in pieces])
+    )
+
+
+def _evaluate(
+    policy: Policy, hidden: Float[Tensor, "token hidden"], targets: Int[Tensor, " token"], temperature: float
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+    all_logprobs = (policy.logits(hidden) / temperature).log_softmax(-1)
+    entropy = -(all_logprobs.exp() * all_logprobs).sum(-1)
+    return all_logprobs.gather(-1, targets[:, None])[:, 0], entropy

@@ -1,0 +1,185 @@
+"""Group rows: prompts and completions packed so that a prompt is forwarded once for its whole group.
+
+This is the one place where targets are shifted: a completion's first token is predicted at its prompt's last token, every later one at
+the token before it. Everything downstream speaks of flat `token` axes over the tokens that carry loss.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from outscore.model.attention import Segment, segment_positions
+from outscore.records import Completion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingGroup:
+    """A prompt with the completions that are to be trained on.
+
+    >>> TrainingGroup(prompt_ids=(5, 6), completions=(c0, c1), completion_index=(0, 1))
+    """
+
+    prompt_ids: tuple[int, ...]
+    """The prompt all completions share."""
+    completions: tuple[Completion, ...]
+    """The answers."""
+    completion_index: tuple[int, ...]
+    """For each completion its number in the batch: the index into per-completion tensors such as advantages."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupRows:
+    """Packed token rows and where in them each loss-carrying token is predicted.
+
+    In the `group_rows` layout there is one row, a forest of segments, and no padding. In the `separate_rows` layout each completion has
+    a row of its own, padded on the right, for models that cannot take a forest.
+    """
+
+    token_ids: Int[Tensor, "row slot"]
+    """What the model reads."""
+    positions: Int[Tensor, "row slot"]
+    """Position of every token; a completion's positions continue its prompt's."""
+    segments: tuple[Segment, ...]
+    """The forest of the single row; empty in the `separate_rows` layout."""
+    lengths: tuple[int, ...]
+    """Tokens in each row; the rest of the row is padding."""
+    sources: Int[Tensor, " token"]
+    """For each loss-carrying token, the flat (row · slots + slot) index of the token that predicts it."""
+    targets: Int[Tensor, " token"]
+    """The loss-carrying tokens themselves."""
+    completion_index: Int[Tensor, " token"]
+    """The completion, by its number in the batch, that each loss-carrying token belongs to."""
+    order: Int[Tensor, " token"]
+    """The place of each loss-carrying token in the batch's flat token axis: completions in batch order, tokens in order."""
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens forwarded, padding included."""
+        return self.token_ids.numel()
+
+
+def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator[list[TrainingGroup]]:
+    """Fill micro-batches up to a token budget, keeping order; a group over budget continues in a row that repeats its prompt.
+
+    A single completion longer than the budget gets a micro-batch of its own: the budget bounds memory, it never drops data.
+    """
+    batch: list[TrainingGroup] = []
+    used = 0
+    for group in groups:
+        for part in _fit(group, token_budget):
+            size = len(part.prompt_ids) + sum(len(completion.token_ids) for completion in part.completions)
+            if batch and used + size > token_budget:
+                yield batch
+                batch, used = [], 0
+            batch.append(part)
+            used += size
+    if batch:
+        yield batch
+
+
+def _fit(group: TrainingGroup, token_budget: int) -> Iterator[TrainingGroup]:
+    first, used = 0, len(group.prompt_ids)
+    for i, completion in enumerate(group.completions):
+        if i > first and used + len(completion.token_ids) > token_budget:
+            yield _part(group, first, i)
+            first, used = i, len(group.prompt_ids)
+        used += len(completion.token_ids)
+    yield _part(group, first, len(group.completions))
+
+
+def _part(group: TrainingGroup, first: int, last: int) -> TrainingGroup:
+    return TrainingGroup(
+        prompt_ids=group.prompt_ids,
+        completions=group.completions[first:last],
+        completion_index=group.completion_index[first:last],
+    )
+
+
+def flat_starts(completions: Sequence[Completion]) -> list[int]:
+    """Where each completion of a batch begins on the flat axis of loss-carrying tokens, with the total at the end."""
+    starts = [0]
+    for completion in completions:
+        starts.append(starts[-1] + sum(completion.counts))
+    return starts
+
+
+def group_rows(groups: Sequence[TrainingGroup], starts: Sequence[int], device: torch.device | str = "cpu") -> GroupRows:
+    """Pack groups into one row, each prompt followed by its completions.
+
+    Args:
+        groups: the groups of one micro-batch.
+        starts: `flat_starts` of all completions of the batch the groups come from.
+        device: where the tensors go.
+    """
+    ids: list[int] = []
+    segments: list[Segment] = []
+    index = _TargetIndex(starts)
+    for group in groups:
+        parent = len(segments)
+        segments.append(Segment(start=len(ids), length=len(group.prompt_ids), parent=-1))
+        ids.extend(group.prompt_ids)
+        prompt_end = len(ids) - 1
+        for number, completion in zip(group.completion_index, group.completions, strict=True):
+            segments.append(Segment(start=len(ids), length=len(completion.token_ids), parent=parent))
+            index.add(number, completion, prompt_end, len(ids))
+            ids.extend(completion.token_ids)
+    return index.rows([ids], [segment_positions(segments)], tuple(segments), device)
+
+
+def separate_rows(groups: Sequence[TrainingGroup], starts: Sequence[int], device: torch.device | str = "cpu") -> GroupRows:
+    """One row for each completion, its prompt repeated, padded on the right: for models that cannot take group rows."""
+    members = [(group, i) for group in groups for i in range(len(group.completions))]
+    width = max(len(group.prompt_ids) + len(group.completions[i].token_ids) for group, i in members)
+    index = _TargetIndex(starts)
+    rows: list[list[int]] = []
+    for row, (group, i) in enumerate(members):
+        prompt_end = row * width + len(group.prompt_ids) - 1
+        index.add(group.completion_index[i], group.completions[i], prompt_end, prompt_end + 1)
+        rows.append([*group.prompt_ids, *group.completions[i].token_ids])
+    return index.rows(rows, [list(range(len(row))) for row in rows], (), device)
+
+
+class _TargetIndex:
+    """Collects which token predicts which: the shift by one."""
+
+    def __init__(self, starts: Sequence[int]) -> None:
+        self.starts = starts
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.numbers: list[int] = []
+        self.order: list[int] = []
+
+    def add(self, number: int, completion: Completion, prompt_end: int, first: int) -> None:
+        place = self.starts[number]
+        for t, (token, counts) in enumerate(zip(completion.token_ids, completion.counts, strict=True)):
+            if counts:
+                self.sources.append(prompt_end if t == 0 else first + t - 1)
+                self.targets.append(token)
+                self.numbers.append(number)
+                self.order.append(place)
+                place += 1
+
+    def rows(
+        self, ids: list[list[int]], positions: list[list[int]], segments: tuple[Segment, ...], device: torch.device | str
+    ) -> GroupRows:
+        width = max(len(row) for row in ids)
+
+        def padded(rows: list[list[int]]) -> Tensor:
+            return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
+
+        def flat(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.long, device=device)
+
+        return GroupRows(
+            token_ids=padded(ids),
+            positions=padded(positions),
+            segments=segments,
+            lengths=tuple(len(row) for row in ids),
+            sources=flat(self.sources),
+            targets=flat(self.targets),
+            completion_index=flat(self.numbers),
+            order=flat(self.order),
+        )
