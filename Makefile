@@ -1,0 +1,50 @@
+# The words a newcomer needs. Everything runs in .venv, which is made and filled on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PINNED := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install dev lint test test-learning format clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: install  ## train the embedded demo model: SFT, then GRPO, a few minutes on two CPU cores
+	$(BIN)/outscore demo
+
+install: $(VENV)/.installed  ## make .venv and install outscore, pinned by constraints.txt
+
+dev: $(VENV)/.installed-dev  ## the same with everything the tests need
+
+lint: dev  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## lint, types, and every test that takes seconds
+	$(BIN)/python -m pytest -m "not slow and not learning and not peer and not gpu"
+
+test-learning: dev  ## the long tests: train, and assert that something was learnt
+	$(BIN)/python -m pytest -m "(slow or learning) and not peer and not gpu"
+
+format: dev  ## let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are written last, so an install that was cut off runs again, and one that is done costs nothing.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(PINNED) | $(VENV)/bin/python
+	$(PIP) install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(PINNED) | $(VENV)/bin/python
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed
