@@ -1,0 +1,369 @@
+"""The recipe: everything a run depends on, checked before any work starts.
+
+A recipe is a YAML file. Unknown keys, wrong types and impossible combinations are refused with the key, the value and the nearest right
+one. Defaults work on a laptop. Command-line overrides are dotted paths: `stages.grpo.steps=200`, `model.source=my-model`.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (peft). The reference model is then the same weights with the adapter switched off."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of the update."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the modules to adapt; empty adapts all linear layers but the head."""
+
+
+class TinySettings(Settings):
+    """Shape of the model that is built from scratch when `model.source` is `tiny`."""
+
+    hidden_size: int = Field(192, ge=8)
+    """Width."""
+    num_layers: int = Field(4, ge=1)
+    """Depth."""
+    num_heads: int = Field(6, ge=1)
+    """Attention heads; keys and values use half as many when that divides evenly."""
+
+
+class ModelSettings(Settings):
+    """Which model is trained, and in which precision."""
+
+    source: str = "tiny"
+    """`tiny` (built from scratch), a local directory, a local .gguf file, or a Hugging Face hub id."""
+    tiny: TinySettings = TinySettings()
+    """Shape of the tiny model."""
+    lora: LoraSettings | None = None
+    """Train low-rank adapters instead of all weights."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the model computes in; master weights are always fp32. `auto` takes what a short probe finds faster."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Let a model repository run its own Python code."""
+    allow_pickle: bool = False
+    """Load pickled (.bin) weights, which can run code."""
+
+
+class PromptSettings(Settings):
+    """How a question becomes what the model reads."""
+
+    template: str = "auto"
+    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}; `auto` is `chat` where there is one, else `none`."""
+    system: str | None = None
+    """A system message for chat templates."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-5, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warm-up."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """The rate at the end as a fraction of the peak (`linear`, `cosine`)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+
+
+class SamplingSettings(Settings):
+    """How completions are drawn."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    """Limit on new tokens, the stop token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, when sampling and when training."""
+    top_k: int = Field(0, ge=0)
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the smallest set of tokens whose probability reaches p."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Keep tokens at least this fraction as probable as the most probable."""
+    max_rows: int = Field(64, ge=1)
+    """Completions decoded at the same time."""
+
+
+class StageSettings(Settings):
+    """What every stage has."""
+
+    name: str = ""
+    """What the stage is called in files and tables; the algorithm's name when empty."""
+    algorithm: str
+    """A row of the table of algorithms (`outscore algorithms`)."""
+    steps: int = Field(ge=1)
+    """Steps to take: one batch of demonstrations, or one batch of sampled groups, each."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimizer and schedule."""
+    token_budget: int = Field(4096, ge=1)
+    """Tokens forwarded at once when training; bounds memory, never changes the gradient."""
+    cells: Mapping[str, Any] = Field(default_factory=dict)
+    """Overrides of single cells of the algorithm's row, such as `clip_high: 0.28`."""
+
+    @property
+    def label(self) -> str:
+        """The stage's name."""
+        return self.name or self.algorithm
+
+
+class SftSettings(StageSettings):
+    """Supervised fine-tuning on the task's demonstrations: groups of one."""
+
+    algorithm: Literal["sft"] = "sft"
+    """Maximise the log-likelihood of demonstrations."""
+    batch_size: int = Field(16, ge=1)
+    """Demonstrations in a step."""
+
+
+class PolicySettings(StageSettings):
+    """Training on groups sampled from the policy itself: GRPO and its relatives."""
+
+    algorithm: str = "grpo"
+    """A row of the table of algorithms whose source is the policy."""
+    prompts_per_step: int = Field(8, ge=1)
+    """Groups in a step."""
+    group_size: int = Field(8, ge=2)
+    """Completions of each prompt, G. A baseline needs at least two."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer updates that share the groups of a step, each on its own part."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the groups of a step: the µ of DeepSeekMath's Algorithm 1."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How completions are drawn."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline but gives them no loss."""
+    refills: int = Field(0, ge=0)
+    """How often a group whose rewards are all equal may be replaced by another prompt's before it is accepted as it is."""
+    refresh_reference_every: int = Field(0, ge=0)
+    """Copy the policy into the reference model every so many steps; 0 never does."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PolicySettings":
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(f"minibatches = {self.minibatches} is more than prompts_per_step = {self.prompts_per_step}")
+        return self
+
+
+def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """Choose the settings class by the kind of source, so that a stage accepts only keys that have an effect on it."""
+    return _stage_kind(value).model_validate(value) if isinstance(value, Mapping) else handler(value)
+
+
+def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
+    return SftSettings if value.get("algorithm") == "sft" else PolicySettings
+
+
+class EvaluationSettings(Settings):
+    """Held-out evaluation."""
+
+    problems: int = Field(200, ge=0)
+    """Held-out problems to use; 0 switches evaluation off."""
+    every: int = Field(0, ge=0)
+    """Steps between evaluations within a stage; 0 evaluates only between stages."""
+    samples: int = Field(8, ge=1)
+    """Sampled completions of each problem, for pass@k and maj@k; 1 evaluates greedily only."""
+    temperature: float = Field(1.0, gt=0)
+    """Temperature of those samples."""
+    correct: str = ""
+    """The reward that says whether an answer is correct (a score of its weight-free maximum, 1); empty takes the last one listed."""
+    patience: int = Field(0, ge=0)
+    """Stop a stage after so many evaluations without a better one; 0 never does."""
+
+
+class CheckpointSettings(Settings):
+    """What is kept."""
+
+    every: int = Field(50, ge=1)
+    """Steps between checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints kept, beside the best one and the last of each stage."""
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    name: str = "run"
+    """The run directory is `runs/NAME` unless the command says otherwise."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, data order and every sampled token."""
+    model: ModelSettings = ModelSettings()
+    """The model."""
+    task: Mapping[str, Any]
+    """`kind` and the options of the task; see docs/tasks.md."""
+    prompt: PromptSettings = PromptSettings()
+    """The prompt template."""
+    rewards: tuple[str | Mapping[str, Any], ...] = ()
+    """Rewards by name or as file.py:function, with options and weight; see docs/rewards.md."""
+    on_reward_failure: Literal["stop", "exclude"] = "stop"
+    """What a reward that fails means: stop the run, or leave the completion out of its group's baseline and out of training."""
+    stages: tuple[Annotated[StageSettings, WrapValidator(_stage)], ...] = Field(min_length=1)
+    """What is done, in order."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Held-out evaluation."""
+    checkpoints: CheckpointSettings = CheckpointSettings()
+    """Checkpoints and how many are kept."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go besides the run directory."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        labels = [stage.label for stage in self.stages]
+        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"stages: the name {twice[0]!r} stands twice; give one of them another `name`")
+        if "kind" not in self.task:
+            raise ValueError("task: `kind` is missing; for example kind: arithmetic")
+        if not self.rewards and any(isinstance(stage, PolicySettings) for stage in self.stages):
+            raise ValueError("rewards: at least one is needed to train on sampled completions")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides.
+
+    Raises:
+        ValueError: if the file is missing, is no YAML, or does not hold a valid recipe; the message names key, value and nearest key.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"recipe {str(path)!r} does not exist{_nearest_file(file)}")
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    for override in overrides:
+        _apply(data, override)
+    return parse_recipe(data, where=str(path))
+
+
+def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Check a recipe given as nested mappings; see `load_recipe`."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        details = error.errors()
+        # A stage that failed leaves pydantic an empty list of stages, which it also reports.
+        deeper = [detail for detail in details if detail["type"] != "too_short" or detail["input"] == []] or details
+        raise ValueError("\n".join(f"{where}: {_explain(detail, data)}" for detail in deeper)) from None
+
+
+def dump_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain data, defaults included."""
+    data = recipe.model_dump(mode="json")
+    data["stages"] = [stage.model_dump(mode="json") for stage in recipe.stages]
+    return data
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} must look like key=value, for example stages.grpo.steps=100")
+    parts = key.split(".")
+    target: Any = data
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(target, list):
+            target = target[_list_index(target, part, key)]
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+            if target is None:
+                raise ValueError(f"override {override!r}: {'.'.join(parts[: depth + 1])} holds no settings")
+        else:
+            raise ValueError(f"override {override!r}: {'.'.join(parts[:depth])} is a value, not a group of settings")
+    value = yaml.safe_load(text) if text else ""
+    if isinstance(value, str):
+        value = _number(value)
+    if isinstance(target, list):
+        target[_list_index(target, parts[-1], key)] = value
+    elif isinstance(target, dict):
+        target[parts[-1]] = value
+    else:
+        raise ValueError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a group of settings")
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-5 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _list_index(items: list[Any], part: str, key: str) -> int:
+    names = [str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise ValueError(f"override key {key!r}: {part!r} is neither a position nor a name; there are {', '.join(names)}")
+
+
+def _explain(detail: Any, data: Mapping[str, Any]) -> str:
+    location = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        wrong = str(detail["loc"][-1])
+        known = _keys_at(detail["loc"][:-1], data)
+        if wrong in PolicySettings.model_fields and "stages" in detail["loc"]:
+            return f"key `{location}` has no effect on supervised fine-tuning: a demonstration is a group of one"
+        return f"unknown key `{location}` (value {detail['input']!r}){nearest(wrong, known)}"
+    if detail["type"] == "missing":
+        return f"key `{location}` is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"`{location}` = {detail['input']!r}: {message}" if location else message
+
+
+def _keys_at(location: Sequence[int | str], data: Any) -> list[str]:
+    """The keys that are known where an unknown one stands."""
+    kinds: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        data = data[part] if isinstance(data, (dict, list, tuple)) and not isinstance(part, bool) else None
+        if part == "stages":
+            kinds = [StageSettings]
+        elif kinds == [StageSettings] and isinstance(part, int):
+            kinds = [_stage_kind(data)]
+        else:
+            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
+            kinds = [kind for field in fields for kind in _settings_in(field.annotation)]
+    return sorted({name for kind in kinds for name in kind.model_fields})
+
+
+def _settings_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for part in getattr(annotation, "__args__", ()) for kind in _settings_in(part)]
+
+
+def nearest(wrong: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` or the list of what exists, to end an error message with."""
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _nearest_file(file: Path) -> str:
+    folder = file.parent if file.parent.is_dir() else Path(".")
+    return nearest(file.name, sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml")))
