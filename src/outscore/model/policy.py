@@ -38,6 +38,8 @@ class Policy:
         self.tokenizer = tokenizer
         self.stop_token_ids = stop_token_ids
         self.layout: Layout = layout
+        self.version = 0
+        """Optimizer updates taken; completions carry the version they were sampled from."""
         if layout == "group_rows":
             self._base.set_attn_implementation(ATTENTION_NAME)
 

@@ -1,0 +1,134 @@
+"""From a recipe's stage and the workshop to a stage that can run."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outscore.config import PolicySettings, Recipe, SftSettings
+from outscore.model.precision import MasterWeights
+from outscore.objectives.algorithms import Algorithm
+from outscore.objectives.kl import kl_per_completion
+from outscore.records import ScoredGroup
+from outscore.rollout import make_sampler
+from outscore.train.evaluate import Evaluator
+from outscore.train.loop import Stage
+from outscore.train.optim import make_optimizer
+from outscore.train.setup import Workshop, stage_algorithm
+from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
+from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
+from outscore.model.rows import TrainingGroup
+
+EVALUATION_ROWS = 128
+"""Completions decoded at once in an evaluation, which keeps no activations."""
+
+
+def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
+    """Put together one stage of a recipe around the workshop's policy as it stands."""
+    settings = recipe.stages[index]
+    row = stage_algorithm(settings)
+    policy = workshop.policy
+    masters = MasterWeights(policy.model)
+    learner = Learner(
+        policy=policy,
+        masters=masters,
+        optimizer=make_optimizer(masters.parameters, settings.optimizer),
+        reference=Reference({n: p for n, p in policy.model.named_parameters() if p.requires_grad})
+        if row.needs_reference
+        else None,
+    )
+    sampler = make_sampler(policy, EVALUATION_ROWS)
+    source: Source
+    minibatches = epochs = 1
+    if isinstance(settings, PolicySettings):
+        minibatches, epochs = settings.minibatches, settings.epochs
+        source = RolloutSource(
+            prompts=workshop.train_prompts,
+            sampler=make_sampler(policy, settings.sampling.max_rows),
+            rewards=workshop.rewards,
+            settings=settings,
+            algorithm=row,
+            seed=recipe.seed,
+            stage=index,
+            penalty=reward_penalty(learner, settings, row) if row.kl_coef > 0 and row.kl_place == "reward" else None,
+        )
+    else:
+        assert isinstance(settings, SftSettings)
+        source = DemonstrationSource(
+            demonstrations=workshop.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
+        )
+    evaluator = None
+    if workshop.eval_prompts:
+        evaluator = Evaluator(
+            prompts=workshop.eval_prompts,
+            rewards=workshop.rewards,
+            judge=workshop.judge,
+            samples=recipe.evaluation.samples,
+            temperature=recipe.evaluation.temperature,
+            max_new_tokens=_evaluation_limit(recipe),
+            seed=recipe.seed,
+        )
+    return Stage(
+        recipe=recipe,
+        settings=settings,
+        learner=learner,
+        source=source,
+        plan=UpdatePlan(
+            algorithm=row,
+            optimizer=settings.optimizer,
+            total_updates=settings.steps * minibatches * epochs,
+            token_budget=settings.token_budget,
+            minibatches=minibatches,
+            epochs=epochs,
+        ),
+        sampler=sampler,
+        evaluator=evaluator,
+        judge=workshop.judge,
+    )
+
+
+def reward_penalty(learner: Learner, settings: PolicySettings, row: Algorithm) -> Penalty:
+    """KL to the reference as a cost of the reward: kl_coef times the completion's KL, without gradient (spec B.1, PPO eq. 2)."""
+
+    def penalty(groups: Sequence[ScoredGroup]) -> list[Float[Tensor, " completion"]]:
+        assert learner.reference is not None
+        batch = _plain_batch(groups, settings.sampling.temperature)
+        anchor = batch_logprobs(learner.policy, batch, batch.groups, settings.token_budget)
+        with learner.reference.in_place():
+            ref = batch_logprobs(learner.policy, batch, batch.groups, settings.token_budget)
+        lengths = batch.lengths(anchor.device)
+        index = torch.repeat_interleave(torch.arange(len(lengths), device=anchor.device), lengths)
+        costs = row.kl_coef * kl_per_completion(
+            anchor, ref, index, estimator=row.kl_estimator, level=row.ratio_level, num_completions=len(lengths)
+        )
+        return list(costs.cpu().split([len(group.scores) for group in groups]))
+
+    return penalty
+
+
+def _plain_batch(groups: Sequence[ScoredGroup], temperature: float) -> Batch:
+    completions = [drawn.completion for group in groups for drawn in group.sampled.completions]
+    rows: list[TrainingGroup] = []
+    first = 0
+    for group in groups:
+        last = first + len(group.scores)
+        own = TrainingGroup(
+            prompt_ids=group.sampled.prompt.token_ids,
+            completions=tuple(completions[first:last]),
+            completion_index=tuple(range(first, last)),
+        )
+        rows.append(own)
+        first = last
+    return Batch(
+        groups=tuple(rows),
+        completions=tuple(completions),
+        advantages=None,
+        sampler_logprobs=None,
+        temperature=temperature,
+    )
+
+
+def _evaluation_limit(recipe: Recipe) -> int:
+    """New tokens allowed in an evaluation: as many as the policy may use in training."""
+    return max((s.sampling.max_new_tokens for s in recipe.stages if isinstance(s, PolicySettings)), default=256)

@@ -1,0 +1,175 @@
+"""Checkpoints: a Hugging Face model directory with the trainer's state beside it, complete or absent, and checked before use.
+
+    checkpoints/STAGE/step-000050/
+        config.json, model.safetensors, tokenizer…   the policy, for any tool (adapters: adapter_config.json, adapter_model.safetensors)
+        trainer.safetensors                          Adam's moments, fp32 masters where the model computes in bf16
+        reference.safetensors                        the reference policy, where there is one
+        trainer.json                                 counters, and the digest of every other file
+
+Nothing is pickled. A step ends before its checkpoint begins, so there is never a half-used batch of rollouts to save.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from outscore.report import files
+from outscore.report.run import RunDirectory, StepFile
+from outscore.train.step import Learner
+
+STATE_FILE = "trainer.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a run is: all that a resume needs besides tensors."""
+
+    stage: str
+    """The stage the checkpoint belongs to."""
+    step: int
+    """Steps of it that are done."""
+    finished: bool
+    """Whether the stage ends here (all steps taken, or stopped early)."""
+    policy_version: int
+    """Optimizer updates of the whole run."""
+    num_updates: int
+    """Optimizer updates of this stage."""
+    best_value: float | None = None
+    """The best evaluation of this stage so far."""
+    best_step: int | None = None
+    """The step it was made at; its checkpoint is kept."""
+    evaluations_since_best: int = 0
+    """Evaluations of this stage after it, for early stopping."""
+
+
+def environment() -> dict[str, Any]:
+    """What bit equality depends on besides the recipe: a difference is reported on resume."""
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def save_checkpoint(run: RunDirectory, learner: Learner, progress: Progress) -> Path:
+    """Write the checkpoint of a step; what stands on the disk stays as it is until the new one is complete.
+
+    Raises:
+        OSError: naming the path, when the disk refuses; earlier checkpoints are untouched.
+    """
+    path = run.checkpoint_path(progress.stage, progress.step)
+    if path.exists():  # left by an interrupted run that went on past it
+        files.remove_directory(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.publishing_directory(path) as new:
+        cast(PreTrainedModel, learner.policy.model).save_pretrained(new)
+        learner.policy.tokenizer.save_pretrained(new)
+        safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
+        if learner.reference is not None:
+            tensors = {name: weight.contiguous() for name, weight in learner.reference.weights.items()}
+            safetensors.torch.save_file(tensors, new / "reference.safetensors")
+        state = {
+            "progress": asdict(progress),
+            "environment": environment(),
+            "digests": {str(file.relative_to(new)): _digest(file) for file in sorted(new.rglob("*")) if file.is_file()},
+        }
+        files.write_json(new / STATE_FILE, state)
+    return path
+
+
+def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """The counters of a checkpoint and the environment it was written in, after checking every file against its digest.
+
+    Raises:
+        ValueError: naming what is missing or damaged.
+    """
+    file = path / STATE_FILE
+    if not file.is_file():
+        raise ValueError(f"{path} has no {STATE_FILE}: it is no complete checkpoint")
+    try:
+        state = json.loads(file.read_text())
+        progress, digests = Progress(**state["progress"]), state["digests"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    for name, digest in digests.items():
+        if not (path / name).is_file():
+            raise ValueError(f"{path / name} is missing")
+        if _digest(path / name) != digest:
+            raise ValueError(f"{path / name} is damaged: its bytes are not those that were saved")
+    return progress, dict(state["environment"])
+
+
+def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
+    """The newest checkpoint that passes its check, and a message for each newer one that does not."""
+    complaints = []
+    for item in reversed(run.checkpoints()):
+        try:
+            read_progress(item.path)
+        except ValueError as error:
+            complaints.append(f"checkpoint {item.path.name} of stage {item.stage} is not used: {error}")
+            continue
+        return item, complaints
+    return None, complaints
+
+
+def load_trainer_state(path: Path, learner: Learner) -> None:
+    """Put moments, masters and reference of a checkpoint into a learner whose policy already has the checkpoint's weights."""
+    tensors = safetensors.torch.load_file(path / "trainer.safetensors")
+    learner.masters.load_state_dict(_below(tensors, "master."))
+    moments = _below(tensors, "adam.")
+    for name, parameter in zip(learner.masters.names, learner.masters.parameters, strict=True):
+        own = _below(moments, name + "|")
+        if own:
+            learner.optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+            }
+    if learner.reference is not None:
+        weights = safetensors.torch.load_file(path / "reference.safetensors")
+        for name, weight in weights.items():
+            learner.reference.weights[name].copy_(weight)
+
+
+def prune_checkpoints(run: RunDirectory, progress: Progress, keep: int) -> None:
+    """Remove checkpoints except the newest `keep` of this stage, its best, and the last of every earlier stage."""
+    by_stage: dict[str, list[StepFile]] = {}
+    for item in run.checkpoints():
+        by_stage.setdefault(item.stage, []).append(item)
+    for stage, items in by_stage.items():
+        own = stage == progress.stage
+        kept = {item.step for item in items[-keep if own else -1 :]} | ({progress.best_step} if own else set())
+        for item in items:
+            if item.step not in kept:
+                files.remove_directory(item.path)
+
+
+def _trainer_tensors(learner: Learner) -> dict[str, Tensor]:
+    tensors = {f"master.{name}": tensor for name, tensor in learner.masters.state_dict().items()}
+    for name, parameter in zip(learner.masters.names, learner.masters.parameters, strict=True):
+        for key, value in learner.optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{name}|{key}"] = value
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()[:32]

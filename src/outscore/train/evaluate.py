@@ -1,0 +1,107 @@
+"""Held-out evaluation: greedy accuracy, pass@k and maj@k with confidence intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from outscore.objectives.estimators import Estimate, maj_at_k, mean_interval, pass_at_k, wilson_interval
+from outscore.records import Prompt, SampledGroup, SampleRequest, SamplingParams, Score, ScoredGroup
+from outscore.report.evaluation import Evaluation
+from outscore.rewards import Rewards
+from outscore.rollout import Sampler
+
+EVALUATION_STEP = 0
+"""The step that keys evaluation draws: every evaluation of a run draws with the same uniforms, which makes them comparable."""
+EVALUATION_SEED = 7_919
+"""Added to the run's seed, so that evaluation and training never share draws."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """Decides whether a scored completion is correct, and what its answer is."""
+
+    reward_name: str
+    """The reward that scores 1 for a right answer."""
+    extract: Callable[[str], str | None]
+    """Response text -> answer, for majority votes; None where there is none."""
+
+    def correct(self, group: ScoredGroup) -> list[bool | None]:
+        """For each completion whether it is right; None where the reward does not say."""
+        verdicts: list[bool | None] = []
+        for score in group.scores:
+            part = score.parts.get(self.reward_name) if isinstance(score, Score) else None
+            verdicts.append(None if part is None else part >= 1.0 - 1e-9)
+        return verdicts
+
+    def answers(self, group: SampledGroup) -> list[str | None]:
+        """For each completion its answer."""
+        return [self.extract(drawn.completion.text) for drawn in group.completions]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluator:
+    """Evaluates a sampler on held-out prompts."""
+
+    prompts: Sequence[Prompt]
+    """Held-out prompts."""
+    rewards: Rewards
+    """The rewards of the run."""
+    judge: Judge
+    """Says what is correct."""
+    samples: int
+    """Sampled completions of each problem; 1 evaluates greedily only."""
+    temperature: float
+    """Of those samples."""
+    max_new_tokens: int
+    """Limit on new tokens."""
+    seed: int
+    """The run's seed."""
+
+    def run(self, sampler: Sampler, *, label: str, stage: str, step: int, policy_version: int) -> Evaluation:
+        """Evaluate; the metrics are `greedy`, and with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`."""
+        greedy = self._score(sampler, num_samples=1, temperature=0.0)
+        hits = [bool(self.judge.correct(group)[0]) for group in greedy]
+        found = {"greedy": wilson_interval(sum(hits), len(hits))}
+        rewards: dict[str, float] = {}
+        if self.samples > 1:
+            groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature)
+            found |= self._sampled(groups)
+            totals = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
+            rewards = {"reward": sum(totals) / len(totals)} if totals else {}
+        return Evaluation(
+            label=label,
+            stage=stage,
+            step=step,
+            policy_version=policy_version,
+            num_problems=len(self.prompts),
+            samples=self.samples,
+            metrics={**{name: estimate.value for name, estimate in found.items()}, **rewards},
+            intervals={name: (estimate.low, estimate.high) for name, estimate in found.items()},
+        )
+
+    def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate]:
+        k = self.samples
+        counts = [sum(bool(verdict) for verdict in self.judge.correct(group)) for group in groups]
+        return {
+            "pass@1": mean_interval([count / k for count in counts]),
+            f"pass@{k}": mean_interval([pass_at_k(num_samples=k, num_correct=count, k=k) for count in counts]),
+            f"maj@{k}": mean_interval([self._majority(group) for group in groups]),
+        }
+
+    def _majority(self, group: ScoredGroup) -> float:
+        verdicts = [bool(verdict) for verdict in self.judge.correct(group)]
+        answers = self.judge.answers(group.sampled)
+        # A right completion whose answer cannot be extracted still casts its vote, under its own text.
+        votes = [
+            drawn.completion.text if answer is None and verdict else answer
+            for answer, verdict, drawn in zip(answers, verdicts, group.sampled.completions, strict=True)
+        ]
+        right = {vote for vote, verdict in zip(votes, verdicts, strict=True) if verdict}
+        return maj_at_k(votes, [vote in right for vote in votes], k=self.samples)
+
+    def _score(self, sampler: Sampler, *, num_samples: int, temperature: float) -> list[ScoredGroup]:
+        requests = [
+            SampleRequest(prompt=prompt, num_samples=num_samples, slot=slot) for slot, prompt in enumerate(self.prompts)
+        ]
+        params = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=temperature)
+        sampled = sampler.sample(requests, params, seed=self.seed + EVALUATION_SEED, step=EVALUATION_STEP)
+        return list(self.rewards.score(sampled, step=EVALUATION_STEP, max_steps=0).groups)

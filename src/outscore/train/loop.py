@@ -1,0 +1,179 @@
+"""The loop of a stage: collect, update, report, evaluate, save. It is blind to algorithms and to where groups come from."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from outscore.config import EvaluationSettings, PolicySettings, Recipe, StageSettings
+from outscore.records import StepReport
+from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
+from outscore.rollout import Sampler
+from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
+from outscore.train.evaluate import Evaluator, Judge
+from outscore.train.sources import Collected, Source
+from outscore.train.step import Learner, UpdatePlan, update
+
+RANKING = ("pass@1", "greedy")
+"""The metric that says which evaluation is the best: the first of these that was measured."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One stage, ready to run."""
+
+    recipe: Recipe
+    """The whole recipe."""
+    settings: StageSettings
+    """This stage's part of it."""
+    learner: Learner
+    """Policy and optimizer."""
+    source: Source
+    """Where groups come from."""
+    plan: UpdatePlan
+    """How they become updates."""
+    sampler: Sampler
+    """For evaluation; a rollout source uses the same."""
+    evaluator: Evaluator | None
+    """None where the recipe evaluates nothing."""
+    judge: Judge
+    """Says what is correct, for the record of every completion."""
+
+
+@dataclass(kw_only=True, slots=True)
+class StageRun:
+    """Runs a stage step by step, from wherever it stands."""
+
+    stage: Stage
+    """What is run."""
+    run: RunDirectory
+    """Where it is recorded."""
+    reporter: Reporter
+    """Who is told."""
+    progress: Progress
+    """Where the stage stands."""
+    interrupted: Callable[[], bool]
+    """Whether somebody asked to stop after the step in hand."""
+    waiting_seconds: dict[str, float] = field(default_factory=dict)
+    """Time spent saving and evaluating since the last report."""
+
+    def go(self) -> Progress:
+        """Take the steps that are left; returns where the stage stands when it ends or is interrupted."""
+        settings = self.stage.settings
+        self.reporter.stage_started(settings.label, settings.steps)
+        while not self.progress.finished and not self.interrupted():
+            step = self.progress.step + 1
+            self.take(step)
+            self._refresh_reference(step)
+            better = self._evaluate(step)
+            last = step == settings.steps or self._out_of_patience()
+            self.progress = dataclasses.replace(self.progress, finished=last)
+            if last or better or step % self.stage.recipe.checkpoints.every == 0 or self.interrupted():
+                self._save()
+        return self.progress
+
+    def take(self, step: int) -> None:
+        """One step: collect, update, report."""
+        stage, learner = self.stage, self.stage.learner
+        self.reporter.activity("sampling" if isinstance(stage.settings, PolicySettings) else "")
+        collected = stage.source.collect(step)
+        self.reporter.activity("updating")
+        started = time.perf_counter()
+        learner.policy.model.train()
+        metrics = {**collected.metrics, **update(learner, collected.batch, stage.plan)}
+        seconds = {**collected.seconds, "update": time.perf_counter() - started, **self.waiting_seconds}
+        self.waiting_seconds = {}
+        rows, accuracy = self._rows(step, collected)
+        report = StepReport(
+            step=step,
+            policy_version=learner.policy.version,
+            metrics={**metrics, **accuracy},
+            seconds=seconds,
+            num_tokens=collected.num_tokens,
+        )
+        self.reporter.step(report, rows, shown_slot=_most_telling_slot(collected))
+        self.progress = dataclasses.replace(
+            self.progress, step=step, policy_version=learner.policy.version, num_updates=learner.num_updates
+        )
+
+    def _rows(self, step: int, collected: Collected):  # type: ignore[no-untyped-def]
+        if not collected.groups:
+            return [], {}
+        judge = self.stage.judge
+        correct = [verdict for group in collected.groups for verdict in judge.correct(group)]
+        rows = completion_rows(
+            stage=self.stage.settings.label,
+            step=step,
+            groups=collected.groups,
+            advantages=collected.advantages,
+            extracted=[answer for group in collected.groups for answer in judge.answers(group.sampled)],
+            correct=correct,
+            extra_columns=collected.extra_columns,
+        )
+        known = [float(verdict) for verdict in correct if verdict is not None]
+        return rows, {"accuracy": (sum(known), float(len(known)))}
+
+    def _refresh_reference(self, step: int) -> None:
+        settings, reference = self.stage.settings, self.stage.learner.reference
+        every = settings.refresh_reference_every if isinstance(settings, PolicySettings) else 0
+        if reference is not None and every and step % every == 0:
+            reference.refresh()
+
+    def _evaluate(self, step: int) -> bool:
+        every = self.stage.recipe.evaluation.every
+        if self.stage.evaluator is None or not every or step % every or step == self.stage.settings.steps:
+            return False
+        found = self.evaluate(f"{self.stage.settings.label} step {step}", step)
+        self.progress, better = ranked(self.progress, found, step)
+        return better
+
+    def evaluate(self, label: str, step: int) -> Evaluation:
+        """Evaluate the policy as it stands and record it."""
+        assert self.stage.evaluator is not None
+        self.reporter.activity("evaluating")
+        started = time.perf_counter()
+        found = self.stage.evaluator.run(
+            self.stage.sampler,
+            label=label,
+            stage=self.stage.settings.label,
+            step=step,
+            policy_version=self.stage.learner.policy.version,
+        )
+        self._waited("evaluate", started)
+        self.reporter.evaluation(found)
+        return found
+
+    def _out_of_patience(self) -> bool:
+        evaluation: EvaluationSettings = self.stage.recipe.evaluation
+        return bool(evaluation.patience) and self.progress.evaluations_since_best >= evaluation.patience
+
+    def _save(self) -> None:
+        started = time.perf_counter()
+        if self.progress.finished and self.stage.evaluator is not None:
+            found = self.evaluate(f"after {self.stage.settings.label}", self.progress.step)
+            self.progress, _ = ranked(self.progress, found, self.progress.step)
+            started = time.perf_counter()
+        self.reporter.activity("saving")
+        save_checkpoint(self.run, self.stage.learner, self.progress)
+        prune_checkpoints(self.run, self.progress, self.stage.recipe.checkpoints.keep)
+        self._waited("save", started)
+
+    def _waited(self, phase: str, started: float) -> None:
+        self.waiting_seconds[phase] = self.waiting_seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def ranked(progress: Progress, found: Evaluation, step: int) -> tuple[Progress, bool]:
+    """The progress with this evaluation taken into account, and whether it is the best of its stage."""
+    value = next(found.metrics[name] for name in RANKING if name in found.metrics)
+    better = progress.best_value is None or value > progress.best_value
+    if better:
+        return dataclasses.replace(progress, best_value=value, best_step=step, evaluations_since_best=0), True
+    return dataclasses.replace(progress, evaluations_since_best=progress.evaluations_since_best + 1), False
+
+
+def _most_telling_slot(collected: Collected) -> int:
+    """The first group whose completions differ in advantage: the one worth showing."""
+    for group, advantages in zip(collected.groups, collected.advantages, strict=True):
+        if any(advantages):
+            return group.sampled.slot
+    return 0

@@ -1,0 +1,209 @@
+"""Whole runs: start one from a recipe, or go on with one that was interrupted."""
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from outscore.config import Recipe, dump_recipe, parse_recipe
+from outscore.report import Console, Evaluation, Reporter, RunDirectory, StagePlan, open_trackers
+from outscore.train.build import build_stage
+from outscore.train.checkpoint import (
+    Progress,
+    environment,
+    load_trainer_state,
+    newest_sound,
+    prune_checkpoints,
+    read_progress,
+)
+from outscore.train.loop import StageRun
+from outscore.train.setup import Workshop, prepare
+
+FACTS = "found"
+"""The key of config.yaml under which a run keeps what its probes found."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    path: Path
+    """The run directory."""
+    evaluations: Sequence[Evaluation]
+    """Every evaluation, in order."""
+    finished: bool
+    """False if it was interrupted and can be resumed."""
+    checkpoint: Path | None
+    """The newest checkpoint: a Hugging Face model directory."""
+
+
+def train(recipe: Recipe, path: str | Path | None = None, *, console: Console | None = None) -> RunResult:
+    """Run a recipe from its beginning.
+
+    Args:
+        recipe: what to do.
+        path: the run directory, `runs/NAME` by default; it must not exist.
+        console: where to show progress; None shows nothing.
+
+    Raises:
+        ValueError: if something in the recipe cannot work, before any work; or if the run directory exists.
+    """
+    directory = Path(path) if path is not None else Path("runs") / recipe.name
+    plans = [StagePlan(name=stage.label, num_steps=stage.steps) for stage in recipe.stages]
+    _check_vacant(directory)
+    workshop = prepare(recipe)
+    config = {**dump_recipe(recipe), FACTS: {**workshop.facts, "environment": environment()}}
+    run = RunDirectory.create(directory, config=config, stages=plans)
+    return _go(run, recipe, workshop, None, console)
+
+
+def resume(path: str | Path, *, console: Console | None = None) -> RunResult:
+    """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
+
+    Raises:
+        ValueError: if there is no run at `path` or another process is writing it.
+    """
+    run = RunDirectory.open(Path(path))
+    config = run.config()
+    facts = config.pop(FACTS)
+    recipe = parse_recipe(config, where=str(run.path / "config.yaml"))
+    with run.lock():
+        found, complaints = newest_sound(run)
+        for complaint in complaints:
+            run.log(complaint)
+            if console:
+                console.message(complaint, warning=True)
+        progress = None
+        if found is None:
+            run.truncate_after(run.stages[0].name, -1)
+        else:
+            progress, saved_in = read_progress(found.path)
+            run.truncate_after(found.stage, found.step)
+            for difference in _differences(saved_in):
+                run.log(difference)
+                if console:
+                    console.message(difference, warning=True)
+    workshop = prepare(recipe, weights=found.path if found else None, facts=facts)
+    return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
+
+
+def _go(
+    run: RunDirectory,
+    recipe: Recipe,
+    workshop: Workshop,
+    start: tuple[Progress, Path] | None,
+    console: Console | None,
+) -> RunResult:
+    trackers = open_trackers(recipe.trackers, run=run.path, config=dump_recipe(recipe), project="outscore")
+    reporter = Reporter(run, console=console, trackers=trackers)
+    finished = False
+    with run.lock(), _interrupts(reporter) as interrupted:
+        if start is None:
+            _report_facts(workshop, reporter)
+        try:
+            finished = _stages(run, recipe, workshop, start, reporter, interrupted)
+        finally:
+            done = run.evaluations()
+            reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
+    checkpoints = run.checkpoints()
+    newest = checkpoints[-1].path if checkpoints else None
+    return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest)
+
+
+def _stages(
+    run: RunDirectory,
+    recipe: Recipe,
+    workshop: Workshop,
+    start: tuple[Progress, Path] | None,
+    reporter: Reporter,
+    interrupted: "_Interrupt",
+) -> bool:
+    first = 0
+    policy = workshop.policy
+    if start is not None:
+        first = [stage.label for stage in recipe.stages].index(start[0].stage)
+        policy.version = start[0].policy_version
+        prune_checkpoints(run, start[0], recipe.checkpoints.keep)
+        if start[0].finished:
+            first, start = first + 1, None
+    for index in range(first, len(recipe.stages)):
+        stage = build_stage(recipe, index, workshop)
+        progress = _fresh_progress(recipe.stages[index].label, policy.version)
+        if start is not None:
+            progress, path = start
+            stage.learner.num_updates = progress.num_updates
+            load_trainer_state(path, stage.learner)
+            start = None
+        staged = StageRun(stage=stage, run=run, reporter=reporter, progress=progress, interrupted=interrupted)
+        if index == 0 and progress.step == 0 and stage.evaluator is not None:
+            staged.evaluate(f"before {recipe.stages[0].label}", 0)
+        progress = staged.go()
+        if not progress.finished:
+            reporter.message(f"stopped after step {progress.step}; go on with: outscore resume {run.path}")
+            return False
+    return True
+
+
+def _fresh_progress(stage: str, version: int) -> Progress:
+    return Progress(stage=stage, step=0, finished=False, policy_version=version, num_updates=0)
+
+
+def _check_vacant(directory: Path) -> None:
+    """Refuse an existing run directory before the model is loaded, not after."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(
+            f"{directory} already exists and is not overwritten: continue it with `outscore resume {directory}`, "
+            "give the new run another name (name=…), or remove it"
+        )
+
+
+def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
+    facts = workshop.facts
+    reporter.message(f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout']}")
+
+
+def _differences(saved_in: Mapping[str, Any]) -> list[str]:
+    """What differs between the machine a checkpoint was written on and this one."""
+    here = environment()
+    return [
+        f"resuming with {name} {here.get(name)} where the run had {value}: results may differ in rounding"
+        for name, value in saved_in.items()
+        if here.get(name) != value
+    ]
+
+
+class _Interrupt:
+    """Whether somebody asked to stop. The first signal asks; a second one stops at once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._reporter.message("stopping after this step, with everything saved; once more stops at once", warning=True)
+
+
+@contextmanager
+def _interrupts(reporter: Reporter) -> Iterator[_Interrupt]:
+    """Catch SIGINT and SIGTERM inside the block, where the platform lets this thread do so."""
+    interrupt = _Interrupt(reporter)
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, interrupt.handle)
+    try:
+        yield interrupt
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

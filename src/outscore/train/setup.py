@@ -1,0 +1,198 @@
+"""From a recipe to what a run works with: model, prompts, rewards. Everything that can be wrong is found here, before any work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outscore.config import ModelSettings, PolicySettings, Recipe, SftSettings, StageSettings
+from outscore.model.adapters import add_lora
+from outscore.model.load import encode, load_model, stop_token_ids, weights_sha256
+from outscore.model.policy import Policy, probe_layout
+from outscore.model.precision import probe_precision
+from outscore.model.tiny import tiny_model
+from outscore.objectives.algorithms import Algorithm, algorithm
+from outscore.records import Completion, DemonstrationGroup, Problem, Prompt
+from outscore.rewards import Rewards
+from outscore.tasks import Task, make_task, render
+from outscore.train.evaluate import Judge
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workshop:
+    """Everything a run works with."""
+
+    policy: Policy
+    """The model that is trained."""
+    train_prompts: Sequence[Prompt]
+    """Prompts to sample from."""
+    eval_prompts: Sequence[Prompt]
+    """Held-out prompts."""
+    demonstrations: Sequence[DemonstrationGroup]
+    """Demonstrations, if a stage needs them."""
+    rewards: Rewards
+    """What scores completions."""
+    judge: Judge
+    """What is correct."""
+    facts: Mapping[str, Any]
+    """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
+
+
+def stage_algorithm(stage: StageSettings) -> Algorithm:
+    """The stage's row of the table, its own cells put in.
+
+    Raises:
+        ValueError: naming the stage, if the algorithm or a cell is not known or does not fit the stage.
+    """
+    cells = dict(stage.cells)
+    try:
+        row = algorithm(stage.algorithm)
+        if isinstance(stage, PolicySettings) and row.aggregation == "constant":
+            cells.setdefault("aggregation_constant", stage.sampling.max_new_tokens)
+        row = algorithm(stage.algorithm, **cells)
+    except ValueError as error:
+        raise ValueError(f"stage `{stage.label}`: {error}") from None
+    if isinstance(stage, PolicySettings) and stage.refresh_reference_every and not row.needs_reference:
+        raise ValueError(
+            f"stage `{stage.label}`: refresh_reference_every = {stage.refresh_reference_every} has no effect, because "
+            f"kl_coef is 0; give cells: {{kl_coef: 0.04}} or leave it out"
+        )
+    return row
+
+
+def prepare(recipe: Recipe, *, weights: Path | None = None, facts: Mapping[str, Any] | None = None) -> Workshop:
+    """Build everything a run works with.
+
+    Args:
+        recipe: the checked recipe.
+        weights: a checkpoint's directory to take the weights from instead of the recipe's source (on resume).
+        facts: what the run's config says was found when it began; its choices are kept instead of probing again.
+
+    Raises:
+        ValueError: if the model, the task, the template, a reward or their combination cannot work.
+    """
+    for stage in recipe.stages:
+        stage_algorithm(stage)
+    task = _named("task", lambda: make_task(**recipe.task))
+    rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure)
+    policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
+    limit = policy.context_length
+    needs_rollouts = any(isinstance(stage, PolicySettings) for stage in recipe.stages)
+    needs_demonstrations = any(isinstance(stage, SftSettings) for stage in recipe.stages)
+
+    def prompts(problems: Sequence[Problem]) -> list[Prompt]:
+        return [render_prompt(problem, policy, recipe, limit) for problem in problems]
+
+    train = prompts(task.train_problems()) if needs_rollouts else []
+    if needs_rollouts and not train:
+        raise ValueError(f"task: {task.name} has no training problems")
+    held_out = task.eval_problems()[: recipe.evaluation.problems] if recipe.rewards else []
+    demonstrations = _demonstrations(task, policy, recipe) if needs_demonstrations else []
+    return Workshop(
+        policy=policy,
+        train_prompts=train,
+        eval_prompts=prompts(held_out),
+        demonstrations=demonstrations,
+        rewards=rewards,
+        judge=make_judge(recipe, rewards),
+        facts=found,
+    )
+
+
+def load_policy(
+    settings: ModelSettings,
+    task: Task,
+    seed: int,
+    *,
+    weights: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> tuple[Policy, dict[str, Any]]:
+    """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen."""
+    facts = facts or {}
+    precision = settings.precision if settings.precision != "auto" else facts.get("precision")
+    timings: dict[str, Any] = {}
+    if precision is None:
+        probe = probe_precision(default_device())
+        precision, timings = probe.precision, probe.timings
+    source = str(weights) if weights is not None and settings.lora is None else settings.source
+    if source == "tiny":
+        characters, strings = getattr(task, "characters", None), getattr(task, "special_strings", ())
+        if characters is None:
+            raise ValueError(f"model.source = 'tiny' needs a task that lists its characters; {task.name} does not")
+        model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
+        sha256 = weights_sha256(model)
+    else:
+        loaded = load_model(
+            source,
+            precision_dtype=torch.float32,
+            trust_remote_code=settings.trust_remote_code,
+            allow_pickle=settings.allow_pickle,
+        )
+        model, tokenizer, sha256 = loaded.model, loaded.tokenizer, loaded.sha256
+    stops = stop_token_ids(model, tokenizer)
+    layout = probe_layout(model, tokenizer, stops)
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = model.to(default_device(), DTYPES[precision])
+    if settings.lora is not None:
+        model = add_lora(
+            model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed
+        )
+    policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout.layout)
+    found = {
+        "weights_sha256": facts.get("weights_sha256", sha256),
+        "precision": precision,
+        "precision_probe": facts.get("precision_probe", timings),
+        "layout": layout.reason,
+    }
+    return policy, found
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, limit: int | None) -> Prompt:
+    """Render a problem with the recipe's template, checking that it fits the model with room to answer."""
+    prompt = render(problem, policy.tokenizer, recipe.prompt.template, system=recipe.prompt.system)
+    room = max((s.sampling.max_new_tokens for s in recipe.stages if isinstance(s, PolicySettings)), default=1)
+    if limit is not None and len(prompt.token_ids) + room > limit:
+        raise ValueError(
+            f"prompt of problem {problem.id!r} has {len(prompt.token_ids)} tokens; with {room} new tokens that is more than the "
+            f"model's context of {limit}: shorten the prompt, lower sampling.max_new_tokens, or leave the problem out"
+        )
+    return prompt
+
+
+def make_judge(recipe: Recipe, rewards: Rewards) -> Judge:
+    """The judge of the recipe's evaluation."""
+    names = rewards.names
+    name = recipe.evaluation.correct or (names[-1] if names else "")
+    if names and name not in names:
+        raise ValueError(f"evaluation.correct = {name!r} is none of the rewards: {', '.join(names)}")
+    return Judge(reward_name=name, extract=rewards.extractor(name) if names else str.strip)
+
+
+def _demonstrations(task: Task, policy: Policy, recipe: Recipe) -> list[DemonstrationGroup]:
+    stop = policy.tokenizer.eos_token_id
+    groups = []
+    for demonstration in task.demonstrations():
+        prompt = render_prompt(demonstration.problem, policy, recipe, policy.context_length)
+        ids = (*encode(policy.tokenizer, demonstration.response), stop)
+        completion = Completion(token_ids=ids, text=demonstration.response, counts=(True,) * len(ids))
+        groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
+    if not groups:
+        raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")
+    return groups
+
+
+def _named(key: str, build: Any) -> Any:
+    try:
+        return build()
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error

@@ -1,0 +1,285 @@
+"""Where a step's groups come from: demonstrations, or samples of the policy with their scores and advantages."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outscore.config import PolicySettings
+from outscore.model.rows import TrainingGroup
+from outscore.objectives.advantages import group_advantages, is_zero_variance
+from outscore.objectives.algorithms import Algorithm
+from outscore.records import (
+    Completion,
+    DemonstrationGroup,
+    Prompt,
+    SampledGroup,
+    SampleRequest,
+    SamplingParams,
+    Score,
+    ScoredGroup,
+)
+from outscore.rewards import Rewards
+from outscore.rollout import Sampler
+from outscore.train.order import batch_indices, refill_index
+from outscore.train.step import Batch, Metrics, merge
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """What a source hands to a step."""
+
+    batch: Batch
+    """What is trained on."""
+    metrics: Metrics
+    """What is to be reported about it."""
+    seconds: Mapping[str, float]
+    """Wall-clock of getting it, by phase."""
+    num_tokens: int
+    """Completion tokens sampled or imitated."""
+    groups: tuple[ScoredGroup, ...] = ()
+    """Sampled groups, for the record: those trained on in slot order, then those that a refill replaced."""
+    advantages: tuple[tuple[float | None, ...], ...] = ()
+    """For each of `groups` one advantage per completion; None where a completion was left out of training."""
+    extra_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """What rewards logged, flat over the completions of `groups`."""
+
+
+class Source(Protocol):
+    """Where the groups of a step come from."""
+
+    def collect(self, step: int) -> Collected:
+        """The groups of step `step` (1 for the first): a function of the weights, the seed and the step."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemonstrationSource:
+    """Groups of one, in an order that each epoch shuffles."""
+
+    demonstrations: Sequence[DemonstrationGroup]
+    """All of them."""
+    batch_size: int
+    """How many in a step."""
+    seed: int
+    """The run's seed."""
+    stage: int
+    """The stage's place in the run."""
+
+    def collect(self, step: int) -> Collected:
+        """The demonstrations of a step."""
+        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.demonstrations))
+        groups = [self.demonstrations[index] for index in chosen]
+        batch = Batch(
+            groups=tuple(
+                TrainingGroup(prompt_ids=group.prompt.token_ids, completions=(group.completion,), completion_index=(i,))
+                for i, group in enumerate(groups)
+            ),
+            completions=tuple(group.completion for group in groups),
+            advantages=None,
+            sampler_logprobs=None,
+            temperature=1.0,
+        )
+        lengths = [float(len(group.completion.token_ids)) for group in groups]
+        metrics = {"completion_length": (sum(lengths), float(len(lengths)))}
+        return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
+
+
+Penalty = Callable[[Sequence[ScoredGroup]], list[Float[Tensor, " completion"]]]
+"""For each group, what to take off each completion's reward (KL in the reward)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutSource:
+    """Samples, scores and compares the groups of a step."""
+
+    prompts: Sequence[Prompt]
+    """The training prompts."""
+    sampler: Sampler
+    """The engine."""
+    rewards: Rewards
+    """What scores a completion."""
+    settings: PolicySettings
+    """Group size, refills, sampling."""
+    algorithm: Algorithm
+    """Baseline and scale of the advantages."""
+    seed: int
+    """The run's seed."""
+    stage: int
+    """The stage's place in the run."""
+    penalty: Penalty | None = None
+    """KL in the reward, where the algorithm puts it there."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """How completions are drawn."""
+        sampling = self.settings.sampling
+        return SamplingParams(**sampling.model_dump(exclude={"max_rows"}))
+
+    def collect(self, step: int) -> Collected:
+        """Draw the groups of a step; slots whose rewards are all equal are drawn again while refills last."""
+        seconds = {"sample": 0.0, "score": 0.0}
+        chosen = batch_indices(self.seed, self.stage, step, self.settings.prompts_per_step, len(self.prompts))
+        requests = [self._request(index, slot, 0) for slot, index in enumerate(chosen)]
+        current: dict[int, _Scored] = {}
+        replaced: list[_Scored] = []
+        reports: list[Metrics] = []
+        for attempt in range(self.settings.refills + 1):
+            started = time.perf_counter()
+            sampled = self.sampler.sample(requests, self.params, seed=_stage_seed(self.seed, self.stage), step=step)
+            between = time.perf_counter()
+            result = self.rewards.score(sampled, step=step, max_steps=self.settings.steps)
+            seconds["sample"] += between - started
+            seconds["score"] += time.perf_counter() - between
+            reports.append(result.metrics)
+            columns = _columns_by_group(result.extra_columns, sampled)
+            for group, own in zip(result.groups, columns, strict=True):
+                if group.sampled.slot in current:
+                    replaced.append(current[group.sampled.slot])
+                current[group.sampled.slot] = _Scored(group, own)
+            flat = [slot for slot in sorted(current) if _is_flat(current[slot].group)]
+            if not flat or attempt == self.settings.refills:
+                break
+            requests = [self._request(self._refill(step, slot, attempt + 1), slot, attempt + 1) for slot in flat]
+        kept = [current[slot] for slot in sorted(current)]
+        advantages = self._advantages([scored.group for scored in kept])
+        everything = [*kept, *replaced]
+        unused = [torch.zeros(len(scored.group.scores)) for scored in replaced]
+        return Collected(
+            batch=self._batch([scored.group for scored in kept], advantages),
+            metrics={**merge(reports), **rollout_metrics([scored.group for scored in kept], len(replaced))},
+            seconds=seconds,
+            num_tokens=sum(len(d.completion.token_ids) for s in everything for d in s.group.sampled.completions),
+            groups=tuple(scored.group for scored in everything),
+            advantages=tuple(
+                tuple(
+                    float(value) if self._trains(scored.group, i) else None for i, value in enumerate(values.tolist())
+                )
+                for scored, values in zip(everything, [*advantages, *unused], strict=True)
+            ),
+            extra_columns=_flat_columns(everything),
+        )
+
+    def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Float[Tensor, " completion"]]:
+        penalties = self.penalty(groups) if self.penalty else [torch.zeros(len(group.scores)) for group in groups]
+        advantages = []
+        for group, penalty in zip(groups, penalties, strict=True):
+            rewards, valid = _rewards(group)
+            advantages.append(
+                group_advantages(
+                    rewards - penalty.to(rewards),
+                    baseline=self.algorithm.baseline,
+                    scale=self.algorithm.scale,
+                    eps=self.algorithm.advantage_eps,
+                    valid=valid,
+                )
+            )
+        return advantages
+
+    def _trains(self, group: ScoredGroup, sample: int) -> bool:
+        cut = group.sampled.completions[sample].finish == "length"
+        return isinstance(group.scores[sample], Score) and not (cut and self.settings.truncated == "mask")
+
+    def _batch(self, groups: Sequence[ScoredGroup], advantages: Sequence[Float[Tensor, " completion"]]) -> Batch:
+        rows: list[TrainingGroup] = []
+        completions: list[Completion] = []
+        per_token: list[Tensor] = []
+        logprobs: list[float] = []
+        for group, values in zip(groups, advantages, strict=True):
+            first = len(completions)
+            for i, drawn in enumerate(group.sampled.completions):
+                completion = drawn.completion if self._trains(group, i) else _without_loss(drawn.completion)
+                counted = [p for p, c in zip(drawn.sampler_logprobs, completion.counts, strict=True) if c]
+                completions.append(completion)
+                logprobs.extend(counted)
+                per_token.append(values[i].float().expand(len(counted)))
+            rows.append(
+                TrainingGroup(
+                    prompt_ids=group.sampled.prompt.token_ids,
+                    completions=tuple(completions[first:]),
+                    completion_index=tuple(range(first, len(completions))),
+                )
+            )
+        return Batch(
+            groups=tuple(rows),
+            completions=tuple(completions),
+            advantages=torch.cat(per_token),
+            sampler_logprobs=torch.tensor(logprobs),
+            temperature=self.settings.sampling.temperature,
+        )
+
+    def _request(self, index: int, slot: int, attempt: int) -> SampleRequest:
+        return SampleRequest(
+            prompt=self.prompts[index], num_samples=self.settings.group_size, slot=slot, attempt=attempt
+        )
+
+    def _refill(self, step: int, slot: int, attempt: int) -> int:
+        return refill_index(self.seed, self.stage, step, slot, attempt, len(self.prompts))
+
+
+class _Scored(NamedTuple):
+    """A scored group with what rewards logged for its completions."""
+
+    group: ScoredGroup
+    columns: Mapping[str, Sequence[Any]]
+
+
+def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics:
+    """Reward, lengths and shares of the groups of a step."""
+    completions = [drawn for group in groups for drawn in group.sampled.completions]
+    scores = [score for group in groups for score in group.scores if isinstance(score, Score)]
+    lengths = [float(len(drawn.completion.token_ids)) for drawn in completions]
+    spreads = [float(rewards[valid].std(correction=0)) for rewards, valid in map(_rewards, groups) if bool(valid.any())]
+    total = float(len(completions))
+    return {
+        "reward": (sum(score.reward for score in scores), float(len(scores))),
+        "reward_std": (sum(spreads), float(len(spreads))),
+        "zero_variance": (float(sum(_is_flat(group) for group in groups)), float(len(groups))),
+        "replaced_groups": (float(num_replaced), 1.0),
+        "completion_length": (sum(lengths), total),
+        "truncated": (float(sum(drawn.finish == "length" for drawn in completions)), total),
+        "scoring_failures": (total - len(scores), total),
+    }
+
+
+def _rewards(group: ScoredGroup) -> tuple[Float[Tensor, " completion"], Tensor]:
+    values = [score.reward if isinstance(score, Score) else 0.0 for score in group.scores]
+    valid = [isinstance(score, Score) for score in group.scores]
+    return torch.tensor(values, dtype=torch.float64), torch.tensor(valid)
+
+
+def _is_flat(group: ScoredGroup) -> bool:
+    rewards, valid = _rewards(group)
+    return bool(is_zero_variance(rewards, valid))
+
+
+def _without_loss(completion: Completion) -> Completion:
+    return replace(completion, counts=(False,) * len(completion.token_ids))
+
+
+def _columns_by_group(
+    columns: Mapping[str, Sequence[Any]], groups: Sequence[SampledGroup]
+) -> list[dict[str, Sequence[Any]]]:
+    split: list[dict[str, Sequence[Any]]] = []
+    start = 0
+    for group in groups:
+        end = start + len(group.completions)
+        split.append({name: values[start:end] for name, values in columns.items()})
+        start = end
+    return split
+
+
+def _flat_columns(scored: Sequence[_Scored]) -> dict[str, list[Any]]:
+    names = sorted({name for item in scored for name in item.columns})
+    return {
+        name: [v for item in scored for v in item.columns.get(name, [None] * len(item.group.scores))] for name in names
+    }
+
+
+def _stage_seed(seed: int, stage: int) -> int:
+    """Stages sample independently of each other; the first one with the run's own seed."""
+    return seed + 1_000_003 * stage

@@ -1,0 +1,256 @@
+"""One batch of groups, the updates it gives the policy, and what is reported about them.
+
+The loop here never asks for an algorithm's name: it reads the row's cells through `outscore.objectives`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from outscore.config import OptimizerSettings
+from outscore.model.logprobs import token_logprobs
+from outscore.model.policy import Policy
+from outscore.model.precision import MasterWeights
+from outscore.model.rows import GroupRows, TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
+from outscore.objectives.algorithms import Algorithm
+from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.records import Completion
+from outscore.train.optim import learning_rate, take_step
+
+Metrics = Mapping[str, tuple[float, float]]
+"""Name -> (sum, count)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The groups of one step, all completions numbered, with what is known of each loss-carrying token.
+
+    The `token` axis runs over the loss-carrying tokens of all completions in order; `flat_starts` says where each completion begins.
+    """
+
+    groups: tuple[TrainingGroup, ...]
+    """In slot order."""
+    completions: tuple[Completion, ...]
+    """All completions of the groups; their place here is their number."""
+    advantages: Float[Tensor, " token"] | None
+    """None where nothing is compared (demonstrations)."""
+    sampler_logprobs: Float[Tensor, " token"] | None
+    """What the sampler drew the tokens with; None for demonstrations."""
+    temperature: float
+    """The sampling temperature, which also divides the logits in training."""
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each completion begins on the token axis, and the total."""
+        return flat_starts(self.completions)
+
+    def lengths(self, device: torch.device) -> Int[Tensor, " completion"]:
+        """Loss-carrying tokens of each completion."""
+        return torch.tensor([sum(completion.counts) for completion in self.completions], device=device)
+
+
+class Reference:
+    """The policy as it was: a snapshot of the trained weights that can be put in the policy's place for a moment.
+
+    With fresh LoRA adapters the snapshot holds adapters whose update is exactly zero, so the reference is the model with its adapter
+    switched off and no second copy of the weights exists.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        self.weights = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def refresh(self) -> None:
+        """Reference ← policy."""
+        for name, parameter in self._parameters.items():
+            self.weights[name].copy_(parameter.detach())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The policy *is* the reference inside the block; storage is exchanged, nothing is copied."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self.weights[name] = self.weights[name], parameter.data
+
+
+@dataclass(kw_only=True, slots=True)
+class Learner:
+    """What changes while a stage trains."""
+
+    policy: Policy
+    """The model."""
+    masters: MasterWeights
+    """Its trained weights in fp32."""
+    optimizer: torch.optim.Optimizer
+    """Moments of those."""
+    reference: Reference | None
+    """For the KL penalty; None where the algorithm has none."""
+    num_updates: int = 0
+    """Optimizer updates taken in this stage; those of the whole run are `policy.version`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdatePlan:
+    """How a batch becomes optimizer updates."""
+
+    algorithm: Algorithm
+    """The row of choices."""
+    optimizer: OptimizerSettings
+    """Rates and clip."""
+    total_updates: int
+    """Updates of the whole stage, which the schedule runs over."""
+    token_budget: int
+    """Tokens forwarded at once."""
+    minibatches: int = 1
+    """Updates in a pass over the batch."""
+    epochs: int = 1
+    """Passes over the batch, µ."""
+
+
+def pack(policy: Policy, groups: Sequence[TrainingGroup], starts: Sequence[int]) -> GroupRows:
+    """Rows in the layout the policy takes."""
+    build = group_rows if policy.layout == "group_rows" else separate_rows
+    return build(groups, starts, policy.device)
+
+
+@torch.no_grad()
+def batch_logprobs(
+    policy: Policy, batch: Batch, groups: Sequence[TrainingGroup], token_budget: int
+) -> Float[Tensor, " token"]:
+    """Log-probs of the groups' tokens on the batch's flat token axis; tokens of other groups stay 0."""
+    starts = batch.starts
+    flat = torch.zeros(starts[-1], device=policy.device)
+    for micro in split_groups(groups, token_budget):
+        rows = pack(policy, micro, starts)
+        logprobs = token_logprobs(policy, rows, temperature=batch.temperature).logprobs
+        flat = flat.to(logprobs.dtype).index_copy(0, rows.order, logprobs)
+    return flat
+
+
+def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algorithm) -> list[TrainingGroup]:
+    """The groups without the completions that cannot move the policy: no counted token, or advantage 0 and nothing else in the loss.
+
+    Exact: their gradient is zero, and the denominators, which count them, are handed in from the whole batch.
+    """
+    starts = batch.starts
+    others = (algorithm.kl_coef > 0 and algorithm.kl_place == "loss") or algorithm.entropy_coef != 0
+    advantages = None if batch.advantages is None else batch.advantages.cpu()
+
+    def moves(number: int) -> bool:
+        first, last = starts[number], starts[number + 1]
+        return first < last and (others or advantages is None or bool(advantages[first:last].any()))
+
+    live = []
+    for group in groups:
+        kept = [i for i, number in enumerate(group.completion_index) if moves(number)]
+        if kept:
+            completions = tuple(group.completions[i] for i in kept)
+            numbers = tuple(group.completion_index[i] for i in kept)
+            live.append(replace(group, completions=completions, completion_index=numbers))
+    return live
+
+
+def update(learner: Learner, batch: Batch, plan: UpdatePlan, on_progress: Callable[[float], None] | None = None) -> Metrics:
+    """Take the batch's optimizer updates: `epochs` passes of `minibatches` updates each.
+
+    The anchor is the policy before the first of them; when there is only one update the anchor is the policy itself and costs nothing.
+    """
+    device = learner.policy.device
+    live = live_groups(batch, batch.groups, plan.algorithm)
+    anchor = ref = None
+    if plan.epochs * plan.minibatches > 1 and plan.algorithm.surrogate == "clipped":
+        anchor = batch_logprobs(learner.policy, batch, live, plan.token_budget)
+    if learner.reference is not None and plan.algorithm.kl_place == "loss":
+        with learner.reference.in_place():
+            ref = batch_logprobs(learner.policy, batch, live, plan.token_budget)
+    moved = (batch.advantages, anchor, batch.sampler_logprobs, ref)
+    known = dict(
+        zip(
+            ("advantages", "anchor_logprobs", "sampler_logprobs", "ref_logprobs"),
+            (None if tensor is None else tensor.to(device) for tensor in moved),
+            strict=True,
+        )
+    )
+    reports: list[Metrics] = []
+    parts = _parts(batch.groups, plan.minibatches)
+    for epoch in range(plan.epochs):
+        for i, part in enumerate(parts):
+            reports.append(_one_update(learner, batch, part, plan, known))
+            if on_progress:
+                on_progress((epoch * len(parts) + i + 1) / (plan.epochs * len(parts)))
+    return merge(reports)
+
+
+def _one_update(
+    learner: Learner,
+    batch: Batch,
+    part: Sequence[TrainingGroup],
+    plan: UpdatePlan,
+    known: Mapping[str, Float[Tensor, " token"] | None],
+) -> Metrics:
+    terms = accumulate(learner.policy, batch, part, plan, known)
+    lr = learning_rate(plan.optimizer, learner.num_updates, plan.total_updates)
+    learner.masters.collect_gradients()
+    norm = take_step(learner.optimizer, learner.masters.parameters, lr, plan.optimizer.max_grad_norm)
+    learner.masters.publish()
+    learner.num_updates += 1
+    learner.policy.version += 1
+    return {**add_loss_terms(terms), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
+
+
+def accumulate(
+    policy: Policy,
+    batch: Batch,
+    part: Sequence[TrainingGroup],
+    plan: UpdatePlan,
+    known: Mapping[str, Float[Tensor, " token"] | None],
+) -> list[LossTerms]:
+    """Add the gradient of one update to the policy's parameters, micro-batch by micro-batch.
+
+    Every micro-batch divides by the counts of the whole update, so how it is split changes nothing.
+    """
+    starts, lengths = batch.starts, batch.lengths(policy.device)
+    numbers = [number for group in part for number in group.completion_index]
+    num_tokens = sum(starts[number + 1] - starts[number] for number in numbers)
+    reported = []
+    for micro in split_groups(live_groups(batch, part, plan.algorithm), plan.token_budget):
+        rows = pack(policy, micro, starts)
+        now = token_logprobs(policy, rows, temperature=batch.temperature)
+        terms = policy_loss(
+            now.logprobs,
+            algorithm=plan.algorithm,
+            completion_index=rows.completion_index,
+            completion_lengths=lengths,
+            num_completions=len(numbers),
+            num_tokens=max(num_tokens, 1),
+            entropy=now.entropy,
+            **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
+        )
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+        reported.append(terms)
+    return reported
+
+
+def merge(reports: Sequence[Metrics]) -> Metrics:
+    """Add (sum, count) pairs by name."""
+    merged: dict[str, tuple[float, float]] = {}
+    for report in reports:
+        for name, (total, count) in report.items():
+            before, seen = merged.get(name, (0.0, 0.0))
+            merged[name] = (before + total, seen + count)
+    return merged
+
+
+def _parts(groups: Sequence[TrainingGroup], count: int) -> list[Sequence[TrainingGroup]]:
+    edges = [round(i * len(groups) / count) for i in range(count + 1)]
+    return [groups[first:last] for first, last in zip(edges, edges[1:], strict=False)]
