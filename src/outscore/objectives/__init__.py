@@ -1,0 +1,51 @@
+"""The mathematics: tensors in, tensors out. No model, no file, no process group."""
+
+from outscore.objectives.advantages import Baseline, Scale, group_advantages, is_zero_variance
+from outscore.objectives.aggregation import Aggregation, token_weights
+from outscore.objectives.algorithms import ALGORITHMS, Algorithm, Source, algorithm
+from outscore.objectives.estimators import (
+    Estimate,
+    bootstrap_interval,
+    maj_at_k,
+    mean_interval,
+    pass_at_k,
+    wilson_interval,
+)
+from outscore.objectives.kl import KlEstimator, KlPlace, kl_estimate, kl_per_completion
+from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.ratios import RatioLevel, completion_sums, log_ratio, truncated_importance_weights
+from outscore.objectives.surrogates import Surrogate, clipped_surrogate, clipped_tokens, log_likelihood
+
+__all__ = [
+    "ALGORITHMS",
+    "Aggregation",
+    "Algorithm",
+    "Baseline",
+    "Estimate",
+    "KlEstimator",
+    "KlPlace",
+    "LossTerms",
+    "RatioLevel",
+    "Scale",
+    "Source",
+    "Surrogate",
+    "add_loss_terms",
+    "algorithm",
+    "bootstrap_interval",
+    "clipped_surrogate",
+    "clipped_tokens",
+    "completion_sums",
+    "group_advantages",
+    "is_zero_variance",
+    "kl_estimate",
+    "kl_per_completion",
+    "log_likelihood",
+    "log_ratio",
+    "maj_at_k",
+    "mean_interval",
+    "pass_at_k",
+    "policy_loss",
+    "token_weights",
+    "truncated_importance_weights",
+    "wilson_interval",
+]

@@ -1,0 +1,51 @@
+"""How much each token counts: the weights that make a sum over tokens the objective's average.
+
+Every denominator is a count over the whole batch, handed in. The sum over micro-batches, rows or ranks is then the same
+number however the tokens are split.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Aggregation = Literal["completion_mean", "token_mean", "constant"]
+"""Mean over completions of their means (GRPO), mean over all tokens (DAPO), or a fixed length (Dr. GRPO)."""
+
+
+def token_weights(
+    completion_index: Int[Tensor, " token"],
+    completion_lengths: Int[Tensor, " completion"],
+    *,
+    aggregation: Aggregation,
+    num_completions: int,
+    num_tokens: int,
+    constant: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, " token"]:
+    """The weight of each token in the objective.
+
+        completion_mean   1 / (num_completions * |o|)         DeepSeekMath eq. 3
+        token_mean        1 / num_tokens                      DAPO, arXiv 2503.14476
+        constant          1 / (num_completions * constant)    Dr. GRPO, arXiv 2503.20783
+
+    `completion_lengths[completion]` is |o|, the completion's counted tokens in the whole batch, also when only some of
+    them are in this micro-batch. `num_completions` and `num_tokens` count the whole batch, over all ranks and
+    micro-batches. Raises ValueError when a denominator is not positive, or when "constant" is asked for without its
+    constant.
+    """
+    if num_completions < 1 or num_tokens < 1:
+        raise ValueError(f"num_completions={num_completions}, num_tokens={num_tokens}: a batch has at least 1 of each")
+    if aggregation == "completion_mean":
+        return 1.0 / (num_completions * completion_lengths[completion_index].to(dtype))
+    if aggregation == "token_mean":
+        denominator = num_tokens
+    elif constant is None or constant < 1:
+        raise ValueError(
+            f"aggregation_constant={constant}: aggregation 'constant' needs a length of at least 1, "
+            "usually max_new_tokens"
+        )
+    else:
+        denominator = num_completions * constant
+    return torch.full_like(completion_index, 1.0 / denominator, dtype=dtype)

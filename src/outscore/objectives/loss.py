@@ -1,0 +1,253 @@
+"""From log-probs to the loss of one micro-batch of an update, with what to log about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outscore.objectives.aggregation import token_weights
+from outscore.objectives.algorithms import Algorithm
+from outscore.objectives.kl import kl_estimate
+from outscore.objectives.ratios import RatioLevel, bounded_exp, log_ratio, truncated_importance_weights
+from outscore.objectives.surrogates import clipped_surrogate, clipped_tokens, log_likelihood
+
+TokenMean = tuple[Float[Tensor, ""], int]
+"""A metric as (sum over tokens, number of tokens)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossTerms:
+    """The loss of one micro-batch. All tensors but `loss` are detached, and none has been read back from its device."""
+
+    loss: Float[Tensor, ""]
+    """To be minimised: this micro-batch's share of the batch's loss. Shares add up; nothing is left to divide by."""
+    coefficients: Float[Tensor, " token"]
+    """-d loss / d log policy of each token, weight included and entropy bonus left out: without that bonus, the loss
+    has the gradient of -sum(coefficients * log policy). Divided by the token's weight it is DeepSeekMath's gradient
+    coefficient."""
+    parts: Mapping[str, Float[Tensor, ""]]
+    """The summands of the loss (`policy`, `kl`, `entropy`), signs and coefficients included; they add up over
+    micro-batches."""
+    means: Mapping[str, TokenMean]
+    """Metrics that average over tokens."""
+    maxima: Mapping[str, Float[Tensor, ""]]
+    """Metrics that are the largest value over tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tokens:
+    """What is known of a micro-batch's tokens; all of it is constant while the policy is differentiated."""
+
+    index: Int[Tensor, " token"]
+    """The completion of each token."""
+    num_indices: int
+    """How many completions `index` can name."""
+    weights: Float[Tensor, " token"]
+    """How much each token counts."""
+    anchor: Float[Tensor, " token"]
+    """Log-probs of the trainer's policy when the update began."""
+    advantages: Float[Tensor, " token"] | None
+    """None for supervised fine-tuning."""
+    ref: Float[Tensor, " token"] | None
+    """Log-probs of the reference policy, if there is one."""
+    sampler: Float[Tensor, " token"] | None
+    """Log-probs under which the tokens were sampled, if known."""
+
+    def log_ratio(self, numerator: Tensor, denominator: Tensor, level: RatioLevel) -> Tensor:
+        """log(numerator / denominator) of each token or of its completion."""
+        return log_ratio(numerator, denominator, self.index, level=level, num_completions=self.num_indices)
+
+
+def policy_loss(
+    policy_logprobs: Float[Tensor, " token"],
+    *,
+    algorithm: Algorithm,
+    completion_index: Int[Tensor, " token"],
+    completion_lengths: Int[Tensor, " completion"],
+    num_completions: int,
+    num_tokens: int,
+    advantages: Float[Tensor, " token"] | None = None,
+    anchor_logprobs: Float[Tensor, " token"] | None = None,
+    sampler_logprobs: Float[Tensor, " token"] | None = None,
+    ref_logprobs: Float[Tensor, " token"] | None = None,
+    entropy: Float[Tensor, " token"] | None = None,
+) -> LossTerms:
+    """-sum over tokens of weight * (mismatch weight * surrogate - kl_coef * KL + entropy_coef * entropy).
+
+    Log-probs are in nats, flat, of counted completion tokens only. `completion_index` names each token's completion in
+    `completion_lengths`, the counted tokens of each completion in the whole batch. `num_completions` and `num_tokens`
+    count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. With ratio level
+    "sequence" a completion must lie whole in one micro-batch.
+
+    `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
+    exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
+    algorithm uses them. Half precision is raised to float32 first. Raises ValueError when something required is
+    missing or a completion is cut.
+    """
+    _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy)
+    if algorithm.ratio_level == "sequence":
+        _check_whole(completion_index, completion_lengths)
+    policy = _at_least_float32(policy_logprobs)
+    weights = token_weights(
+        completion_index,
+        completion_lengths,
+        aggregation=algorithm.aggregation,
+        num_completions=num_completions,
+        num_tokens=num_tokens,
+        constant=algorithm.aggregation_constant,
+        dtype=policy.dtype,
+    )
+    tokens = _Tokens(
+        index=completion_index,
+        num_indices=completion_lengths.numel(),
+        weights=weights,
+        anchor=_constant(policy if anchor_logprobs is None else anchor_logprobs),
+        advantages=None if advantages is None else advantages.detach().to(policy.dtype),
+        ref=None if ref_logprobs is None else _constant(ref_logprobs),
+        sampler=None if sampler_logprobs is None else _constant(sampler_logprobs),
+    )
+    parts = _parts(policy, tokens, algorithm)
+    coefficients = _coefficients(policy, tokens, algorithm)
+    if entropy is not None and algorithm.entropy_coef != 0.0:
+        parts["entropy"] = -algorithm.entropy_coef * (weights * entropy).sum()
+    means, maxima = _metrics(policy.detach(), tokens, entropy, algorithm)
+    return LossTerms(
+        loss=torch.stack(list(parts.values())).sum(),
+        coefficients=coefficients,
+        parts={name: part.detach() for name, part in parts.items()},
+        means=means,
+        maxima=maxima,
+    )
+
+
+def add_loss_terms(micro_batches: Sequence[LossTerms]) -> dict[str, tuple[float, float]]:
+    """The metrics of an update from those of its micro-batches, as name -> (sum, count); the value is sum / count.
+
+    Parts of the loss become `loss/policy`, `loss/kl`, `loss/entropy` and their total `loss`, with count 1, as have
+    maxima. This is where numbers leave the device, in one transfer.
+    """
+    names: list[tuple[str, str]] = []
+    values: list[Tensor] = []
+    counts: dict[str, float] = {}
+    for terms in micro_batches:
+        for name, part in terms.parts.items():
+            names += [("add", f"loss/{name}"), ("add", "loss")]
+            values += [part, part]
+        for name, (total, count) in terms.means.items():
+            names.append(("add", name))
+            values.append(total)
+            counts[name] = counts.get(name, 0.0) + count
+        for name, largest in terms.maxima.items():
+            names.append(("max", name))
+            values.append(largest)
+    reduced: dict[str, float] = {}
+    for (how, name), value in zip(names, torch.stack(values).double().tolist() if values else [], strict=True):
+        if how == "add":
+            reduced[name] = reduced.get(name, 0.0) + value
+        else:
+            reduced[name] = max(reduced.get(name, value), value)
+    return {name: (value, counts.get(name, 1.0)) for name, value in reduced.items()}
+
+
+def _parts(policy: Tensor, tokens: _Tokens, row: Algorithm) -> dict[str, Tensor]:
+    """The summands of the loss that are functions of the policy's log-probs."""
+    if row.surrogate == "clipped":
+        assert tokens.advantages is not None
+        policy_log_ratio = tokens.log_ratio(policy, tokens.anchor, row.ratio_level)
+        gain = clipped_surrogate(policy_log_ratio, tokens.advantages, clip_low=row.clip_low, clip_high=row.clip_high)
+    else:
+        gain = log_likelihood(policy, tokens.advantages)
+    if row.mismatch_cap is not None:
+        assert tokens.sampler is not None
+        mismatch = tokens.log_ratio(tokens.anchor, tokens.sampler, row.ratio_level)
+        gain = truncated_importance_weights(mismatch, cap=row.mismatch_cap)[0] * gain
+    parts = {"policy": -(tokens.weights * gain).sum()}
+    if row.kl_coef > 0.0 and row.kl_place == "loss":
+        assert tokens.ref is not None
+        ref_log_ratio = tokens.log_ratio(policy, tokens.ref, row.ratio_level)
+        parts["kl"] = row.kl_coef * (tokens.weights * kl_estimate(ref_log_ratio, estimator=row.kl_estimator)).sum()
+    return parts
+
+
+def _coefficients(policy: Tensor, tokens: _Tokens, row: Algorithm) -> Tensor:
+    """-d loss / d log policy, with the log-probs taken as free variables: no walk through the model."""
+    with torch.enable_grad():
+        leaf = policy.detach().requires_grad_(True)
+        total = torch.stack(list(_parts(leaf, tokens, row).values())).sum()
+        (gradient,) = torch.autograd.grad(total, leaf)
+    return -gradient
+
+
+@torch.no_grad()
+def _metrics(
+    policy: Tensor, tokens: _Tokens, entropy: Tensor | None, row: Algorithm
+) -> tuple[dict[str, TokenMean], dict[str, Tensor]]:
+    """What an update is watched by; docs/algorithms/grpo.md explains each. KLs and `ratio_max` are per token at any
+    level."""
+    per_token: dict[str, Tensor] = {"nll": -policy}
+    maxima: dict[str, Tensor] = {}
+    if row.surrogate == "clipped":
+        assert tokens.advantages is not None
+        low, high = clipped_tokens(
+            tokens.log_ratio(policy, tokens.anchor, row.ratio_level),
+            tokens.advantages,
+            clip_low=row.clip_low,
+            clip_high=row.clip_high,
+        )
+        per_token |= {"clip_fraction_low": low, "clip_fraction_high": high}
+        # Samples are the anchor's, so k3 of anchor / policy estimates KL(anchor || policy).
+        per_token["approx_kl"] = kl_estimate(tokens.anchor - policy, estimator="k3")
+        maxima["ratio_max"] = _largest(bounded_exp(policy - tokens.anchor))
+    if tokens.ref is not None:
+        per_token["ref_kl"] = kl_estimate(policy - tokens.ref, estimator="k3")
+    if tokens.sampler is not None:
+        per_token["sampler_kl"] = kl_estimate(tokens.sampler - tokens.anchor, estimator="k3")
+        maxima["mismatch_max"] = _largest((tokens.sampler - tokens.anchor).abs())
+        if row.mismatch_cap is not None:
+            mismatch = tokens.log_ratio(tokens.anchor, tokens.sampler, row.ratio_level)
+            weights, capped = truncated_importance_weights(mismatch, cap=row.mismatch_cap)
+            per_token |= {"mismatch_weight": weights, "mismatch_capped": capped}
+    if entropy is not None:
+        per_token["entropy"] = entropy
+    return {name: (value.to(policy.dtype).sum(), value.numel()) for name, value in per_token.items()}, maxima
+
+
+def _check_inputs(
+    row: Algorithm, advantages: Tensor | None, sampler: Tensor | None, ref: Tensor | None, entropy: Tensor | None
+) -> None:
+    """ValueError naming what the algorithm uses and was not given."""
+    required = {
+        "advantages": (advantages, row.surrogate == "clipped", f"surrogate={row.surrogate!r}"),
+        "sampler_logprobs": (sampler, row.mismatch_cap is not None, f"mismatch_cap={row.mismatch_cap}"),
+        "ref_logprobs": (ref, row.kl_coef > 0.0 and row.kl_place == "loss", f"kl_coef={row.kl_coef}"),
+        "entropy": (entropy, row.entropy_coef != 0.0, f"entropy_coef={row.entropy_coef}"),
+    }
+    for name, (given, needed, cell) in required.items():
+        if needed and given is None:
+            raise ValueError(f"algorithm {row.name!r} with {cell} needs {name}, which is None")
+
+
+def _check_whole(completion_index: Tensor, completion_lengths: Tensor) -> None:
+    """ValueError when a completion's tokens are only partly here: its ratio would be that of a fragment."""
+    present = torch.bincount(completion_index, minlength=completion_lengths.numel())
+    cut = (present > 0) & (present != completion_lengths)
+    if bool(cut.any()):
+        which = int(cut.nonzero()[0])
+        raise ValueError(
+            f"completion {which} has {int(completion_lengths[which])} tokens but {int(present[which])} are in this "
+            "micro-batch; ratio_level='sequence' needs completions whole"
+        )
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+def _constant(logprobs: Tensor) -> Tensor:
+    return _at_least_float32(logprobs.detach())
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.max() if values.numel() else values.new_zeros(())
