@@ -27,7 +27,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def family_model() -> Iterator[Callable[[str], PreTrainedModel]]:
-    """`family_model("qwen3")` is that family's tiny model, built once a session. Read it only: to train, `build_family`."""
+    """`family_model("qwen3")` is that family's tiny model, built once a session. To train one, take `build_family`."""
     models: dict[str, PreTrainedModel] = {}
     before: dict[str, float] = {}
 

@@ -1,8 +1,8 @@
-"""Tiny models of the architecture families Outscore promises, built from their config classes: no download, same weights always.
+"""Tiny models of the architecture families Outscore promises, built from their config classes.
 
-Each keeps what sets its family apart: grouped-query heads, query-key norms, biases, sliding windows that are shorter than the
-rows of the tests, soft caps low enough to bite. No parameter stays at a neutral value (a norm weight of 1, a bias of 0), so a
-forward pass that forgets one cannot agree with a forward pass that does not.
+No download, and the same weights always. Each keeps what sets its family apart: grouped-query heads, query-key norms,
+biases, sliding windows shorter than the rows of the tests, soft caps low enough to bite. No parameter stays at a
+neutral value (a norm weight of 1, a bias of 0), so a forward pass that forgets one cannot agree with one that does not.
 
 >>> @each_family
 ... def test_something(family: str) -> None:

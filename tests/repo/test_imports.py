@@ -1,0 +1,92 @@
+"""Imports between rooms run one way (ARCHITECTURE.md), and importing the package stays cheap."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+from repo.tree import imported_modules, module_of, name_of, source_files
+
+BASE = {"records", "config"}
+LEAVES = {"objectives", "tasks", "report"}
+MAY_IMPORT = {
+    "records": set(),
+    "config": {"records"},
+    "objectives": BASE,
+    "tasks": BASE,
+    "report": BASE,
+    "model": BASE,
+    "rewards": BASE | {"model"},
+    "rollout": BASE | {"model"},
+    "train": BASE | LEAVES | {"model", "rewards", "rollout"},
+}
+"""Room -> the other rooms it may import. What is not listed here (`cli`, the package itself) may import any room."""
+
+HEAVY_OR_OPTIONAL = ["accelerate", "datasets", "gguf", "math_verify", "peft", "reasoning_gym", "tensorboard", "trackio"]
+HEAVY_OR_OPTIONAL += ["trl", "typer", "wandb"]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("path", source_files(), ids=name_of)
+def test_imports_run_one_way(path):
+    room = room_of(module_of(path))
+    if room not in MAY_IMPORT:
+        return
+    allowed = MAY_IMPORT[room] | {room}
+    wrong = [
+        f"{name_of(path)}:{line} imports {module}, and {room} may import only {sorted(allowed)}"
+        for line, module in imported_modules(path)
+        if module.split(".")[0] == "outscore" and room_of(module) not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_mathematics_knows_tensors_only():
+    """No model, no file, no process group in `objectives`."""
+    outward = {
+        "io",
+        "json",
+        "logging",
+        "os",
+        "pathlib",
+        "random",
+        "shutil",
+        "socket",
+        "subprocess",
+        "tempfile",
+        "threading",
+    }
+    allowed = (sys.stdlib_module_names - outward) | {"torch", "numpy", "jaxtyping", "outscore"}
+    files = [path for path in source_files() if room_of(module_of(path)) == "objectives"]
+    imported = {(name_of(path), module) for path in files for _, module in imported_modules(path)}
+    assert files
+    assert not {(path, module) for path, module in imported if module.split(".")[0] not in allowed}
+    assert not {(path, module) for path, module in imported if module.startswith("torch.distributed")}
+
+
+@pytest.mark.parametrize("name", ["records", "config"])
+def test_records_and_configuration_need_no_torch(name):
+    (path,) = [path for path in source_files() if module_of(path) == f"outscore.{name}"]
+    assert {"torch", "transformers"}.isdisjoint(module.split(".")[0] for _, module in imported_modules(path))
+
+
+def test_importing_the_package_loads_no_extra_and_no_cuda():
+    code = (
+        "import json, sys, outscore, torch\n"
+        f"loaded = [name for name in {HEAVY_OR_OPTIONAL!r} if name in sys.modules]\n"
+        "print(json.dumps([loaded, torch.cuda.is_initialized()]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, cuda_initialized = json.loads(done.stdout)
+    assert loaded == []
+    assert cuda_initialized is False
+
+
+@pytest.mark.parametrize("path", source_files(), ids=name_of)
+def test_every_module_imports_with_its_annotations_checked(path):
+    """The tests' import hook turns every annotation into a check; one that cannot be is an error here, where it shows."""
+    assert importlib.import_module(module_of(path))
