@@ -1,0 +1,75 @@
+"""What an evaluation found, as a line of `evals.jsonl`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+HEADLINES = ("pass@1", "greedy", "accuracy", "reward")
+"""Which metric ranks evaluations when nobody says: the first of these that is there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """One evaluation on held-out problems.
+
+    >>> Evaluation(label="after SFT", stage="sft", step=100, policy_version=100, num_problems=200, samples=8,
+    ...            metrics={"pass@1": 0.41, "pass@8": 0.78}, intervals={"pass@1": (0.36, 0.46)})
+    """
+
+    label: str
+    """What a table calls it: "before SFT", "step 40"."""
+    stage: str
+    """The stage it belongs to."""
+    step: int
+    """After this step of the stage; 0 for before the first."""
+    policy_version: int
+    """Optimizer updates the evaluated policy had taken."""
+    num_problems: int
+    """Held-out problems."""
+    samples: int
+    """Completions per problem."""
+    metrics: Mapping[str, float]
+    """`pass@1`, `pass@8`, `maj@8`, `greedy` and the like; shares of one."""
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Confidence interval of those metrics that have one."""
+
+
+def to_line(evaluation: Evaluation) -> dict[str, Any]:
+    """The evaluation as the object that `evals.jsonl` holds; nothing in it depends on the clock."""
+    return {
+        "stage": evaluation.stage,
+        "step": evaluation.step,
+        "policy_version": evaluation.policy_version,
+        "label": evaluation.label,
+        "num_problems": evaluation.num_problems,
+        "samples": evaluation.samples,
+        "metrics": {name: finite(evaluation.metrics[name]) for name in sorted(evaluation.metrics)},
+        "intervals": {name: list(evaluation.intervals[name]) for name in sorted(evaluation.intervals)},
+    }
+
+
+def from_line(line: Mapping[str, Any]) -> Evaluation:
+    """The inverse of `to_line`; null reads as NaN."""
+    metrics = {name: math.nan if value is None else value for name, value in line["metrics"].items()}
+    intervals = {name: (low, high) for name, (low, high) in line["intervals"].items()}
+    return Evaluation(**{**line, "metrics": metrics, "intervals": intervals})
+
+
+def best(evaluations: Sequence[Evaluation], metric: str | None = None) -> tuple[str, Evaluation] | None:
+    """The evaluation with the highest value of a metric, the earliest of equals, and which metric it was.
+
+    Without a metric, the first of `HEADLINES` that the last evaluation has. None when no evaluation has it.
+    """
+    if metric is None:
+        named = [name for name in HEADLINES if evaluations and name in evaluations[-1].metrics]
+        if not named:
+            return None
+        metric = named[0]
+    ranked = [e for e in evaluations if math.isfinite(e.metrics.get(metric, math.nan))]
+    return (metric, max(ranked, key=lambda e: e.metrics[metric])) if ranked else None
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no number for it (NaN, infinities)."""
+    return value if math.isfinite(value) else None

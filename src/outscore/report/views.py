@@ -1,0 +1,161 @@
+"""What the console and `outscore show` draw: progress, metrics, one group, the table of evaluations.
+
+Model text only ever enters as `rich.text.Text` made by `literal`, so it is neither markup nor a terminal's command.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from outscore.report.evaluation import Evaluation
+from outscore.report.progress import Progress
+from outscore.report.rows import PART_PREFIX, CompletionRow
+from outscore.report.text import fold, format_seconds, format_value, is_share, shorten, sparkline, visible
+
+CURVES = ("reward", "accuracy")
+"""Metrics drawn as sparklines; a stage without them shows its loss."""
+BESIDE = (
+    *("reward_std", "zero_variance", "truncated", "scoring_failures", "completion_length", "entropy"),
+    *("ref_kl", "approx_kl", "clip_fraction_low", "clip_fraction_high", "sampler_kl", "grad_norm", "lr"),
+)
+"""Metrics named below the sparklines, in this order, where a stage has them."""
+MAX_PARTS = 3
+"""Reward parts that have a column of their own in an 80-column group table."""
+
+History = Sequence[Mapping[str, float | None]]
+"""Metrics by name, a mapping per step, oldest first."""
+
+
+def literal(content: str, width: int | None = None, *, style: str = "") -> Text:
+    """Text shown exactly as it is: no markup, no control characters, cut to `width` cells if one is given."""
+    shown = visible(content)
+    return Text(shown if width is None else shorten(shown, width), style=style, overflow="fold")
+
+
+def progress_bars(stages: Mapping[str, Progress]) -> Table:
+    """A bar, a count and the time left (or taken) for each stage begun so far."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True, min_width=12)
+    for name, progress in stages.items():
+        done, total = progress.steps_done, progress.total_steps
+        left = (
+            f"{format_seconds(progress.seconds_left)} left" if done < total else format_seconds(progress.seconds_spent)
+        )
+        bar = ProgressBar(total=max(total, 1), completed=done if total else 1)
+        grid.add_row(literal(name, 16, style="bold"), bar, Text(f"{done}/{total}"), Text(left))
+    return grid
+
+
+def curves(history: History, width: int, *, ascii_only: bool = False) -> list[Text]:
+    """One line for each main metric: its name, its last value and its sparkline."""
+    lines = []
+    for name in curve_names(history):
+        values = series(history, name)
+        head = f"{name:<10}{format_value(name, values[-1]):>9}  "
+        lines.append(Text.assemble(head, (sparkline(values, width - len(head), ascii_only=ascii_only), "cyan")))
+    return lines
+
+
+def curve_names(history: History) -> list[str]:
+    """Which of the main metrics these steps have; the loss when none."""
+    named = {name for step in history for name in step}
+    return [name for name in CURVES if name in named] or [name for name in ("loss",) if name in named]
+
+
+def series(history: History, name: str) -> list[float]:
+    """A metric over the steps, NaN where it is missing."""
+    values = [step.get(name) for step in history]
+    return [float("nan") if value is None else float(value) for value in values]
+
+
+def metric_chunks(metrics: Mapping[str, float | None]) -> list[str]:
+    """`name value` for each of the secondary metrics that are there."""
+    return [f"{name} {format_value(name, metrics[name])}" for name in BESIDE if name in metrics]
+
+
+def pack(chunks: Sequence[str], width: int, separator: str = " · ") -> list[str]:
+    """The chunks in lines of at most `width`, none broken unless it is wider than a line itself."""
+    lines: list[str] = []
+    for chunk in chunks:
+        if lines and len(lines[-1]) + len(separator) + len(chunk) <= width:
+            lines[-1] += separator + chunk
+        else:
+            lines.append(chunk)
+    return lines
+
+
+def group_view(rows: Sequence[CompletionRow], width: int, *, max_rows: int = 8, lines: int = 2) -> RenderableType:
+    """A sampled group: its question, and each completion, in at most `lines` lines, with its rewards and its ending."""
+    parts = sorted({name for row in rows for name in row.parts})
+    parts = parts if 1 < len(parts) <= MAX_PARTS else []
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    # Columns of 7 for numbers and one of 6 for the ending, a blank between any two; the response takes what is left.
+    response_width = max(12, width - 8 * len(parts) - 8 - 8 - 7)
+    table.add_column("response", width=response_width, no_wrap=True)
+    for name in [*parts, "reward", "advant."]:
+        table.add_column(literal(name, 7), justify="right", width=7, no_wrap=True)
+    table.add_column("ended", justify="right", width=6, no_wrap=True)
+    for row in rows[:max_rows]:
+        table.add_row(
+            Text(fold(visible(row.response), response_width, lines)),
+            *(Text(format_value(PART_PREFIX, row.parts.get(name))) for name in parts),
+            Text("failed", style="red") if row.failure else Text(format_value("reward", row.reward)),
+            _advantage(row.advantage),
+            Text(row.finish, style="yellow" if row.finish == "length" else ""),
+        )
+    below = [Text(f"… {len(rows) - max_rows} more", style="dim")] if len(rows) > max_rows else []
+    below += [literal(row.failure, width, style="red") for row in rows if row.failure][:1]
+    return Group(*_heading(rows[0], width), table, *below)
+
+
+def _heading(first: CompletionRow, width: int) -> list[Text]:
+    gold = "" if first.answer is None else shorten(f"   gold: {visible(first.answer)}", width // 2)
+    question = Text(shorten(visible(first.question), width - cell_len(gold)))
+    title = literal(f"{first.stage} step {first.step} · {first.problem_id}", width, style="bold")
+    return [title, Text.assemble(question, (gold, "green"))]
+
+
+def _advantage(value: float | None) -> Text:
+    style = "" if not value else "green" if value > 0 else "red"
+    return Text("–" if value is None else f"{value:+.2f}", style=style)
+
+
+def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
+    """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(f"{evaluations[-1].num_problems} held-out", no_wrap=True)
+    names = ordered({name for found in evaluations for name in found.metrics})
+    for name in names:
+        table.add_column(literal(f"{name} %" if is_share(name) else name, 14), justify="right", no_wrap=True)
+    for found in evaluations:
+        table.add_row(literal(found.label, 20), *(Text(_with_interval(found, name)) for name in names))
+    return table
+
+
+def ordered(names: set[str]) -> list[str]:
+    """Metric names as a table shows them: greedy, pass@k and maj@k by k, then the rest by name."""
+
+    def key(name: str) -> tuple[int, int, str]:
+        match = re.fullmatch(r"(pass|maj)@(\d+)", name)
+        if match:
+            return (1 if match[1] == "pass" else 2, int(match[2]), name)
+        return (0 if name == "greedy" else 3, 0, name)
+
+    return sorted(names, key=key)
+
+
+def _with_interval(found: Evaluation, name: str) -> str:
+    shown = format_value(name, found.metrics.get(name)).removesuffix(" %")
+    if name not in found.intervals or shown == "–":
+        return shown
+    low, high = found.intervals[name]
+    return f"{shown} ±{50 * (high - low):.1f}" if is_share(name) else f"{shown} ±{(high - low) / 2:.3f}"
