@@ -1,0 +1,317 @@
+"""Attention while sampling: a group's prompt is stored once, and every live row attends to it and to its own tokens.
+
+The two parts are joined exactly. Softmax over the union of prompt keys (p) and own keys (o) is
+
+    out = out_o + σ(lse_p − lse_o) · (out_p − out_o),      σ the logistic function,
+
+where out and lse are the output and the log-sum-exp of the scores of each part alone.
+
+All live rows of a prompt are queries of one matrix product against that prompt's keys: a query head that shares its
+key head with others (grouped-query attention) is one more query row. Prompts of similar length are batched in a block;
+each has the same number of *seats* there, and a seat that no row needs repeats row 0 and is dropped afterwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from outscore.model.attention import Segment, TreeAttention
+from outscore.rollout.kv import KeyValueTable, compaction
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_SMALLEST_BLOCK = 64
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class StoredPrompt:
+    """Where the keys and values of a prompt are."""
+
+    length: int
+    """Its number of tokens."""
+    block: "PromptBlock"
+    """The block that holds it."""
+    entry: int
+    """Its entry there; changes when the block closes a gap."""
+
+
+class PromptBlock:
+    """The stored prompts whose lengths round up to the same power of two."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+        self.table = KeyValueTable()
+        self.prompts: list[StoredPrompt] = []
+
+    def add(self, length: int) -> StoredPrompt:
+        """Make a place for a prompt; its keys and values are written by a `PrefillContext`."""
+        prompt = StoredPrompt(length=length, block=self, entry=len(self.prompts))
+        self.prompts.append(prompt)
+        if len(self.prompts) > self.table.num_entries:
+            self.table.reserve(max(len(self.prompts), 2 * self.table.num_entries), self.num_tokens)
+        return prompt
+
+    def remove(self, prompt: StoredPrompt) -> None:
+        """Drop a prompt; the last one takes its entry."""
+        for source, target in compaction(len(self.prompts), [prompt.entry]):
+            self.table.move([source], [target])
+            self.prompts[target] = self.prompts[source]
+            self.prompts[target].entry = target
+        self.prompts.pop()
+
+
+class LiveRow(Protocol):
+    """What attention needs to know of a row that is being sampled."""
+
+    @property
+    def prompt(self) -> StoredPrompt:
+        """The prompt it continues."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Its own tokens so far, the one that is fed now included: at least 1."""
+        ...
+
+
+class PrefillContext:
+    """Attention over several prompts packed in one row, storing their keys and values on the way."""
+
+    def __init__(self, prompts: Sequence[StoredPrompt], device: torch.device) -> None:
+        starts = [0]
+        for prompt in prompts:
+            starts.append(starts[-1] + prompt.length)
+        self._prompts = prompts
+        self._tree = TreeAttention(
+            [Segment(start=s, length=p.length, parent=-1) for s, p in zip(starts, prompts, strict=False)], device
+        )
+        self.positions = self._tree.positions
+        self.last_tokens = torch.tensor(starts[1:], device=device) - 1
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "1 head token dim"],
+        key: Float[Tensor, "1 kv_head token dim"],
+        value: Float[Tensor, "1 kv_head token value_dim"],
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Float[Tensor, "1 token head value_dim"]:
+        """See `outscore.model.attention.AttentionContext`."""
+        layer = cast(int, module.layer_idx)
+        for segment, prompt in zip(self._tree.segments, self._prompts, strict=True):
+            tokens = slice(segment.start, segment.start + segment.length)
+            prompt.block.table.write(layer, prompt.entry, key[0, :, tokens], value[0, :, tokens])
+        return self._tree.attend(
+            module, query, key, value, scaling=scaling, sliding_window=sliding_window, softcap=softcap
+        )
+
+
+class _BlockStep:
+    """One block's part in a decoding step."""
+
+    def __init__(
+        self, block: PromptBlock, taken: list[list[int]], rows: Sequence[LiveRow], device: torch.device
+    ) -> None:
+        self.table = block.table
+        self.taken = taken  # for each prompt, the rows that continue it
+        self.num_prompts, self.num_seats = len(taken), max(map(len, taken))
+        self.rows = [row for own in taken for row in (*own, *([0] * (self.num_seats - len(own))))]  # for each seat
+        self.lengths = [prompt.length for prompt in block.prompts]
+        self.longest = max(self.lengths)
+        # The farthest a live row of the block is from the start of its prompt: no window this wide hides anything.
+        self._reach = max(rows[row].prompt.length + rows[row].num_tokens for own in taken for row in own)
+        self._positions = [rows[row].prompt.length + rows[row].num_tokens - 1 for row in self.rows]
+        self._device = device
+        self._biases: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
+
+    def bias(
+        self, window: int | None, num_shared: int, dtype: torch.dtype
+    ) -> Float[Tensor, "prompt 1 #query token"] | None:
+        """What hides the end of shorter prompts and what lies beyond the window of each row; None if nothing is
+        hidden. `num_shared` query heads share a key head."""
+        window = None if window is None or self._reach <= window else window
+        key = (window, num_shared, dtype)
+        if key not in self._biases:
+            self._biases[key] = self._make_bias(window, num_shared, dtype)
+        return self._biases[key]
+
+    def _make_bias(self, window: int | None, num_shared: int, dtype: torch.dtype) -> Tensor | None:
+        if window is None and min(self.lengths) == self.longest:
+            return None
+        places = torch.arange(self.longest, device=self._device)
+        visible = (places < torch.tensor(self.lengths, device=self._device)[:, None])[:, None]
+        if window is not None:
+            positions = torch.tensor(self._positions, device=self._device).view(self.num_prompts, self.num_seats, 1)
+            visible = (visible & (positions - places < window)).repeat_interleave(num_shared, 1)
+        return _additive(visible, dtype)[:, None]
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "seat kv_head shared dim"],
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> tuple[Float[Tensor, "seat kv_head shared value_dim"], Float[Tensor, "seat kv_head shared"]]:
+        """All seats against the prompts they belong to: output and log-sum-exp."""
+        _, heads, shared, dim = query.shape
+        grid = (self.num_prompts, self.num_seats, heads, shared)
+        folded = query.view(*grid, dim).transpose(1, 2).reshape(self.num_prompts, heads, -1, dim)
+        keys, values = (states[: self.num_prompts, :, : self.longest] for states in self.table.layer(layer))
+        out, lse = _attend_part(folded, keys, values, scaling, softcap, self.bias(window, shared, query.dtype))
+        out = out.unflatten(2, (self.num_seats, shared)).transpose(1, 2).flatten(0, 1)
+        return out, lse.unflatten(2, (self.num_seats, shared)).transpose(1, 2).flatten(0, 1)
+
+
+class DecodeContext:
+    """Attention of one new token for each live row, all in one packed row [1, row].
+
+    Args:
+        max_rows: the most rows that are ever live.
+        max_tokens: the most tokens a row ever has.
+        device: where the model is.
+    """
+
+    def __init__(self, max_rows: int, max_tokens: int, device: torch.device) -> None:
+        self.blocks: dict[int, PromptBlock] = {}
+        self._own = KeyValueTable()
+        self._max_tokens = max_tokens
+        self._device = device
+        self._own.reserve(max_rows, min(32, max_tokens))
+
+    def add_prompt(self, length: int) -> StoredPrompt:
+        """Make a place for a prompt."""
+        size = max(_SMALLEST_BLOCK, 1 << (length - 1).bit_length())
+        return self.blocks.setdefault(size, PromptBlock(size)).add(length)
+
+    def remove_prompt(self, prompt: StoredPrompt) -> None:
+        """Drop a prompt no row continues any more, and its memory once its block is empty."""
+        prompt.block.remove(prompt)
+        if not prompt.block.prompts:
+            del self.blocks[prompt.block.num_tokens]
+
+    def move_rows(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Rows changed places: (from, to) pairs."""
+        if moves:
+            self._own.move(*zip(*moves, strict=True))
+
+    def begin_step(self, rows: Sequence[LiveRow]) -> Int64[Tensor, "1 row"]:
+        """Prepare to attend for these rows, in this order, and return the positions of their new tokens."""
+        counts = [row.num_tokens for row in rows]
+        self._longest = max(counts)
+        if self._longest > self._own.num_tokens:
+            self._own.reserve(0, min(max(self._longest, 2 * self._own.num_tokens), self._max_tokens))
+        self._equal = min(counts) == self._longest
+        self._counts = torch.tensor(counts, device=self._device)
+        self._at = self._counts - 1
+        self._entries = torch.arange(len(rows), device=self._device)
+        self._own_biases: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
+        self._seat(rows)
+        return torch.tensor([[row.prompt.length + row.num_tokens - 1 for row in rows]], device=self._device)
+
+    def _seat(self, rows: Sequence[LiveRow]) -> None:
+        seats: dict[int, list[list[int]]] = {size: [[] for _ in block.prompts] for size, block in self.blocks.items()}
+        for index, row in enumerate(rows):
+            seats[row.prompt.block.num_tokens][row.prompt.entry].append(index)
+        self._steps = [_BlockStep(self.blocks[s], seats[s], rows, self._device) for s in seats if any(seats[s])]
+        seat_rows = [row for step in self._steps for row in step.rows]
+        self._seat_rows: Tensor | None = None
+        if seat_rows != list(range(len(rows))):
+            row_seats, first = [0] * len(rows), 0
+            for step in self._steps:
+                for place, taken in enumerate(step.taken):
+                    for seat, index in enumerate(taken, first + place * step.num_seats):
+                        row_seats[index] = seat
+                first += len(step.rows)
+            self._seat_rows = torch.tensor(seat_rows, device=self._device)
+            self._row_seats = torch.tensor(row_seats, device=self._device)
+
+    def _own_bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row 1 1 token"] | None:
+        window = None if window is None or self._longest <= window else window
+        if window is None and self._equal:
+            return None
+        if (window, dtype) not in self._own_biases:
+            places = torch.arange(self._longest, device=self._device)
+            visible = places < self._counts[:, None]
+            if window is not None:
+                visible &= self._at[:, None] - places < window
+            self._own_biases[window, dtype] = _additive(visible, dtype)[:, None, None]
+        return self._own_biases[window, dtype]
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Float[Tensor, "1 head row dim"],
+        key: Float[Tensor, "1 kv_head row dim"],
+        value: Float[Tensor, "1 kv_head row value_dim"],
+        *,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Float[Tensor, "1 row head value_dim"]:
+        """See `outscore.model.attention.AttentionContext`; the tokens here are the rows given to `begin_step`."""
+        layer = cast(int, module.layer_idx)
+        num_rows, num_heads = query.shape[2], key.shape[1]
+        grouped = query[0].transpose(0, 1).unflatten(1, (num_heads, -1))
+        keys, values = self._own.append(layer, self._entries, self._at, key[0], value[0])
+        own, own_lse = _attend_part(
+            grouped,
+            keys[:num_rows, :, : self._longest],
+            values[:num_rows, :, : self._longest],
+            scaling,
+            softcap,
+            self._own_bias(sliding_window, query.dtype),
+        )
+        prompt, prompt_lse = self._attend_prompts(layer, grouped, scaling, sliding_window, softcap)
+        weight = torch.sigmoid(prompt_lse - own_lse)[..., None]
+        out = torch.lerp(own.to(weight.dtype), prompt.to(weight.dtype), weight)
+        return out.to(query.dtype).flatten(1, 2)[None]
+
+    def _attend_prompts(
+        self, layer: int, query: Tensor, scaling: float, window: int | None, softcap: float | None
+    ) -> tuple[Float[Tensor, "row kv_head shared value_dim"], Float[Tensor, "row kv_head shared"]]:
+        seated = query if self._seat_rows is None else query.index_select(0, self._seat_rows)
+        sizes = [len(step.rows) for step in self._steps]
+        parts = [
+            step.attend(layer, queries, scaling, window, softcap)
+            for step, queries in zip(self._steps, seated.split(sizes), strict=True)
+        ]
+        out, lse = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts, strict=True))
+        if self._seat_rows is None:
+            return out, lse
+        return out.index_select(0, self._row_seats), lse.index_select(0, self._row_seats)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, else so low that the weight is exactly 0 beside any real score, yet finite: a part whose keys
+    are all hidden then has a log-sum-exp that is merely very low, and weight 0 in the join, with no NaN on the way."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(
+        ~visible, torch.finfo(dtype).min / 2
+    )
+
+
+def _attend_part(
+    query: Float[Tensor, "problem head query dim"],
+    key: Float[Tensor, "problem head token dim"],
+    value: Float[Tensor, "problem head token value_dim"],
+    scaling: float,
+    softcap: float | None,
+    bias: Float[Tensor, "problem 1 #query token"] | None,
+) -> tuple[Float[Tensor, "problem head query value_dim"], Float[Tensor, "problem head query"]]:
+    """Attention over some keys, with the log-sum-exp of the scores (fp32 at least) that joining it to others needs."""
+    if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
+        out, lse = _flash(query, key, value, 0.0, False, attn_mask=bias, scale=scaling)
+        return out, lse
+    scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    return torch.exp(scores - lse).to(value.dtype) @ value, lse[..., 0]
