@@ -88,5 +88,5 @@ def test_importing_the_package_loads_no_extra_and_no_cuda():
 
 @pytest.mark.parametrize("path", source_files(), ids=name_of)
 def test_every_module_imports_with_its_annotations_checked(path):
-    """The tests' import hook turns every annotation into a check; one that cannot be is an error here, where it shows."""
+    """The tests turn every annotation into a check; one that cannot become a check is an error here."""
     assert importlib.import_module(module_of(path))
