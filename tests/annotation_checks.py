@@ -1,4 +1,4 @@
-"""The checker behind every annotation of the package, while the tests run: beartype, told two things about this project.
+"""The checker behind every annotation of the package while the tests run: beartype, told two things about this project.
 
 pytest's `--jaxtyping-packages=outscore,annotation_checks.check` applies it. In production annotations cost nothing.
 """
@@ -16,7 +16,7 @@ def check(target: Any) -> Any:
     """Make calls of `target` fail when an argument or the result is not what its annotation says."""
     for annotation in getattr(target, "__annotations__", {}).values():
         for protocol in _protocols(annotation):
-            # By default only a static checker may ask whether an object follows a protocol; beartype asks by isinstance.
+            # Unless told so, a protocol refuses isinstance, and that is how beartype asks.
             runtime_checkable(protocol)
     return _checked(target)
 
