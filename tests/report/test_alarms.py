@@ -1,0 +1,53 @@
+"""Alarms name what was seen and what to do, once."""
+
+import math
+
+import pytest
+
+from outscore.report.alarms import AlarmWatch, find_alarms
+
+
+def steps(count, **metrics):
+    return [metrics] * count
+
+
+@pytest.mark.parametrize(
+    ("history", "kind", "remedy"),
+    [
+        (steps(5, zero_variance=0.95), "zero_variance", "larger group_size"),
+        (steps(5, zero_variance=0.95, accuracy=0.97), "zero_variance", "nearly solved"),
+        (steps(5, truncated=0.51), "truncated", "max_new_tokens"),
+        (steps(5, entropy=2.0) + steps(5, entropy=0.1), "entropy", "learning rate"),
+        (steps(1, loss=math.nan, grad_norm=1.0), "not_finite", "loss is nan"),
+        (steps(1, grad_norm=math.inf), "not_finite", "precision: fp32"),
+    ],
+)
+def test_each_alarm_names_its_remedy(history, kind, remedy):
+    (alarm,) = find_alarms(history)
+    assert alarm.kind == kind
+    assert remedy in alarm.sentence
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        steps(5, zero_variance=0.9, truncated=0.5),
+        steps(4, zero_variance=1.0, truncated=1.0),
+        steps(5, entropy=2.0) + steps(5, entropy=0.3),
+        steps(5, entropy=2.0, accuracy=0.1) + steps(5, entropy=0.01, accuracy=0.95),
+        steps(5, loss=None, zero_variance=None),
+        steps(4, truncated=0.0) + steps(1, truncated=1.0),
+    ],
+)
+def test_no_alarm_without_cause(history):
+    assert find_alarms(history) == []
+
+
+def test_an_alarm_is_raised_when_it_begins_and_again_when_it_returns():
+    watch, history, raised = AlarmWatch(), [], []
+    for share in [1.0] * 7 + [0.0] * 5 + [1.0] * 6:
+        history.append({"truncated": share})
+        raised.append(len(watch.update(history)))
+    # A mean over 5 steps passes one half with the third step of a second spell.
+    assert [index + 1 for index, count in enumerate(raised) if count] == [5, 15]

@@ -1,0 +1,104 @@
+"""`outscore show` on a run made by hand."""
+
+import io
+import json
+
+import pytest
+import rich.console
+from report.building import CONFIG, STAGES, make_run, rows_of
+from rich.cells import cell_len
+
+from outscore.report import RunDirectory, show_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "hand")
+
+
+def shown(run, **options):
+    out = rich.console.Console(file=io.StringIO(), width=80)
+    data = show_run(run.path, console=out, **options)
+    return data, out.file.getvalue()
+
+
+def test_the_summary_holds_stages_curves_evaluations_and_the_best(run):
+    data, text = shown(run)
+    assert data["config"] == CONFIG
+    assert [(stage["name"], stage["steps_done"], stage["seconds"]) for stage in data["stages"]] == [
+        ("sft", 2, 6.0),
+        ("grpo", 4, 12.0),
+    ]
+    assert data["stages"][0]["curves"] == {"loss": [1.0, 0.5]}
+    assert data["stages"][1]["curves"]["reward"] == [0.625, 0.75, 0.875, 1.0]
+    assert data["best"]["metric"] == "pass@1"
+    assert (data["best"]["stage"], data["best"]["step"]) == ("grpo", 4)
+    assert len(data["checkpoints"]) == 6
+    assert "grpo: finished" in data["events"][-1]
+    for expected in ("grpo  4/4 steps, 0:12", "▁▃▆█", "best by pass@1: grpo step 4", "checkpoints/grpo/step-000004"):
+        assert expected in text
+    # The path itself may be longer than the screen and is never cut.
+    assert all(cell_len(line) <= 80 for line in text.splitlines()[4:])
+
+
+def test_json_is_the_same_data(run):
+    data, text = shown(run, as_json=True)
+    assert json.loads(text) == json.loads(json.dumps(data))
+
+
+def steps_and_slots(data):
+    return [(group[0]["step"], group[0]["slot"]) for group in data["groups"]]
+
+
+def test_best_and_worst_rank_groups_by_mean_reward(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    for step, rewards in ((1, [0.0, 1.0]), (2, [0.0, 0.0]), (3, [1.0, 1.0]), (4, [None, 0.25])):
+        run.write_groups("grpo", step, rows_of(step, rewards))
+    # Means 0.5, 0, 1 and, over what could be scored, 0.25.
+    assert steps_and_slots(shown(run, best=True)[0]) == [(3, 0), (1, 0), (4, 0)]
+    assert steps_and_slots(shown(run, worst=True)[0]) == [(2, 0), (4, 0), (1, 0)]
+    with pytest.raises(ValueError, match="one at a time"):
+        show_run(run.path, best=True, worst=True)
+
+
+def test_a_step_shows_its_groups(run):
+    data, text = shown(run, step=2)
+    assert steps_and_slots(data) == [(2, 0), (2, 1)]
+    assert "grpo step 2 · p/1" in text
+    assert data["groups"][0][0]["response"] == "277"
+    with pytest.raises(ValueError, match=r"step 9: .*groups of steps 1 to 4"):
+        shown(run, step=9)
+    with pytest.raises(ValueError, match="no sampled groups in stage 'sft'"):
+        shown(run, step=1, stage="sft")
+    with pytest.raises(ValueError, match="has sft, grpo"):
+        shown(run, step=1, stage="ppo")
+
+
+def test_one_prompt_across_steps(run):
+    data, _ = shown(run, prompt="p/1")
+    assert steps_and_slots(data) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert [group[0]["reward"] for group in data["groups"]] == [0.75, 1.0, 1.25, 1.5]
+    assert steps_and_slots(shown(run, prompt="p/1", best=True)[0])[0] == (4, 1)
+    with pytest.raises(ValueError, match=r"'p/7' was not sampled; the nearest that were: p/"):
+        shown(run, prompt="p/7")
+
+
+def test_a_run_in_progress_can_be_looked_at(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    assert shown(run)[0]["stages"][1]["steps_done"] == 0
+    with pytest.raises(ValueError, match="no sampled groups yet"):
+        shown(run, best=True)
+    run = make_run(tmp_path / "b")
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"stage": "grpo", "step": 5, "rew')
+    (run.path / "groups" / "grpo" / ".tmp-step-000005.parquet").write_bytes(b"PAR1 half")
+    data, _ = shown(run, best=True)
+    assert data["stages"][1]["steps_done"] == 4
+
+
+def test_text_of_a_model_stays_text(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run.write_groups("grpo", 1, rows_of(1, [0.0, 1.0], text="[bold]x[/bold] \x1b[2J"))
+    _, text = shown(run, step=1)
+    assert "[bold]x[/bold] \\x1b[2J" in text
+    assert "\x1b" not in text
