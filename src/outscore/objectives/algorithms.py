@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -59,25 +59,7 @@ class Algorithm:
     """Weight of the entropy bonus, averaged over tokens as the objective is; needs the entropy of every token."""
 
     def __post_init__(self) -> None:
-        for key, choices in _CHOICES.items():
-            value = getattr(self, key)
-            if value not in choices:
-                raise ValueError(f"{key}={value!r} is not known{_nearest(value, choices)}")
-        _check_number("advantage_eps", self.advantage_eps, low=0.0)
-        _check_number("clip_low", self.clip_low, low=0.0, or_infinite=True)
-        _check_number("clip_high", self.clip_high, low=0.0, or_infinite=True)
-        _check_number("kl_coef", self.kl_coef, low=0.0)
-        _check_number("entropy_coef", self.entropy_coef, low=-math.inf)
-        if self.mismatch_cap is not None:
-            _check_number("mismatch_cap", self.mismatch_cap, low=math.ulp(0.0), or_infinite=True)
-        constant = self.aggregation_constant
-        if constant is not None and (not isinstance(constant, int) or isinstance(constant, bool) or constant < 1):
-            raise ValueError(f"aggregation_constant={constant!r}: must be a whole number of tokens, at least 1")
-        if self.source == "demonstrations" and self.surrogate == "clipped":
-            raise ValueError(
-                "surrogate='clipped' needs completions sampled from the policy, but source='demonstrations'; "
-                "use surrogate='log_likelihood'"
-            )
+        _check_cells(_cells(self))
 
     @property
     def needs_reference(self) -> bool:
@@ -100,6 +82,32 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "kl_estimator": get_args(KlEstimator),
     "kl_place": get_args(KlPlace),
 }
+
+
+def _cells(row: Algorithm) -> dict[str, Any]:
+    return {field.name: getattr(row, field.name) for field in fields(row)}
+
+
+def _check_cells(cells: Mapping[str, Any]) -> None:
+    """ValueError for an unknown choice, a number out of its range, or cells that exclude each other."""
+    for key, choices in _CHOICES.items():
+        if cells[key] not in choices:
+            raise ValueError(f"{key}={cells[key]!r} is not known{_nearest(cells[key], choices)}")
+    _check_number("advantage_eps", cells["advantage_eps"], low=0.0)
+    _check_number("clip_low", cells["clip_low"], low=0.0, or_infinite=True)
+    _check_number("clip_high", cells["clip_high"], low=0.0, or_infinite=True)
+    _check_number("kl_coef", cells["kl_coef"], low=0.0)
+    _check_number("entropy_coef", cells["entropy_coef"], low=-math.inf)
+    if cells["mismatch_cap"] is not None:
+        _check_number("mismatch_cap", cells["mismatch_cap"], low=math.ulp(0.0), or_infinite=True)
+    constant = cells["aggregation_constant"]
+    if constant is not None and (not isinstance(constant, int) or isinstance(constant, bool) or constant < 1):
+        raise ValueError(f"aggregation_constant={constant!r}: must be a whole number of tokens, at least 1")
+    if cells["source"] == "demonstrations" and cells["surrogate"] == "clipped":
+        raise ValueError(
+            "surrogate='clipped' needs completions sampled from the policy, but source='demonstrations'; "
+            "use surrogate='log_likelihood'"
+        )
 
 
 def _check_number(key: str, value: object, *, low: float, or_infinite: bool = False) -> None:
@@ -156,7 +164,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 """The presets by name."""
 
 
-def algorithm(name: str, **overrides: Any) -> Algorithm:
+def algorithm(name: str, /, **overrides: Any) -> Algorithm:
     """The preset `name` with some cells replaced.
 
     Raises ValueError naming the nearest right word when the preset, a cell or a choice is not known, and when a value
@@ -164,8 +172,11 @@ def algorithm(name: str, **overrides: Any) -> Algorithm:
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is not known{_nearest(name, ALGORITHMS)}")
-    cells = [field.name for field in fields(Algorithm) if field.name != "name"]
+    cells = _cells(ALGORITHMS[name])
+    known = [key for key in cells if key != "name"]
     for key in overrides:
-        if key not in cells:
-            raise ValueError(f"{key!r} is not a cell of an algorithm{_nearest(key, cells)}")
-    return replace(ALGORITHMS[name], **overrides)
+        if key not in known:
+            raise ValueError(f"{key!r} is not a cell of an algorithm{_nearest(key, known)}")
+    cells |= overrides
+    _check_cells(cells)
+    return Algorithm(**cells)

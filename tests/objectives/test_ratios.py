@@ -1,0 +1,54 @@
+"""Ratios over a flat token axis, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from outscore.objectives import completion_sums, log_ratio, truncated_importance_weights
+from outscore.objectives.ratios import bounded_exp, bounded_expm1
+
+POLICY = torch.tensor([-1.0, -2.0, -0.5, -3.0], dtype=torch.float64)
+ANCHOR = torch.tensor([-1.5, -2.0, -1.0, -1.0], dtype=torch.float64)
+INDEX = torch.tensor([2, 0, 2, 0])  # tokens of a completion need not be neighbours, and completion 1 has none
+
+
+def test_token_level_is_the_difference() -> None:
+    ratio = log_ratio(POLICY, ANCHOR, INDEX, level="token", num_completions=3)
+    assert ratio.tolist() == [0.5, 0.0, 0.5, -2.0]
+
+
+def test_sequence_level_is_the_sum_over_the_completion_on_each_of_its_tokens() -> None:
+    ratio = log_ratio(POLICY, ANCHOR, INDEX, level="sequence", num_completions=3)
+    assert ratio.tolist() == [1.0, -2.0, 1.0, -2.0]
+
+
+def test_sums_per_completion() -> None:
+    assert completion_sums(POLICY, INDEX, 3).tolist() == [-5.0, 0.0, -1.5]
+
+
+@pytest.mark.parametrize("value", [-800.0, -30.0, -1.0, 0.0, 1e-9, 3.0, 19.9, 20.0])
+def test_bounded_exponentials_are_the_exponentials_up_to_the_limit(value: float) -> None:
+    exponent = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    for function, expected in ((bounded_exp, math.exp(value)), (bounded_expm1, math.expm1(value))):
+        result = function(exponent)
+        (slope,) = torch.autograd.grad(result, exponent)
+        assert result.item() == pytest.approx(expected, rel=1e-12)
+        assert slope.item() == pytest.approx(math.exp(value), rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [21.0, 100.0, 1e6])
+def test_beyond_the_limit_they_go_on_along_the_tangent_and_stay_finite_in_float32(value: float) -> None:
+    exponent = torch.tensor(value, requires_grad=True)
+    result = bounded_exp(exponent)
+    (slope,) = torch.autograd.grad(result, exponent)
+    assert result.item() == pytest.approx(math.exp(20) * (1 + value - 20), rel=1e-6)
+    assert slope.item() == pytest.approx(math.exp(20), rel=1e-6)
+
+
+def test_truncated_importance_weights() -> None:
+    mismatch = torch.tensor([0.0, math.log(1.5), math.log(4.0), math.log(0.1)], requires_grad=True)
+    weights, capped = truncated_importance_weights(mismatch, cap=2.0)
+    assert weights.tolist() == pytest.approx([1.0, 1.5, 2.0, 0.1])
+    assert capped.tolist() == [False, False, True, False]
+    assert not weights.requires_grad
