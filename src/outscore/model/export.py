@@ -1,0 +1,98 @@
+"""A trained model as a plain Hugging Face directory, and writing one so that it is complete or absent."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from outscore.model.adapters import has_adapters, load_lora, merge
+from outscore.model.load import LoadedModel, load_model, quiet_transformers
+
+
+def export(source: str | Path, out_dir: str | Path, *, trust_remote_code: bool = False) -> Path:
+    """Write a model as safetensors, config, generation config and tokenizer, adapters merged; return `out_dir`.
+
+    `source` is a checkpoint or anything `load_model` takes. An adapter directory is merged in fp32 into the base model
+    it names; a full model keeps the dtype it is stored in. What else lies in a checkpoint (optimizer, master weights)
+    is left out. ValueError when `out_dir` exists or the source cannot be loaded.
+    """
+    target = Path(out_dir)
+    _refuse_existing(target)
+    path = Path(source).expanduser()
+    if is_adapter(path):
+        loaded = load_with_adapter(path, trust_remote_code=trust_remote_code)
+    else:
+        loaded = load_model(source, precision_dtype=None, trust_remote_code=trust_remote_code)
+    with written_aside(target) as aside:
+        save_model(loaded.model, loaded.tokenizer, aside)
+    return target
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds a LoRA adapter rather than a whole model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def load_with_adapter(directory: Path, *, trust_remote_code: bool = False) -> LoadedModel:
+    """The base model an adapter directory names, in fp32, with the adapter put in (not merged).
+
+    The tokenizer is the directory's own if it has one. The SHA-256 is the base model's.
+    """
+    base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{directory / 'adapter_config.json'} names no base model (base_model_name_or_path)")
+    loaded = load_model(base, precision_dtype=torch.float32, trust_remote_code=trust_remote_code)
+    with quiet_transformers():
+        load_lora(loaded.model, directory)
+    tokenizer = loaded.tokenizer
+    if (directory / "tokenizer_config.json").is_file():
+        tokenizer = type(tokenizer).from_pretrained(str(directory), local_files_only=True)
+    return LoadedModel(model=loaded.model, tokenizer=tokenizer, sha256=loaded.sha256, source=str(directory))
+
+
+def save_model(model: PreTrainedModel, tokenizer: Tokenizer, directory: Path) -> None:
+    """Write model and tokenizer into an existing directory as AutoModelForCausalLM and AutoTokenizer read them.
+
+    Adapters are merged into the model first, in place.
+    """
+    if has_adapters(model):
+        merge(model)
+    with quiet_transformers():
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+
+@contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A new directory to fill, which becomes `target` when the block ends, and vanishes when it fails.
+
+    Files are synced before the rename, so that after a crash `target` is complete or absent.
+    """
+    _refuse_existing(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+        aside.chmod(0o755)  # mkdtemp's 0700 would keep a shared model from others
+        if target.is_dir():
+            target.rmdir()  # empty, as checked
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_existing(target: Path) -> None:
+    """ValueError when something would be overwritten; an empty directory may be filled."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{target} exists and is never overwritten: choose another directory, or remove it")
