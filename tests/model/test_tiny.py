@@ -90,7 +90,7 @@ def test_first_predictions_are_near_uniform_but_not_flat() -> None:
     ids = torch.randint(2, len(tokenizer), (4, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = model(ids).logits
-    assert 0.3 < logits.std().item() < 2.0
+    assert 0.2 < logits.std().item() < 2.0
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss.item() - math.log(len(tokenizer))) < 1.0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -70,7 +71,7 @@ def load_model(
         _check_directory(Path(text).expanduser(), allow_pickle=allow_pickle)
     location = _locate(text, kind, trust_remote_code)
     dtype: torch.dtype | str = "auto" if precision_dtype is None else precision_dtype
-    with _quiet(), _explained(text, kind):
+    with quiet_transformers(), _explained(text, kind):
         config = AutoConfig.from_pretrained(**location)
         _check_config(text, config)
         disable_dropout(config)
@@ -79,7 +80,8 @@ def load_model(
         arguments: dict[str, Any] = {**location, **pickle, "config": config, "dtype": dtype}
         with contextlib.redirect_stderr(io.StringIO()) if kind == "gguf" else contextlib.nullcontext():
             # The bar over GGUF tensors is one that transformers' own switch does not reach.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments, output_loading_info=True)
+            arguments |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # `_check_weights` tells
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**arguments)
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     _check_weights(text, info)
@@ -217,7 +219,8 @@ def _check_config(source: str, config: PretrainedConfig) -> None:
 
 def _check_weights(source: str, info: dict[str, Any]) -> None:
     """Refuse a model some of whose parameters were not in the file and are therefore random."""
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    missing = sorted(info["missing_keys"])
+    missing += [f"{name} of shape {tuple(model)}, not {tuple(file)}" for name, file, model in info["mismatched_keys"]]
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise ValueError(
@@ -239,7 +242,7 @@ def _load_tokenizer(source: str, location: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a source; ValueError when there is none (transformers may then make an empty one up)."""
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**location)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # the tokenizers library raises a bare Exception for a file it cannot read
         raise ValueError(
             f"{source} has no tokenizer that can be read ({_first_line(error)}): add its tokenizer.json"
         ) from error
@@ -279,7 +282,7 @@ def _explained(source: str, kind: SourceKind) -> Iterator[None]:
     """Turn what transformers raises for a source that cannot be loaded into a ValueError that says what would help."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         message = str(error)
         if "trust_remote_code" in message:
             raise ValueError(
@@ -292,16 +295,16 @@ def _explained(source: str, kind: SourceKind) -> Iterator[None]:
                 f"model source {source!r} is no local path and could not be loaded from the Hugging Face hub "
                 f"({_first_line(error)}): {_OFFLINE_HELP}"
             ) from error
-        if isinstance(error, OSError) or not message.startswith(source):
+        if not isinstance(error, ValueError) or not message.startswith(source):
             raise ValueError(f"{source} cannot be loaded as a causal language model: {_first_line(error)}") from error
         raise
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' bars and notices off the terminal, and its safetensors conversion bot off the network.
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and notices off the terminal, and its conversion bot off the network.
 
-    Hub downloads keep their own progress bars: they take minutes.
+    For loading and saving. Hub downloads keep their own progress bars: they take minutes.
     """
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     conversion = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
