@@ -50,11 +50,11 @@ def rows_of(step: int, rewards: Sequence[float | None], **group: object) -> list
     return completion_rows(stage="grpo", step=step, groups=[made], advantages=advantages)
 
 
-def report(step: int, **metrics: float) -> StepReport:
+def report(number: int, **metrics: float) -> StepReport:
     """A step with these metrics, each counted once, that took 3 seconds for 60 tokens."""
     return StepReport(
-        step=step,
-        policy_version=step,
+        step=number,
+        policy_version=number,
         metrics={name: (value, 1.0) for name, value in metrics.items()},
         seconds={"sample": 2.0, "update": 1.0},
         num_tokens=60,

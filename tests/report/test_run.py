@@ -74,6 +74,11 @@ def test_metrics_round_trip_and_stand_in_a_fixed_order():
     assert json.loads(text)["reward"] == 0.1 + 0.2
 
 
+def test_a_metric_may_not_pose_as_a_column():
+    with pytest.raises(ValueError, match="metric 'step' has the name of a column"):
+        metrics_line("grpo", report(1, step=3.0))
+
+
 def test_the_clock_is_kept_apart_from_the_metrics(tmp_path):
     run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
     run.append_step("grpo", report(1, reward=1.0))

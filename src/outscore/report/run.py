@@ -226,7 +226,8 @@ class RunDirectory:
 def metrics_line(stage: str, report: StepReport) -> dict[str, Any]:
     """The object that `metrics.jsonl` holds for a step. Nothing in it depends on the clock; not finite is None."""
     clash = [name for name in RESERVED if name in report.metrics]
-    assert not clash, f"metrics may not be called {clash}"
+    if clash:
+        raise ValueError(f"metric {clash[0]!r} has the name of a column of metrics.jsonl; log it under another name")
     head = {"stage": stage, "step": report.step, "policy_version": report.policy_version}
     return head | {"num_tokens": report.num_tokens} | {n: _value(report, n) for n in sorted(report.metrics)}
 
