@@ -1,0 +1,20 @@
+"""Where prompts, gold answers and demonstrations come from, and the one place where prompts are rendered."""
+
+from outscore.tasks.arithmetic import ArithmeticTask
+from outscore.tasks.base import Task, TaskCheck, validate
+from outscore.tasks.data import DataTask
+from outscore.tasks.gym import GymTask
+from outscore.tasks.registry import TASKS, make_task
+from outscore.tasks.templates import render
+
+__all__ = [
+    "TASKS",
+    "ArithmeticTask",
+    "DataTask",
+    "GymTask",
+    "Task",
+    "TaskCheck",
+    "make_task",
+    "render",
+    "validate",
+]

@@ -1,0 +1,156 @@
+"""Addition and subtraction with the work of each column written out: the embedded task of `outscore demo`.
+
+A problem is `47+38=`. Its demonstration, in the tags of spec A37, works the columns from the units up:
+
+    <reasoning>
+    7+8=15 4+3+1=8
+    </reasoning>
+    <answer>
+    85
+    </answer>
+
+Every column is a true equation: an addition carries the tens of the column before, a subtraction that needs a loan
+takes ten (`52-17=` is worked `12-7=5 5-1-1=3`). The answer's digits can be read off. Sums are of two numbers with
+`digits` digits; differences never fall below zero.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import ClassVar
+
+from outscore.records import Demonstration, Problem
+
+OPERATIONS = ("+", "-")
+RESPONSE = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
+
+
+def columns(left: int, operation: str, right: int) -> str:
+    """The worked columns of `left operation right`, units first, separated by spaces. The one place that sets the
+    format.
+
+    >>> columns(47, "+", 38), columns(52, "-", 17)
+    ('7+8=15 4+3+1=8', '12-7=5 5-1-1=3')
+    """
+    steps = []
+    carried = 0
+    num_digits = len(str(left))
+    for place in range(num_digits):
+        upper, lower = left // 10**place % 10, right // 10**place % 10
+        change = f"{operation}1" if carried else ""
+        if operation == "+":
+            result = upper + lower + carried
+            carried = result // 10
+        else:
+            # A column whose upper digit is too small borrows ten from the next, which then pays one.
+            loan = 10 if upper - lower - carried < 0 else 0
+            upper += loan
+            result = upper - lower - carried
+            carried = loan // 10
+        steps.append(f"{upper}{operation}{lower}{change}={result}")
+    return " ".join(steps)
+
+
+def evaluate(left: int, operation: str, right: int) -> int:
+    """The answer."""
+    return left + right if operation == "+" else left - right
+
+
+class ArithmeticTask:
+    """Distinct problems, drawn once from `seed`, in three sets that share none: train, eval and demonstrations.
+
+    `digits` is 2 or 3, for both numbers; `operations` are of "+" and "-". ValueError where the options ask for more
+    distinct problems than there are (8,100 sums and 4,095 differences of two-digit numbers).
+    """
+
+    name = "arithmetic"
+    special_strings: ClassVar[tuple[str, ...]] = ("<reasoning>\n", "\n</reasoning>\n", "<answer>\n", "\n</answer>\n")
+    """Strings that deserve a token each: the tags with their line ends."""
+    characters: ClassVar[str] = "0123456789+-= "
+    """Every other character that problems and demonstrations use."""
+
+    def __init__(
+        self,
+        *,
+        num_train: int = 5000,
+        num_eval: int = 200,
+        num_demonstrations: int = 400,
+        digits: int = 2,
+        operations: Sequence[str] = OPERATIONS,
+        seed: int = 0,
+    ) -> None:
+        if digits not in (2, 3):
+            raise ValueError(f"task arithmetic: digits={digits!r} must be 2 or 3")
+        if not operations or any(operation not in OPERATIONS for operation in operations):
+            raise ValueError(f'task arithmetic: operations={list(operations)!r} must be of "+" and "-"')
+        for key, count, least in (
+            ("num_train", num_train, 1),
+            ("num_eval", num_eval, 1),
+            ("num_demonstrations", num_demonstrations, 0),
+        ):
+            if count < least:
+                raise ValueError(f"task arithmetic: {key}={count!r} must be at least {least}")
+        wanted = num_train + num_eval + num_demonstrations
+        available = sum(_num_distinct(digits, operation) for operation in set(operations))
+        if wanted > available:
+            raise ValueError(
+                f"task arithmetic: num_train={num_train}, num_eval={num_eval}, num_demonstrations={num_demonstrations}: "
+                f"these are {wanted:,} distinct problems, and with digits={digits} and operations={list(operations)} there "
+                f"are {available:,}; use digits=3 or fewer problems"
+            )
+        drawn = _draw(wanted, digits, sorted(set(operations)), seed)
+        self._eval = [_problem(*each) for each in drawn[:num_eval]]
+        self._demonstrations = [_demonstration(*each) for each in drawn[num_eval : num_eval + num_demonstrations]]
+        self._train = [_problem(*each) for each in drawn[num_eval + num_demonstrations :]]
+
+    def train_problems(self) -> Sequence[Problem]:
+        """Problems to train on."""
+        return self._train
+
+    def eval_problems(self) -> Sequence[Problem]:
+        """Problems that are in neither of the other two sets."""
+        return self._eval
+
+    def demonstrations(self) -> Sequence[Demonstration]:
+        """Worked problems to imitate."""
+        return self._demonstrations
+
+
+def _num_distinct(digits: int, operation: str) -> int:
+    """How many problems there are: pairs of numbers for sums, pairs with left >= right for differences."""
+    num_numbers: int = 9 * 10 ** (digits - 1)
+    return num_numbers**2 if operation == "+" else num_numbers * (num_numbers + 1) // 2
+
+
+def _draw(wanted: int, digits: int, operations: Sequence[str], seed: int) -> list[tuple[int, str, int]]:
+    """`wanted` distinct problems in random order, operations equally likely until one runs out."""
+    generator = random.Random(f"outscore arithmetic {seed}")
+    low, high = 10 ** (digits - 1), 10**digits - 1
+    left_over = {operation: _num_distinct(digits, operation) for operation in operations}
+    drawn: dict[tuple[int, str, int], None] = {}
+    while len(drawn) < wanted:
+        operation = generator.choice([each for each, count in left_over.items() if count])
+        left, right = generator.randint(low, high), generator.randint(low, high)
+        if operation == "-" and left < right:
+            left, right = right, left
+        if (left, operation, right) not in drawn:
+            drawn[left, operation, right] = None
+            left_over[operation] -= 1
+    return list(drawn)
+
+
+def _problem(left: int, operation: str, right: int) -> Problem:
+    expression = f"{left}{operation}{right}"
+    return Problem(
+        id=f"arithmetic/{expression}",
+        question=f"{expression}=",
+        answer=str(evaluate(left, operation, right)),
+        columns={"operation": operation},
+    )
+
+
+def _demonstration(left: int, operation: str, right: int) -> Demonstration:
+    answer = str(evaluate(left, operation, right))
+    return Demonstration(
+        problem=_problem(left, operation, right),
+        response=RESPONSE.format(reasoning=columns(left, operation, right), answer=answer),
+    )

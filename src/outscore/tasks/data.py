@@ -1,0 +1,303 @@
+"""One's own data: a JSONL, JSON, CSV or Parquet file, or a Hugging Face data set, with its columns mapped."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outscore.records import Demonstration, Message, Problem
+from outscore.tasks.base import question_text
+from outscore.tasks.readers import Row, check_exists, read_file, read_hub
+
+RESERVED_COLUMNS = frozenset({"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
+"""Names that reward functions receive other things by."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnMap:
+    """Which column holds what; None where there is none.
+
+    >>> ColumnMap(question="prompt", answer="solution")
+    """
+
+    question: str | None = None
+    """Plain text, or a list of chat messages."""
+    messages: str | None = None
+    """Chat messages instead of a question; a closing assistant message is the demonstration."""
+    answer: str | None = None
+    """The gold answer, text or a number."""
+    answer_after: str | None = None
+    """The gold answer is what follows this mark's last occurrence ("####" for GSM8K)."""
+    demonstration: str | None = None
+    """A response to imitate."""
+    id: str | None = None
+    """A unique id; without it the id is a hash of the question."""
+    population: str | None = None
+    """The group of people or the domain the row belongs to."""
+
+    def columns(self) -> Mapping[str, str]:
+        """Role -> column, for the roles that are columns."""
+        roles = ("question", "messages", "answer", "demonstration", "id", "population")
+        return {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
+
+
+class DataTask:
+    """Problems from a file (`path`) or a Hugging Face data set (`hub`: an id, or a directory).
+
+    Held-out problems come from `eval_path` or `eval_split`, or are the rows whose id hashes into the lowest
+    `eval_fraction` of all hashes: a row's side does not depend on the other rows. A training row with the question of
+    a held-out one is left out. Without `question` or `messages` the column `question` is used, or else `messages`;
+    without `answer` the column `answer` if there is one. Every column reaches the rewards by its own name. ValueError
+    for whatever is wrong with the data, naming file, line and the columns present; ImportError for `hub` without the
+    package `datasets`.
+
+    >>> DataTask(path="problems.jsonl", question="prompt", answer="solution", eval_fraction=0.1)
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Path | None = None,
+        hub: str | None = None,
+        subset: str | None = None,
+        split: str = "train",
+        eval_path: str | Path | None = None,
+        eval_split: str | None = None,
+        eval_fraction: float = 0.1,
+        question: str | None = None,
+        messages: str | None = None,
+        answer: str | None = None,
+        answer_after: str | None = None,
+        demonstration: str | None = None,
+        id: str | None = None,
+        population: str | None = None,
+        num_train: int | None = None,
+        num_eval: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        _check_sources(path, hub, eval_path, eval_split, eval_fraction, num_train, num_eval)
+        if question is not None and messages is not None:
+            raise ValueError(f"task data: question={question!r} and messages={messages!r} exclude each other")
+        self.name = name or Path(str(path if path is not None else hub)).stem
+        asked = ColumnMap(
+            question=question,
+            messages=messages,
+            answer=answer,
+            answer_after=answer_after,
+            demonstration=demonstration,
+            id=id,
+            population=population,
+        )
+        rows = _read(path, hub, subset, split)
+        train = _entries(rows, asked, self.name)
+        if eval_path is not None or eval_split is not None:
+            held_out = _entries(_read(eval_path, hub, subset, eval_split or split), asked, f"{self.name}/eval")
+        else:
+            train, held_out = _hold_out(train, eval_fraction)
+        held_out = held_out[:num_eval]
+        held_out_questions = {question_text(each.problem) for each in held_out}
+        kept = [each for each in train if question_text(each.problem) not in held_out_questions]
+        if not kept:
+            raise ValueError(f"task data: no training row of {self.name!r} is left that is not held out for evaluation")
+        self.num_left_out = len(train) - len(kept)
+        """Training rows left out because their question is held out."""
+        self._train, self._eval = kept[:num_train], held_out
+
+    def train_problems(self) -> Sequence[Problem]:
+        """Problems to train on, in the order of the file."""
+        return [each.problem for each in self._train]
+
+    def eval_problems(self) -> Sequence[Problem]:
+        """Held-out problems; empty with eval_fraction 0."""
+        return [each.problem for each in self._eval]
+
+    def demonstrations(self) -> Sequence[Demonstration]:
+        """The training rows that have a response to imitate."""
+        return [
+            Demonstration(problem=each.problem, response=each.response)
+            for each in self._train
+            if each.response is not None
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A row that has been understood.
+
+    >>> Entry(problem=problem, response=None, hold_out_key="problems/3f2a")
+    """
+
+    problem: Problem
+    """Question, answer and columns."""
+    response: str | None
+    """The demonstration, if the row has one."""
+    hold_out_key: str
+    """What is hashed to decide whether the row is held out: rows with the same question share it unless ids are
+    given."""
+
+
+def _check_sources(
+    path: str | Path | None,
+    hub: str | None,
+    eval_path: str | Path | None,
+    eval_split: str | None,
+    eval_fraction: float,
+    num_train: int | None,
+    num_eval: int | None,
+) -> None:
+    if (path is None) == (hub is None):
+        raise ValueError(
+            f"task data: give either path (a file) or hub (a Hugging Face data set); path={path!r}, hub={hub!r}"
+        )
+    if eval_path is not None and eval_split is not None:
+        raise ValueError(f"task data: eval_path={str(eval_path)!r} and eval_split={eval_split!r} exclude each other")
+    if eval_split is not None and hub is None:
+        raise ValueError(f"task data: eval_split={eval_split!r} is for hub; a file has no splits, use eval_path")
+    if not 0 <= eval_fraction < 1:
+        raise ValueError(f"task data: eval_fraction={eval_fraction!r} must be at least 0 and below 1")
+    for key, count in (("num_train", num_train), ("num_eval", num_eval)):
+        if count is not None and count < 1:
+            raise ValueError(f"task data: {key}={count!r} must be at least 1")
+
+
+def _read(path: str | Path | None, hub: str | None, subset: str | None, split: str) -> list[Row]:
+    if path is None:
+        assert hub is not None
+        return read_hub(hub, subset=subset, split=split)
+    check_exists(Path(path))
+    return read_hub(str(path), subset=subset, split=split) if Path(path).is_dir() else read_file(Path(path))
+
+
+def _entries(rows: Sequence[Row], asked: ColumnMap, name: str) -> list[Entry]:
+    mapping = _resolve(rows, asked)
+    entries: list[Entry] = []
+    places: dict[str, str] = {}
+    for row in rows:
+        entry = _entry(row, mapping, name, places)
+        places[entry.problem.id] = row.where
+        entries.append(entry)
+    return entries
+
+
+def _resolve(rows: Sequence[Row], asked: ColumnMap) -> ColumnMap:
+    """Fill in the default columns; ValueError if a column is nowhere in the data or has a reserved name."""
+    present = {column: None for row in rows for column in row.values}
+    reserved = sorted(RESERVED_COLUMNS.intersection(present))
+    if reserved:
+        raise ValueError(
+            f"{rows[0].where}: the column {reserved[0]!r} must be renamed: it is a name of the reward contract"
+        )
+    question, messages, answer = asked.question, asked.messages, asked.answer
+    if question is None and messages is None:
+        question, messages = (
+            (None, "messages") if "question" not in present and "messages" in present else ("question", None)
+        )
+    if answer is None and "answer" in present:
+        answer = "answer"
+    mapping = ColumnMap(
+        question=question,
+        messages=messages,
+        answer=answer,
+        answer_after=asked.answer_after,
+        demonstration=asked.demonstration,
+        id=asked.id,
+        population=asked.population,
+    )
+    for role, column in mapping.columns().items():
+        if column not in present:
+            raise ValueError(
+                f"{rows[0].where}: no column {column!r} (for {role}); present: {', '.join(map(repr, present))}"
+            )
+    return mapping
+
+
+def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -> Entry:
+    for role in ("question", "messages", "id"):
+        column = getattr(mapping, role)
+        if column is not None and row.values.get(column) is None:
+            raise ValueError(
+                f"{row.where}: the row has no {column!r} (for {role}); it has: {', '.join(map(repr, row.values))}"
+            )
+    question, response = _question(row, mapping)
+    text = question_text(Problem(id="", question=question, answer=None, columns={}))
+    key = f"{name}/{row.values[mapping.id] if mapping.id else _digest(text)[:12]}"
+    if mapping.id and key in places:
+        raise ValueError(f"{row.where}: the id {row.values[mapping.id]!r} is already that of {places[key]}")
+    population = row.values.get(mapping.population) if mapping.population else None
+    problem = Problem(
+        id=key if mapping.id else _unused(key, places),
+        question=question,
+        answer=_answer(row, mapping),
+        columns={column: value for column, value in row.values.items() if column not in ("question", "answer")},
+        population=None if population is None else str(population),
+    )
+    return Entry(problem=problem, response=response, hold_out_key=key)
+
+
+def _question(row: Row, mapping: ColumnMap) -> tuple[str | tuple[Message, ...], str | None]:
+    """The question, and the demonstration if there is one."""
+    column = mapping.messages or mapping.question
+    assert column is not None
+    value = row.values[column]
+    response = row.values.get(mapping.demonstration) if mapping.demonstration else None
+    if response is not None and not isinstance(response, str):
+        raise ValueError(f"{row.where}: {mapping.demonstration!r} must be text, not {type(response).__name__}")
+    if isinstance(value, str) and mapping.messages is None:
+        return value, response
+    messages = _messages(row.where, column, value)
+    if mapping.messages is not None and mapping.demonstration is None and messages[-1]["role"] == "assistant":
+        if len(messages) == 1:
+            raise ValueError(f"{row.where}: {column!r} has an assistant message and nothing before it")
+        return messages[:-1], messages[-1]["content"]
+    return messages, response
+
+
+def _messages(where: str, column: str, value: Any) -> tuple[Message, ...]:
+    messages = value if isinstance(value, list) else []
+    for message in messages:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(
+                f'{where}: {column!r} must be messages such as {{"role": "user", "content": "..."}}, not {message!r}'
+            )
+    if not messages:
+        raise ValueError(f"{where}: {column!r} must be text or a list of messages, not {value!r}")
+    return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+
+
+def _answer(row: Row, mapping: ColumnMap) -> str | None:
+    value = row.values.get(mapping.answer) if mapping.answer else None
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{row.where}: {mapping.answer!r} must be text or a number, not {type(value).__name__}")
+    text = str(value)
+    if mapping.answer_after is not None:
+        if mapping.answer_after not in text:
+            raise ValueError(f"{row.where}: {mapping.answer!r} has no {mapping.answer_after!r} in it: {text[-80:]!r}")
+        text = text.rpartition(mapping.answer_after)[2].strip()
+    return text
+
+
+def _hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], list[Entry]]:
+    """Split by hash. At least one row is held out if any is wanted, the one that hashes lowest."""
+    shares = [int(_digest(each.hold_out_key)[:16], 16) / 16**16 for each in entries]
+    bar = max(fraction, min(shares) + 16**-13) if fraction > 0 else 0.0
+    return _where(entries, (share >= bar for share in shares)), _where(entries, (share < bar for share in shares))
+
+
+def _where(entries: Sequence[Entry], chosen: Iterable[bool]) -> list[Entry]:
+    return [entry for entry, keep in zip(entries, chosen, strict=True) if keep]
+
+
+def _unused(key: str, places: Mapping[str, str]) -> str:
+    """The key, or the key with the first number that makes it unique: repeats of a question are `key-2`, `key-3`."""
+    number, unused = 1, key
+    while unused in places:
+        number += 1
+        unused = f"{key}-{number}"
+    return unused
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
