@@ -17,8 +17,8 @@ PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|end|>"
 MAX_PARAMETERS = 3_000_000
 INIT_GAIN = 0.5
-"""On 400 demonstrations of two-step sums, after 100 AdamW steps: a gain of 1 fits the demonstrations best (loss 0.07) and
-held-out ones worst (0.78); 0.5 gives 0.26 and 0.41."""
+"""On 400 demonstrations of two-step sums, after 100 AdamW steps: a gain of 1 fits the demonstrations best (loss 0.07)
+and held-out ones worst (0.78); 0.5 gives 0.26 and 0.41."""
 
 
 def tiny_model(
@@ -99,9 +99,9 @@ def character_tokenizer(task_characters: Iterable[str], special_strings: Sequenc
 def initialise(model: LlamaForCausalLM) -> None:
     """Normal weights at the scale at which a small network learns soon and still generalises.
 
-    Matrices, the tied embedding among them, have standard deviation `INIT_GAIN` / sqrt(fan_in); those that write into the
-    residual stream 1/sqrt(2 * layers) of that (GPT-2's rule), so that the stream keeps its scale. For 192 wide it is
-    0.036; the usual 0.02 is meant for nets ten times as wide.
+    Matrices, the tied embedding among them, have standard deviation `INIT_GAIN` / sqrt(fan_in); those that write into
+    the residual stream 1/sqrt(2 * layers) of that (GPT-2's rule), so that the stream keeps its scale. For a hidden size
+    of 192 it is 0.036; the usual 0.02 suits wider nets.
     """
     residual = 1.0 / math.sqrt(2.0 * model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():
