@@ -86,6 +86,18 @@ def test_importing_the_package_loads_no_extra_and_no_cuda():
     assert cuda_initialized is False
 
 
+def test_every_module_imports_without_any_extra():
+    """`make demo` installs none of them: a name that needs one is imported where it is used."""
+    extras = [name for name in HEAVY_OR_OPTIONAL if name != "typer"] + ["pandas", "pytest", "hypothesis", "beartype"]
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({extras!r}))\n"  # None in sys.modules makes an import fail
+        f"for name in {[module_of(path) for path in source_files()]!r}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("path", source_files(), ids=name_of)
 def test_every_module_imports_with_its_annotations_checked(path):
     """The tests turn every annotation into a check; one that cannot become a check is an error here."""
