@@ -93,9 +93,9 @@ class ArithmeticTask:
         available = sum(_num_distinct(digits, operation) for operation in set(operations))
         if wanted > available:
             raise ValueError(
-                f"task arithmetic: num_train={num_train}, num_eval={num_eval}, num_demonstrations={num_demonstrations}: "
-                f"these are {wanted:,} distinct problems, and with digits={digits} and operations={list(operations)} there "
-                f"are {available:,}; use digits=3 or fewer problems"
+                f"task arithmetic: num_train={num_train}, num_eval={num_eval}, "
+                f"num_demonstrations={num_demonstrations}: {wanted:,} distinct problems, and with digits={digits} "
+                f"and operations={list(operations)} there are {available:,}; use digits=3 or fewer problems"
             )
         drawn = _draw(wanted, digits, sorted(set(operations)), seed)
         self._eval = [_problem(*each) for each in drawn[:num_eval]]

@@ -10,7 +10,7 @@ from outscore.records import Demonstration, Message, Problem
 from outscore.tasks.base import question_text
 from outscore.tasks.readers import Row, check_exists, read_file, read_hub
 
-RESERVED_COLUMNS = frozenset({"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
+RESERVED_COLUMNS = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric"})
 """Names that reward functions receive other things by."""
 
 

@@ -1,0 +1,190 @@
+"""Several rewards made one: the weighted total of each completion, and what the rewards said besides."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from outscore.config import nearest
+from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure
+from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState, items_of
+from outscore.rewards.judge import OnFailure, Outcome, judge
+from outscore.rewards.loading import make_reward
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoringResult:
+    """What scoring a step gave.
+
+    >>> ScoringResult(groups=[scored], metrics={"reward/format_tags": (3.5, 8.0)}, extra_columns={})
+    """
+
+    groups: list[ScoredGroup]
+    """The groups in the order given, with scores."""
+    metrics: Mapping[str, tuple[float, float]]
+    """Name -> (sum, count): `reward/NAME` over the completions it applied to, `not_applicable/NAME` over all
+    completions if there were any it did not apply to, and what rewards logged with `log_metric`."""
+    extra_columns: Mapping[str, list[Any]]
+    """What rewards logged with `log_extra`: column -> one value for each completion, in the order of the groups."""
+
+
+class Rewards:
+    """The rewards of a run.
+
+    Args:
+        specs: built-in names, `file.py:function`, `module:function`, mappings of these with `weight`, `label` and
+        options,
+            functions, or `Reward` records.
+        on_failure: `stop` raises when a reward fails on a completion; `exclude` makes it a `ScoringFailure`.
+        folder: what `file.py` paths are relative to; the working directory if not given.
+
+    Raises:
+        ValueError: naming key, value and nearest name, if a spec is wrong, two rewards share a name, or all weights
+        are 0.
+
+    >>> Rewards(["answer_exact", {"name": "format_tags", "weight": 0.5}, my_function]).names
+    ('answer_exact', 'format_tags', 'my_function')
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[str | Mapping[str, Any] | RewardFunction | Reward],
+        *,
+        on_failure: OnFailure = "stop",
+        folder: Path | None = None,
+    ) -> None:
+        if on_failure not in get_args(OnFailure):
+            raise ValueError(f"on_failure = {on_failure!r} is neither 'stop' nor 'exclude'")
+        self.rewards = tuple(make_reward(spec, folder=folder) for spec in specs)
+        self.on_failure: OnFailure = on_failure
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(f"rewards: two are called {name!r}; give one of them another `label`")
+        if self.rewards and not any(reward.weight for reward in self.rewards):
+            raise ValueError("rewards: every weight is 0, so that nothing would be learned; give one a weight")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The rewards' names in order."""
+        return tuple(reward.name for reward in self.rewards)
+
+    @property
+    def full(self) -> float | None:
+        """The greatest total; None where a reward does not say its greatest value or counts negatively."""
+        counted = [reward for reward in self.rewards if reward.weight]
+        if any(reward.full is None or reward.weight < 0 for reward in counted):
+            return None
+        return math.fsum(reward.weight * (reward.full or 0.0) for reward in counted)
+
+    def extractor(self, name: str) -> Callable[[str], str | None]:
+        """Completion text -> the answer that the reward of this name looks at."""
+        for reward in self.rewards:
+            if reward.name == name:
+                return reward.extract
+        raise ValueError(f"no reward is called {name!r}{nearest(name, self.names)}")
+
+    def score(self, groups: Sequence[SampledGroup], *, step: int, max_steps: int = 0) -> ScoringResult:
+        """Score groups: each reward is called once for all their completions, asynchronous ones at the same time.
+
+        Raises:
+            RewardError: if a reward fails and the policy is to stop, naming reward, prompt and completion.
+            ValueError: if there is no reward, or one asks for a column that the data do not have.
+        """
+        if not self.rewards:
+            raise ValueError("rewards: there is none to score with")
+        items = items_of(groups)
+        outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps)) if items else []
+        scored = []
+        first = 0
+        for group in groups:
+            last = first + len(group.completions)
+            scored.append(ScoredGroup(sampled=group, scores=self._scores(outcomes, range(first, last))))
+            first = last
+        columns = {name: list(values) for outcome in outcomes for name, values in outcome.columns.items()}
+        return ScoringResult(groups=scored, metrics=self._metrics(outcomes), extra_columns=columns)
+
+    def _outcomes(self, items: Sequence[Item], state: TrainerState) -> list[Outcome]:
+        """Each reward's outcome. Asynchronous rewards wait in threads while the synchronous ones run in this one."""
+        waiting = [reward for reward in self.rewards if reward.is_async]
+        with ThreadPoolExecutor(max(1, len(waiting)), thread_name_prefix="outscore-reward") as threads:
+            started = {reward.name: threads.submit(judge, reward, items, state, self.on_failure) for reward in waiting}
+            done = {
+                reward.name: judge(reward, items, state, self.on_failure)
+                for reward in self.rewards
+                if reward.name not in started
+            }
+            done |= {name: future.result() for name, future in started.items()}
+        return [done[name] for name in self.names]
+
+    def _scores(self, outcomes: Sequence[Outcome], places: range) -> tuple[Score | ScoringFailure, ...]:
+        """The scores of one group: the completions at these places."""
+        failures = [self._failure(outcomes, place) for place in places]
+        sound = [place for place, failure in zip(places, failures, strict=True) if failure is None]
+        parts = {place: [outcome.values[place] for outcome in outcomes] for place in sound}
+        totals = dict(
+            zip(sound, group_totals(list(parts.values()), [each.weight for each in self.rewards]), strict=True)
+        )
+        scores: list[Score | ScoringFailure] = []
+        for place, failure in zip(places, failures, strict=True):
+            total = totals.get(place)
+            if failure is not None:
+                scores.append(failure)
+            elif total is None:
+                names = ", ".join(self.names)
+                scores.append(
+                    ScoringFailure(reward_name=names, reason="none of the rewards applies to this completion")
+                )
+            else:
+                scores.append(Score(reward=total, parts=dict(zip(self.names, parts[place], strict=True))))
+        return tuple(scores)
+
+    def _failure(self, outcomes: Sequence[Outcome], place: int) -> ScoringFailure | None:
+        for reward, outcome in zip(self.rewards, outcomes, strict=True):
+            if place in outcome.faults:
+                return ScoringFailure(reward_name=reward.name, reason=outcome.faults[place])
+        return None
+
+    def _metrics(self, outcomes: Sequence[Outcome]) -> dict[str, tuple[float, float]]:
+        metrics: dict[str, tuple[float, float]] = {}
+        for outcome in outcomes:
+            for name, value in outcome.metrics:
+                total, count = metrics.get(name, (0.0, 0.0))
+                metrics[name] = (total + value, count + 1.0)
+        for reward, outcome in zip(self.rewards, outcomes, strict=True):
+            applied = [value for value in outcome.values if value is not None]
+            metrics[f"reward/{reward.name}"] = (math.fsum(applied), float(len(applied)))
+            without = len(outcome.values) - len(applied) - len(outcome.faults)
+            if without:
+                metrics[f"not_applicable/{reward.name}"] = (float(without), float(len(outcome.values)))
+        return metrics
+
+
+def group_totals(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float | None]:
+    """Totals of one group: parts[completion][reward] weighted and summed over the rewards.
+
+    total_i = Σ_k w_k r_ik, where a part that does not apply to completion i counts as the mean of that part over the
+    group's completions it does apply to, and not at all if there are none. It then says nothing for or against the
+    completion: counting it as 0 would punish it (as in TRL), and leaving it out while others have it would, too. None
+    for a completion that no reward of nonzero weight applies to.
+
+    >>> group_totals([[0.5, 1.0], [0.5, 0.0], [0.5, None]], [1.0, 1.0])
+    [1.5, 0.5, 1.0]
+    """
+    neutral = [_mean([row[k] for row in parts]) for k in range(len(weights))]
+    totals: list[float | None] = []
+    for row in parts:
+        applies = any(value is not None and weight for value, weight in zip(row, weights, strict=True))
+        filled = (mean if value is None else value for value, mean in zip(row, neutral, strict=True))
+        total = math.fsum(weight * value for weight, value in zip(weights, filled, strict=True))
+        totals.append(total if applies else None)
+    return totals
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    present = [value for value in values if value is not None]
+    # A mean of equal numbers must be that number: rounding would give a group of equal rewards a spread.
+    if not present or min(present) == max(present):
+        return present[0] if present else 0.0
+    return math.fsum(present) / len(present)

@@ -1,0 +1,134 @@
+"""From what a recipe or a script says to a `Reward`: built-in names, files, modules, functions."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from outscore.config import nearest
+from outscore.rewards.builtin import BUILTIN_REWARDS
+from outscore.rewards.contract import Reward, RewardFunction
+
+_KEYS = ("name", "weight", "label")
+
+
+def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, folder: Path | None = None) -> Reward:
+    """Build a reward from what a recipe or a script says.
+
+    Args:
+        spec: a built-in name; `file.py:function` or `module:function`; a mapping with one of these (or a function) as
+        `name`,
+            `weight` (default 1), `label` (what columns call it; default its own name) and the reward's options; a
+            function; a `Reward`, which is returned as it is.
+        folder: what `file.py` paths are relative to; the working directory if not given.
+
+    Raises:
+        ValueError: naming key, value and what would be right.
+
+    >>> make_reward({"name": "format_tags", "weight": 0.5, "strict_single_line": True})
+    """
+    if isinstance(spec, Reward):
+        return spec
+    given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"name": spec}
+    source = given.get("name")
+    if source is None:
+        raise ValueError(f"rewards: {dict(given)!r} has no `name`; name a built-in reward or file.py:function")
+    options = {key: value for key, value in given.items() if key not in _KEYS}
+    if isinstance(source, str):
+        reward = _named(source, options, folder or Path())
+    elif callable(source):
+        reward = _own(source, _name_of(source), options)
+    else:
+        raise ValueError(f"rewards: {source!r} is neither a reward's name nor a function")
+    weight, label = given.get("weight", 1.0), given.get("label", reward.name)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise ValueError(f"reward {reward.name!r}: weight = {weight!r} must be a finite number")
+    if not isinstance(label, str) or not label:
+        raise ValueError(f"reward {reward.name!r}: label = {label!r} must be text")
+    return replace(reward, weight=float(weight), name=label)
+
+
+def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
+    if source in BUILTIN_REWARDS:
+        _check_options(source, BUILTIN_REWARDS[source], options)
+        return BUILTIN_REWARDS[source](**options)
+    place, colon, name = source.rpartition(":")
+    if not colon and source.endswith(".py"):
+        raise ValueError(f"rewards: {source!r} is a file; name the function in it too, as in '{source}:my_reward'")
+    if not colon:
+        raise ValueError(
+            f"rewards: there is no reward {source!r}{nearest(source, sorted(BUILTIN_REWARDS))} "
+            "(your own: file.py:function or module:function)"
+        )
+    module = _load_file(folder / place) if place.endswith(".py") else _load_module(place, folder)
+    target = getattr(module, name, None)
+    if not callable(target):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ValueError(f"rewards: {place} has no function {name!r}{nearest(name, known)}")
+    return _own(target, name, options)
+
+
+def _own(target: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Reward:
+    """A reward of the user's. A class is instantiated with the options, and the object is called."""
+    if inspect.isclass(target):
+        _check_options(name, target, options)
+        made: Any = target(**options)
+        return Reward(name=name, function=made)
+    if options:
+        _check_options(name, target, options)
+    return Reward(name=name, function=target, options=dict(options))
+
+
+def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Options must be named in the signature: **kwargs would swallow a mistyped `weight`."""
+    parameters = inspect.signature(function).parameters
+    known = [key for key, each in parameters.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
+    for key, value in options.items():
+        if key not in known:
+            raise ValueError(f"reward {name!r} has no option {key!r} (value {value!r}){nearest(key, [*_KEYS, *known])}")
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    inner = getattr(function, "func", function)  # functools.partial
+    return str(getattr(inner, "__name__", type(inner).__name__)).strip("<>")
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        folder = path.parent
+        present = sorted(each.name for each in folder.glob("*.py")) if folder.is_dir() else []
+        raise ValueError(f"rewards: there is no file {str(path)!r}{nearest(path.name, present)}")
+    path = path.resolve()
+    name = f"outscore_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    _make_importable(path.parent)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ValueError(f"rewards: {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _load_module(name: str, folder: Path) -> ModuleType:
+    _make_importable(folder.resolve())
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"rewards: the module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _make_importable(folder: Path) -> None:
+    """Let a reward import what lies beside it. At the end of the path, so that it hides nothing."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
