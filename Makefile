@@ -35,7 +35,7 @@ format: dev  ## let ruff fix and format
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
-	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so an install that was cut off runs again, and one that is done costs nothing.
 $(VENV)/bin/python:
