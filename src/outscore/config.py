@@ -255,9 +255,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    return parse_recipe(apply_overrides(data, overrides), where=str(path))
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Put `key=value` overrides into a recipe's data; returns the same data.
+
+    Raises:
+        ValueError: if an override has no value or its path leads nowhere.
+    """
     for override in overrides:
         _apply(data, override)
-    return parse_recipe(data, where=str(path))
+    return data
 
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:

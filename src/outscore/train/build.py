@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outscore.config import PolicySettings, Recipe, SftSettings
-from outscore.model.precision import MasterWeights
+from outscore.model.adapters import trainable_parameters
+from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_per_completion
 from outscore.records import ScoredGroup
@@ -18,7 +19,6 @@ from outscore.train.optim import make_optimizer
 from outscore.train.setup import Workshop, stage_algorithm
 from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
-from outscore.model.rows import TrainingGroup
 
 EVALUATION_ROWS = 128
 """Completions decoded at once in an evaluation, which keeps no activations."""
@@ -29,14 +29,12 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
     settings = recipe.stages[index]
     row = stage_algorithm(settings)
     policy = workshop.policy
-    masters = MasterWeights(policy.model)
+    masters = workshop.masters
     learner = Learner(
         policy=policy,
         masters=masters,
-        optimizer=make_optimizer(masters.parameters, settings.optimizer),
-        reference=Reference({n: p for n, p in policy.model.named_parameters() if p.requires_grad})
-        if row.needs_reference
-        else None,
+        optimizer=make_optimizer(masters.parameters.values(), settings.optimizer),
+        reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
     )
     sampler = make_sampler(policy, EVALUATION_ROWS)
     source: Source
@@ -58,17 +56,6 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
         source = DemonstrationSource(
             demonstrations=workshop.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
         )
-    evaluator = None
-    if workshop.eval_prompts:
-        evaluator = Evaluator(
-            prompts=workshop.eval_prompts,
-            rewards=workshop.rewards,
-            judge=workshop.judge,
-            samples=recipe.evaluation.samples,
-            temperature=recipe.evaluation.temperature,
-            max_new_tokens=_evaluation_limit(recipe),
-            seed=recipe.seed,
-        )
     return Stage(
         recipe=recipe,
         settings=settings,
@@ -83,8 +70,23 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
             epochs=epochs,
         ),
         sampler=sampler,
-        evaluator=evaluator,
+        evaluator=build_evaluator(recipe, workshop),
         judge=workshop.judge,
+    )
+
+
+def build_evaluator(recipe: Recipe, workshop: Workshop) -> Evaluator | None:
+    """The evaluator a recipe asks for; None where there is nothing to evaluate on."""
+    if not workshop.eval_prompts:
+        return None
+    return Evaluator(
+        prompts=workshop.eval_prompts,
+        rewards=workshop.rewards,
+        judge=workshop.judge,
+        samples=recipe.evaluation.samples,
+        temperature=recipe.evaluation.temperature,
+        max_new_tokens=_evaluation_limit(recipe),
+        seed=recipe.seed,
     )
 
 

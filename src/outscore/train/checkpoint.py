@@ -2,7 +2,7 @@
 
     checkpoints/STAGE/step-000050/
         config.json, model.safetensors, tokenizer…   the policy, for any tool (adapters: adapter_config.json, adapter_model.safetensors)
-        trainer.safetensors                          Adam's moments, fp32 masters where the model computes in bf16
+        trainer.safetensors                          Adam's moments; fp32 masters where the model file has not got them
         reference.safetensors                        the reference policy, where there is one
         trainer.json                                 counters, and the digest of every other file
 
@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from outscore.model.adapters import has_adapters
 from outscore.report import files
 from outscore.report.run import RunDirectory, StepFile
 from outscore.train.step import Learner
@@ -131,9 +132,10 @@ def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
 def load_trainer_state(path: Path, learner: Learner) -> None:
     """Put moments, masters and reference of a checkpoint into a learner whose policy already has the checkpoint's weights."""
     tensors = safetensors.torch.load_file(path / "trainer.safetensors")
-    learner.masters.load_state_dict(_below(tensors, "master."))
+    if masters := _below(tensors, "master."):
+        learner.masters.load_state_dict(masters)
     moments = _below(tensors, "adam.")
-    for name, parameter in zip(learner.masters.names, learner.masters.parameters, strict=True):
+    for name, parameter in learner.masters.parameters.items():
         own = _below(moments, name + "|")
         if own:
             learner.optimizer.state[parameter] = {
@@ -159,8 +161,10 @@ def prune_checkpoints(run: RunDirectory, progress: Progress, keep: int) -> None:
 
 
 def _trainer_tensors(learner: Learner) -> dict[str, Tensor]:
-    tensors = {f"master.{name}": tensor for name, tensor in learner.masters.state_dict().items()}
-    for name, parameter in zip(learner.masters.names, learner.masters.parameters, strict=True):
+    tensors: dict[str, Tensor] = {}
+    if learner.masters.separate or has_adapters(learner.policy.model):  # else the model file holds them
+        tensors = {f"master.{name}": tensor for name, tensor in learner.masters.state_dict().items()}
+    for name, parameter in learner.masters.parameters.items():
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{name}|{key}"] = value
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}

@@ -11,15 +11,13 @@ from outscore.config import ModelSettings, PolicySettings, Recipe, SftSettings, 
 from outscore.model.adapters import add_lora
 from outscore.model.load import encode, load_model, stop_token_ids, weights_sha256
 from outscore.model.policy import Policy, probe_layout
-from outscore.model.precision import probe_precision
+from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import Completion, DemonstrationGroup, Problem, Prompt
 from outscore.rewards import Rewards
 from outscore.tasks import Task, make_task, render
 from outscore.train.evaluate import Judge
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +26,8 @@ class Workshop:
 
     policy: Policy
     """The model that is trained."""
+    masters: MasterWeights
+    """Its trained weights in fp32; they live through all stages."""
     train_prompts: Sequence[Prompt]
     """Prompts to sample from."""
     eval_prompts: Sequence[Prompt]
@@ -64,13 +64,20 @@ def stage_algorithm(stage: StageSettings) -> Algorithm:
     return row
 
 
-def prepare(recipe: Recipe, *, weights: Path | None = None, facts: Mapping[str, Any] | None = None) -> Workshop:
+def prepare(
+    recipe: Recipe,
+    *,
+    weights: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+    evaluation_only: bool = False,
+) -> Workshop:
     """Build everything a run works with.
 
     Args:
         recipe: the checked recipe.
         weights: a checkpoint's directory to take the weights from instead of the recipe's source (on resume).
         facts: what the run's config says was found when it began; its choices are kept instead of probing again.
+        evaluation_only: leave training prompts and demonstrations out.
 
     Raises:
         ValueError: if the model, the task, the template, a reward or their combination cannot work.
@@ -81,8 +88,8 @@ def prepare(recipe: Recipe, *, weights: Path | None = None, facts: Mapping[str, 
     rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure)
     policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
     limit = policy.context_length
-    needs_rollouts = any(isinstance(stage, PolicySettings) for stage in recipe.stages)
-    needs_demonstrations = any(isinstance(stage, SftSettings) for stage in recipe.stages)
+    needs_rollouts = not evaluation_only and any(isinstance(stage, PolicySettings) for stage in recipe.stages)
+    needs_demonstrations = not evaluation_only and any(isinstance(stage, SftSettings) for stage in recipe.stages)
 
     def prompts(problems: Sequence[Problem]) -> list[Prompt]:
         return [render_prompt(problem, policy, recipe, limit) for problem in problems]
@@ -94,6 +101,7 @@ def prepare(recipe: Recipe, *, weights: Path | None = None, facts: Mapping[str, 
     demonstrations = _demonstrations(task, policy, recipe) if needs_demonstrations else []
     return Workshop(
         policy=policy,
+        masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
         train_prompts=train,
         eval_prompts=prompts(held_out),
         demonstrations=demonstrations,
@@ -105,7 +113,7 @@ def prepare(recipe: Recipe, *, weights: Path | None = None, facts: Mapping[str, 
 
 def load_policy(
     settings: ModelSettings,
-    task: Task,
+    task: Task | None,
     seed: int,
     *,
     weights: Path | None = None,
@@ -114,15 +122,15 @@ def load_policy(
     """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen."""
     facts = facts or {}
     precision = settings.precision if settings.precision != "auto" else facts.get("precision")
-    timings: dict[str, Any] = {}
+    probed = facts.get("precision_probe", "given")
     if precision is None:
         probe = probe_precision(default_device())
-        precision, timings = probe.precision, probe.timings
+        precision, probed = probe.precision, probe.reason
     source = str(weights) if weights is not None and settings.lora is None else settings.source
     if source == "tiny":
         characters, strings = getattr(task, "characters", None), getattr(task, "special_strings", ())
         if characters is None:
-            raise ValueError(f"model.source = 'tiny' needs a task that lists its characters; {task.name} does not")
+            raise ValueError(f"model.source = 'tiny' needs a task that lists its characters; {task.name if task else 'this'} does not")
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
         sha256 = weights_sha256(model)
     else:
@@ -137,7 +145,7 @@ def load_policy(
     layout = probe_layout(model, tokenizer, stops)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model = model.to(default_device(), DTYPES[precision])
+    model = model.to(default_device())
     if settings.lora is not None:
         model = add_lora(
             model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed
@@ -146,7 +154,7 @@ def load_policy(
     found = {
         "weights_sha256": facts.get("weights_sha256", sha256),
         "precision": precision,
-        "precision_probe": facts.get("precision_probe", timings),
+        "precision_probe": probed,
         "layout": layout.reason,
     }
     return policy, found

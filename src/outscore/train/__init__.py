@@ -1,0 +1,1 @@
+"""Running recipes: the loop, the step, checkpoints, evaluation."""

@@ -1,0 +1,102 @@
+"""`outscore check`: everything a run depends on, tried before the run spends time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from outscore.config import PolicySettings, Recipe
+from outscore.records import Prompt
+from outscore.tasks import make_task, validate
+from outscore.train.build import build_stage
+from outscore.train.setup import Workshop, prepare, stage_algorithm
+from outscore.train.sources import Collected
+
+PROBE_GROUPS = 4
+"""Groups sampled to see how the model does before training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was tried."""
+
+    what: str
+    """What it is about."""
+    status: Literal["ok", "warn", "fail"]
+    """`fail` means that a run would stop or learn nothing."""
+    detail: str
+    """What was found, and for a problem what to do."""
+
+
+def check_recipe(recipe: Recipe) -> list[Finding]:
+    """Try data, gold answers, model, template, stop tokens and lengths, then sample a few groups.
+
+    Raises:
+        ValueError: where a run would raise it too: the first thing that makes the recipe impossible.
+    """
+    findings = [
+        Finding(what=f"stage {stage.label}", status="ok", detail=f"{stage_algorithm(stage).name}, {stage.steps} steps")
+        for stage in recipe.stages
+    ]
+    workshop = prepare(recipe)
+    findings.append(Finding(what="model", status="ok", detail=f"computes in {workshop.facts['precision']}"))
+    layout = "ok" if workshop.policy.layout == "group_rows" else "warn"
+    findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout"])))  # type: ignore[arg-type]
+    findings.append(_task_finding(recipe, workshop))
+    findings += _prompt_findings(workshop)
+    for index, stage in enumerate(recipe.stages):
+        if isinstance(stage, PolicySettings) and not any(isinstance(s, PolicySettings) for s in recipe.stages[:index]):
+            findings += _rollout_findings(recipe, index, workshop)
+    return findings
+
+
+def _task_finding(recipe: Recipe, workshop: Workshop) -> Finding:
+    task = make_task(**recipe.task)
+    counts = f"{len(task.train_problems())} training and {len(task.eval_problems())} held-out problems"
+    if not workshop.rewards.names:
+        return Finding(what="task", status="ok", detail=counts)
+    result = validate(task, workshop.rewards)
+    if result.ok:
+        detail = f"{counts}; gold answers score full, empty ones do not ({result.num_problems} tried)"
+        return Finding(what="task", status="ok", detail=detail)
+    return Finding(what="task", status="warn", detail=f"{counts}; {result.complaints[0]}")
+
+
+def _prompt_findings(workshop: Workshop) -> list[Finding]:
+    prompts: Sequence[Prompt] = workshop.train_prompts or [group.prompt for group in workshop.demonstrations]
+    lengths = sorted(len(prompt.token_ids) for prompt in prompts)
+    detail = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}; the first: {prompts[0].text!r}"
+    findings = [Finding(what="prompts", status="ok", detail=detail)]
+    names = [workshop.policy.tokenizer.convert_ids_to_tokens(i) for i in sorted(workshop.policy.stop_token_ids)]
+    status: Literal["ok", "fail"] = "ok" if names else "fail"
+    findings.append(Finding(what="stop tokens", status=status, detail=", ".join(map(str, names)) or "none is known"))
+    return findings
+
+
+def _rollout_findings(recipe: Recipe, index: int, workshop: Workshop) -> list[Finding]:
+    settings = recipe.stages[index]
+    assert isinstance(settings, PolicySettings)
+    small = settings.model_copy(update={"prompts_per_step": min(PROBE_GROUPS, settings.prompts_per_step), "refills": 0})
+    stages = [*recipe.stages[:index], small, *recipe.stages[index + 1 :]]
+    probed = recipe.model_copy(update={"stages": tuple(stages)})
+    collected = build_stage(probed, index, workshop).source.collect(1)
+    return [_variance(collected, index), _truncation(collected)]
+
+
+def _variance(collected: Collected, index: int) -> Finding:
+    total, count = collected.metrics["zero_variance"]
+    reward, scored = collected.metrics["reward"]
+    detail = f"mean reward {reward / max(scored, 1):.3f}; {total:g} of {count:g} probed groups have all rewards equal"
+    if total < count:
+        return Finding(what="rewards", status="ok", detail=detail)
+    why = "; before supervised fine-tuning that is expected" if index else "; nothing would be learned from them"
+    return Finding(what="rewards", status="warn", detail=detail + why)
+
+
+def _truncation(collected: Collected) -> Finding:
+    cut, count = collected.metrics["truncated"]
+    length, _ = collected.metrics["completion_length"]
+    detail = f"mean {length / count:.0f} tokens; {cut:g} of {count:g} probed completions reached the limit"
+    if cut > count / 2:
+        return Finding(what="lengths", status="warn", detail=detail + "; raise sampling.max_new_tokens or shorten the task")
+    return Finding(what="lengths", status="ok", detail=detail)
