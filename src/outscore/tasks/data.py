@@ -60,6 +60,7 @@ class DataTask:
         *,
         path: str | Path | None = None,
         hub: str | None = None,
+        rows: Sequence[Mapping[str, Any]] | None = None,
         subset: str | None = None,
         split: str = "train",
         eval_path: str | Path | None = None,
@@ -76,10 +77,10 @@ class DataTask:
         num_eval: int | None = None,
         name: str | None = None,
     ) -> None:
-        _check_sources(path, hub, eval_path, eval_split, eval_fraction, num_train, num_eval)
+        _check_sources(rows, path, hub, eval_path, eval_split, eval_fraction, num_train, num_eval)
         if question is not None and messages is not None:
             raise ValueError(f"task data: question={question!r} and messages={messages!r} exclude each other")
-        self.name = name or Path(str(path if path is not None else hub)).stem
+        self.name = name or (Path(str(path or hub)).stem if rows is None else "rows")
         asked = ColumnMap(
             question=question,
             messages=messages,
@@ -89,8 +90,8 @@ class DataTask:
             id=id,
             population=population,
         )
-        rows = _read(path, hub, subset, split)
-        train = _entries(rows, asked, self.name)
+        read = _read(path, hub, subset, split) if rows is None else _given(rows)
+        train = _entries(read, asked, self.name)
         if eval_path is not None or eval_split is not None:
             held_out = _entries(_read(eval_path, hub, subset, eval_split or split), asked, f"{self.name}/eval")
         else:
@@ -138,6 +139,7 @@ class Entry:
 
 
 def _check_sources(
+    rows: Sequence[Mapping[str, Any]] | None,
     path: str | Path | None,
     hub: str | None,
     eval_path: str | Path | None,
@@ -146,7 +148,7 @@ def _check_sources(
     num_train: int | None,
     num_eval: int | None,
 ) -> None:
-    if (path is None) == (hub is None):
+    if rows is None and (path is None) == (hub is None):
         raise ValueError(
             f"task data: give either path (a file) or hub (a Hugging Face data set); path={path!r}, hub={hub!r}"
         )
@@ -167,6 +169,13 @@ def _read(path: str | Path | None, hub: str | None, subset: str | None, split: s
         return read_hub(hub, subset=subset, split=split)
     check_exists(Path(path))
     return read_hub(str(path), subset=subset, split=split) if Path(path).is_dir() else read_file(Path(path))
+
+
+def _given(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows that a script hands over, a Hugging Face data set among them."""
+    if not len(rows):
+        raise ValueError("task data: rows is empty")
+    return [Row(values=dict(row), where=f"rows[{index}]") for index, row in enumerate(rows)]
 
 
 def _entries(rows: Sequence[Row], asked: ColumnMap, name: str) -> list[Entry]:

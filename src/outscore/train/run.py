@@ -9,8 +9,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from outscore.config import Recipe, dump_recipe, parse_recipe
+from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.report import Console, Evaluation, Reporter, RunDirectory, StagePlan, open_trackers
+from outscore.rewards import Rewards
+from outscore.rewards.contract import RewardFunction
+from outscore.tasks import Task, make_task
 from outscore.train.build import build_stage
 from outscore.train.checkpoint import (
     Progress,
@@ -22,6 +25,9 @@ from outscore.train.checkpoint import (
 )
 from outscore.train.loop import StageRun
 from outscore.train.setup import Workshop, prepare
+
+RewardSpec = str | Mapping[str, Any] | RewardFunction
+"""A reward by name, with options, or as a function."""
 
 FACTS = "found"
 """The key of config.yaml under which a run keeps what its probes found."""
@@ -41,54 +47,95 @@ class RunResult:
     """The newest checkpoint: a Hugging Face model directory."""
 
 
-def train(recipe: Recipe, path: str | Path | None = None, *, console: Console | None = None) -> RunResult:
+def train(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    path: str | Path | None = None,
+    *,
+    task: Task | Sequence[Mapping[str, Any]] | None = None,
+    rewards: Sequence[RewardSpec] | None = None,
+    console: Console | None = None,
+) -> RunResult:
     """Run a recipe from its beginning.
 
     Args:
-        recipe: what to do.
+        recipe: a checked recipe, the same as nested mappings, or a recipe file.
         path: the run directory, `runs/NAME` by default; it must not exist.
+        task: a task object, or rows such as `{"question": …, "answer": …}`, instead of the recipe's task.
+        rewards: functions (or anything a recipe may name) instead of the recipe's rewards.
         console: where to show progress; None shows nothing.
 
     Raises:
         ValueError: if something in the recipe cannot work, before any work; or if the run directory exists.
     """
-    directory = Path(path) if path is not None else Path("runs") / recipe.name
-    plans = [StagePlan(name=stage.label, num_steps=stage.steps) for stage in recipe.stages]
+    chosen, own_task, own_rewards = _with_objects(recipe, task, rewards)
+    directory = Path(path) if path is not None else Path("runs") / chosen.name
+    plans = [StagePlan(name=stage.label, num_steps=stage.steps) for stage in chosen.stages]
     _check_vacant(directory)
-    workshop = prepare(recipe)
-    config = {**dump_recipe(recipe), FACTS: {**workshop.facts, "environment": environment()}}
+    workshop = prepare(chosen, task=own_task, rewards=own_rewards)
+    config = {**dump_recipe(chosen), FACTS: {**workshop.facts, "environment": environment()}}
     run = RunDirectory.create(directory, config=config, stages=plans)
-    return _go(run, recipe, workshop, None, console)
+    return _go(run, chosen, workshop, None, console)
 
 
-def resume(path: str | Path, *, console: Console | None = None) -> RunResult:
+def resume(
+    path: str | Path,
+    *,
+    task: Task | Sequence[Mapping[str, Any]] | None = None,
+    rewards: Sequence[RewardSpec] | None = None,
+    console: Console | None = None,
+) -> RunResult:
     """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
 
+    `task` and `rewards` must be given again if `train` was given them.
+
     Raises:
-        ValueError: if there is no run at `path` or another process is writing it.
+        ValueError: if there is no run at `path`, or another process is writing it.
     """
     run = RunDirectory.open(Path(path))
     config = run.config()
     facts = config.pop(FACTS)
-    recipe = parse_recipe(config, where=str(run.path / "config.yaml"))
+    recipe, own_task, own_rewards = _with_objects(parse_recipe(config, where=str(run.path / "config.yaml")), task, rewards)
+    if task is None and recipe.task["kind"] == PYTHON:
+        raise ValueError(f"{path} was started from Python with its own task: resume it with outscore.resume(path, task=…)")
+    progress, found = None, None
     with run.lock():
-        found, complaints = newest_sound(run)
-        for complaint in complaints:
-            run.log(complaint)
-            if console:
-                console.message(complaint, warning=True)
-        progress = None
+        found, notes = newest_sound(run)
         if found is None:
             run.truncate_after(run.stages[0].name, -1)
         else:
             progress, saved_in = read_progress(found.path)
             run.truncate_after(found.stage, found.step)
-            for difference in _differences(saved_in):
-                run.log(difference)
-                if console:
-                    console.message(difference, warning=True)
-    workshop = prepare(recipe, weights=found.path if found else None, facts=facts)
+            notes += _differences(saved_in)
+        for note in notes:
+            run.log(note)
+            if console:
+                console.message(note, warning=True)
+    weights = found.path if found else None
+    workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
+
+
+PYTHON = "python"
+"""The kind of a task that was given as an object; a recipe file cannot name it."""
+
+
+def _with_objects(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    task: Task | Sequence[Mapping[str, Any]] | None,
+    rewards: Sequence[RewardSpec] | None,
+) -> tuple[Recipe, Task | None, Rewards | None]:
+    """The recipe with a name in the place of each object, and the objects."""
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe)
+    data = dump_recipe(recipe) if isinstance(recipe, Recipe) else dict(recipe)
+    own_task = make_task("data", rows=task) if isinstance(task, Sequence) else task
+    if own_task is not None:
+        data["task"] = {"kind": PYTHON, "name": own_task.name}
+    own_rewards = None
+    if rewards is not None:
+        own_rewards = Rewards(rewards, on_failure=data.get("on_reward_failure", "stop"))
+        data["rewards"] = list(own_rewards.names)
+    return parse_recipe(data), own_task, own_rewards
 
 
 def _go(

@@ -70,6 +70,8 @@ def prepare(
     weights: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     evaluation_only: bool = False,
+    task: Task | None = None,
+    rewards: Rewards | None = None,
 ) -> Workshop:
     """Build everything a run works with.
 
@@ -78,14 +80,16 @@ def prepare(
         weights: a checkpoint's directory to take the weights from instead of the recipe's source (on resume).
         facts: what the run's config says was found when it began; its choices are kept instead of probing again.
         evaluation_only: leave training prompts and demonstrations out.
+        task: a task object instead of the one the recipe names.
+        rewards: rewards instead of those the recipe names.
 
     Raises:
         ValueError: if the model, the task, the template, a reward or their combination cannot work.
     """
     for stage in recipe.stages:
         stage_algorithm(stage)
-    task = _named("task", lambda: make_task(**recipe.task))
-    rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure)
+    task = task or make_task(**recipe.task)
+    rewards = rewards or Rewards(recipe.rewards, on_failure=recipe.on_reward_failure)
     policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
     limit = policy.context_length
     needs_rollouts = not evaluation_only and any(isinstance(stage, PolicySettings) for stage in recipe.stages)
@@ -128,9 +132,8 @@ def load_policy(
         precision, probed = probe.precision, probe.reason
     source = str(weights) if weights is not None and settings.lora is None else settings.source
     if source == "tiny":
-        characters, strings = getattr(task, "characters", None), getattr(task, "special_strings", ())
-        if characters is None:
-            raise ValueError(f"model.source = 'tiny' needs a task that lists its characters; {task.name if task else 'this'} does not")
+        characters = getattr(task, "characters", None) or _characters(task)
+        strings = getattr(task, "special_strings", ())
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
         sha256 = weights_sha256(model)
     else:
@@ -199,8 +202,12 @@ def _demonstrations(task: Task, policy: Policy, recipe: Recipe) -> list[Demonstr
     return groups
 
 
-def _named(key: str, build: Any) -> Any:
-    try:
-        return build()
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+def _characters(task: Task | None) -> str:
+    """Every character of a task's text, for a tokenizer made for it."""
+    if task is None:
+        raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
+    problems = [*task.train_problems(), *task.eval_problems()]
+    demonstrations = task.demonstrations()
+    texts = [p.question for p in [*problems, *(d.problem for d in demonstrations)] if isinstance(p.question, str)]
+    texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
+    return "".join(sorted({character for text in texts for character in text}))

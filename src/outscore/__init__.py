@@ -1,0 +1,94 @@
+"""Outscore: post-train language models by reinforcement, where everything is a group.
+
+Whole runs: `train`, `resume`. The pieces alone, for one's own loop: `load_policy` and `make_sampler` (sampling),
+`group_rows` and `token_logprobs` (training rows), `group_advantages` and `policy_loss` (the mathematics), `Rewards`, `make_task`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outscore.config import Recipe, load_recipe, parse_recipe
+    from outscore.model.attention import Segment, TreeAttention
+    from outscore.model.load import load_model
+    from outscore.model.logprobs import token_logprobs
+    from outscore.model.policy import Policy
+    from outscore.model.rows import TrainingGroup, flat_starts, group_rows
+    from outscore.objectives.advantages import group_advantages
+    from outscore.objectives.algorithms import ALGORITHMS, Algorithm, algorithm
+    from outscore.objectives.estimators import maj_at_k, pass_at_k
+    from outscore.objectives.loss import policy_loss
+    from outscore.records import (
+        Completion,
+        Demonstration,
+        Problem,
+        Prompt,
+        SampledCompletion,
+        SampledGroup,
+        SampleRequest,
+        SamplingParams,
+        Score,
+        ScoredGroup,
+        ScoringFailure,
+    )
+    from outscore.report.console import Console
+    from outscore.report.run import RunDirectory
+    from outscore.report.show import show_run
+    from outscore.rewards import Reward, RewardError, Rewards
+    from outscore.rollout import GroupEngine, Sampler, ScriptedSampler, make_sampler
+    from outscore.tasks import Task, make_task
+    from outscore.tasks.templates import render
+    from outscore.train.run import RunResult, resume, train
+    from outscore.train.setup import load_policy
+
+_HOMES = {
+    "outscore.config": ("Recipe", "load_recipe", "parse_recipe"),
+    "outscore.model.attention": ("Segment", "TreeAttention"),
+    "outscore.model.load": ("load_model",),
+    "outscore.model.logprobs": ("token_logprobs",),
+    "outscore.model.policy": ("Policy",),
+    "outscore.model.rows": ("TrainingGroup", "flat_starts", "group_rows"),
+    "outscore.objectives.advantages": ("group_advantages",),
+    "outscore.objectives.algorithms": ("ALGORITHMS", "Algorithm", "algorithm"),
+    "outscore.objectives.estimators": ("maj_at_k", "pass_at_k"),
+    "outscore.objectives.loss": ("policy_loss",),
+    "outscore.records": (
+        "Completion",
+        "Demonstration",
+        "Problem",
+        "Prompt",
+        "SampleRequest",
+        "SampledCompletion",
+        "SampledGroup",
+        "SamplingParams",
+        "Score",
+        "ScoredGroup",
+        "ScoringFailure",
+    ),
+    "outscore.report.console": ("Console",),
+    "outscore.report.run": ("RunDirectory",),
+    "outscore.report.show": ("show_run",),
+    "outscore.rewards": ("Reward", "RewardError", "Rewards"),
+    "outscore.rollout": ("GroupEngine", "Sampler", "ScriptedSampler", "make_sampler"),
+    "outscore.tasks": ("Task", "make_task"),
+    "outscore.tasks.templates": ("render",),
+    "outscore.train.run": ("RunResult", "resume", "train"),
+    "outscore.train.setup": ("load_policy",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *sorted(_MODULE_OF)]  # noqa: PLE0604  (a list of the table above, so that neither can forget the other)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `outscore --help` must not wait for torch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'outscore' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__doc__"])
