@@ -51,28 +51,31 @@ def format_tags(
     return Reward(name="format_tags", function=score, full=max(reward, 0.0))
 
 
-def answer_exact(*, form: AnswerForm = "auto", ignore_case: bool = False) -> Reward:
+def answer_exact(*, form: str = "auto", ignore_case: bool = False) -> Reward:
     """1 if the answer in the place `form` names is the gold answer as text, white space at its ends aside."""
 
+    extract = partial(extract_answer, form=_known_form("answer_exact", form))
+
     def check(text: str, gold: str) -> bool:
-        found = _extract(text, form)
+        found = extract(text)
         return found is not None and _folded(found, ignore_case) == _folded(gold, ignore_case)
 
-    return _answer_reward("answer_exact", check, partial(_extract, form=_known_form("answer_exact", form)))
+    return _answer_reward("answer_exact", check, extract)
 
 
-def answer_numeric(*, form: AnswerForm = "auto", tolerance: float = 1e-6) -> Reward:
+def answer_numeric(*, form: str = "auto", tolerance: float = 1e-6) -> Reward:
     """1 if the answer in the place `form` names is the gold number: |a - gold| <= tolerance * max(1, |gold|).
 
     The answer is that place's number, or the last number in it where it holds more than a number. Arithmetic is exact.
     """
     _check_tolerance("answer_numeric", tolerance)
+    extract = partial(extract_answer, form=_known_form("answer_numeric", form))
 
     def check(text: str, gold: str) -> bool | None:
-        found = _extract(text, form)
+        found = extract(text)
         return _same_number(found if parse_number(found) is not None else last_number(found or ""), gold, tolerance)
 
-    return _answer_reward("answer_numeric", check, partial(_extract, form=_known_form("answer_numeric", form)))
+    return _answer_reward("answer_numeric", check, extract)
 
 
 def last_number_reward(*, tolerance: float = 0.0) -> Reward:
@@ -111,16 +114,15 @@ def math_verify(*, seconds: float = 5.0) -> Reward:
     return Reward(name="math_verify", function=partial(math_rewards, seconds=seconds), full=1.0, extract=extract)
 
 
-def gym(*, form: AnswerForm = "auto") -> Reward:
+def gym(*, form: str = "auto") -> Reward:
     """reasoning_gym's own score of the answer, in [0, 1], for problems of the task `reasoning_gym`; None for others.
 
     With `auto`, an answer outside any tag or box is the last number where the gold answer is one, else the whole
     completion.
     """
-    form = _known_form("gym", form)
-    return Reward(
-        name="gym", function=partial(gym_rewards, form=form), full=1.0, extract=partial(extract_answer, form=form)
-    )
+    place = _known_form("gym", form)
+    extract = partial(extract_answer, form=place)
+    return Reward(name="gym", function=partial(gym_rewards, form=place), full=1.0, extract=extract)
 
 
 BUILTIN_REWARDS: Mapping[str, Callable[..., Reward]] = MappingProxyType(
@@ -148,10 +150,6 @@ def _answer_reward(name: str, check: Check, extract: Callable[[str], str | None]
     return Reward(name=name, function=score, full=1.0, extract=extract)
 
 
-def _extract(text: str, form: AnswerForm) -> str | None:
-    return extract_answer(text, form)
-
-
 def _same_number(found: str | None, gold: str, tolerance: float) -> bool | None:
     """None where the gold answer is no number."""
     right, value = parse_number(gold), parse_number(found)
@@ -164,12 +162,12 @@ def _folded(text: str, ignore_case: bool) -> str:
     return text.strip().casefold() if ignore_case else text.strip()
 
 
-def _known_form(name: str, form: AnswerForm) -> AnswerForm:
-    if form not in get_args(AnswerForm):
-        raise ValueError(
-            f"reward {name!r}: form = {form!r} is no place for an answer{nearest(form, get_args(AnswerForm))}"
-        )
-    return form
+def _known_form(name: str, form: str) -> AnswerForm:
+    forms: tuple[AnswerForm, ...] = get_args(AnswerForm)
+    for known in forms:
+        if known == form:
+            return known
+    raise ValueError(f"reward {name!r}: form = {form!r} is no place for an answer{nearest(form, forms)}")
 
 
 def _check_tolerance(name: str, tolerance: float) -> None:

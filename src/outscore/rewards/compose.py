@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from outscore.config import nearest
 from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure
@@ -55,10 +55,8 @@ class Rewards:
         on_failure: OnFailure = "stop",
         folder: Path | None = None,
     ) -> None:
-        if on_failure not in get_args(OnFailure):
-            raise ValueError(f"on_failure = {on_failure!r} is neither 'stop' nor 'exclude'")
         self.rewards = tuple(make_reward(spec, folder=folder) for spec in specs)
-        self.on_failure: OnFailure = on_failure
+        self.on_failure = on_failure
         for name in self.names:
             if self.names.count(name) > 1:
                 raise ValueError(f"rewards: two are called {name!r}; give one of them another `label`")
@@ -95,7 +93,9 @@ class Rewards:
         if not self.rewards:
             raise ValueError("rewards: there is none to score with")
         items = items_of(groups)
-        outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps)) if items else []
+        if not items:
+            return ScoringResult(groups=[], metrics={}, extra_columns={})
+        outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps))
         scored = []
         first = 0
         for group in groups:

@@ -47,7 +47,7 @@ def math_rewards(
 
 
 def answer_part(text: str) -> str:
-    """What math-verify is to look at: the inside of the last <answer> tag, whose marks it would take for mathematics."""
+    """What math-verify is to look at: what is inside the last <answer> tag, since it takes the tag for mathematics."""
     inside = tag_content(text)
     return text if inside is None else inside
 

@@ -1,0 +1,173 @@
+"""Results a reward may not give: what is said, and what the two policies do."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+from rewards.building import group
+
+from outscore.records import Score, ScoringFailure
+from outscore.rewards import RewardError, Rewards
+
+
+def returning(*values):
+    def reward(completions, **_):
+        return list(values)[: len(completions)] if len(completions) < len(values) else list(values)
+
+    return reward
+
+
+def scores_of(function, *texts, **options):
+    [scored] = Rewards([function], **options).score([group(*texts)], step=1).groups
+    return scored.scores
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        [1.0, 0.0],
+        (1, 0),
+        [True, False],
+        np.array([1.0, 0.0]),
+        [np.float32(1), np.int64(0)],
+        torch.tensor([1.0, 0.0]),
+        [torch.tensor(1.0), torch.tensor(0)],
+        [torch.tensor([1.0]), torch.tensor([0.0])],
+    ],
+    ids=repr,
+)
+def test_lists_arrays_and_tensors_are_understood(output):
+    assert [score.reward for score in scores_of(lambda completions: output, "a", "b")] == [1.0, 0.0]
+
+
+def test_an_iterator_is_understood():
+    assert [score.reward for score in scores_of(lambda completions: map(len, completions), "a", "bb")] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("policy", ["stop", "exclude"])
+@pytest.mark.parametrize(
+    ("output", "complaint"),
+    [
+        ([1.0], "returned 1 values for 2 completions"),
+        ([1.0, 2.0, 3.0], "returned 3 values for 2 completions"),
+        (1.0, "returned float '1.0'; a list of 2 floats or None is due"),
+        (None, "returned NoneType"),
+        ("ab", "returned str 'ab'"),
+        ({"a": 1.0, "b": 2.0}, "returned dict"),
+    ],
+    ids=repr,
+)
+def test_a_result_of_the_wrong_shape_stops_under_either_policy(output, complaint, policy):
+    def wrong(completions):
+        return output if len(completions) == 2 else [0.0]
+
+    with pytest.raises(RewardError, match=complaint) as caught:
+        scores_of(wrong, "first text", "second text", on_failure=policy)
+    assert caught.value.reward_name == "wrong"
+    for part in ("'p/1'", "completion 1 of 2", "325-28-20=", "first text"):
+        assert part in str(caught.value)
+
+
+def test_a_value_that_is_no_number_names_its_completion():
+    def words(completions):
+        return ["good" if text == "b" else 1.0 for text in completions]
+
+    with pytest.raises(RewardError, match=r"returned str 'good' among its values.*completion 2 of 3"):
+        scores_of(words, "a", "b", "c")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_stops_naming_reward_prompt_and_completion(bad):
+    def reward(completions):
+        return [bad if text == "the culprit" else 1.0 for text in completions]
+
+    with pytest.raises(RewardError) as caught:
+        scores_of(reward, "a", "the culprit", "c")
+    assert str(caught.value).splitlines() == [
+        f"reward 'reward' returned {bad} (problem 'p/1', completion 2 of 3)",
+        "  prompt: '325-28-20='",
+        "  completion: 'the culprit'",
+    ]
+
+
+def divides(completions, **_):
+    return [1.0 / float(text) for text in completions]
+
+
+def test_a_raise_in_a_batched_call_is_traced_to_the_completion_that_caused_it():
+    with pytest.raises(RewardError) as caught:
+        scores_of(divides, "1", "2", "0", "4")
+    assert "raised ZeroDivisionError" in str(caught.value)
+    assert "completion 3 of 4" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert caught.value.sample == 2
+
+
+def test_a_raise_that_no_completion_causes_alone_says_so():
+    def crowd(completions):
+        if len(completions) > 1:
+            raise RuntimeError("too many")
+        return [0.0]
+
+    for policy in ("stop", "exclude"):
+        with pytest.raises(RewardError, match="raised RuntimeError: too many, but on no completion alone"):
+            scores_of(crowd, "a", "b", on_failure=policy)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_excluded_completions_become_failures_and_the_rest_are_scored_together(asynchronous):
+    sizes = []
+
+    def reward(completions, log_extra, **_):
+        sizes.append(len(completions))
+        values = [1.0 / float(text) for text in completions]
+        log_extra("batch", sizes[-1:] * len(completions))
+        return values
+
+    async def waiting(completions, log_extra, **_):
+        await asyncio.sleep(0)
+        return reward(completions, log_extra)
+
+    rewards = Rewards([waiting if asynchronous else reward], on_failure="exclude")
+    result = rewards.score([group("1", "0", "4", "x")], step=1)
+    first, second, third, fourth = result.groups[0].scores
+    assert (first.reward, third.reward) == (1.0, 0.25)
+    assert second == ScoringFailure(
+        reward_name=rewards.names[0], reason="raised ZeroDivisionError: float division by zero"
+    )
+    assert isinstance(fourth, ScoringFailure)
+    assert "ValueError" in fourth.reason
+    assert sizes[-1] == 2
+    assert result.extra_columns == {"batch": [2, None, 2, None]}
+    assert result.metrics[f"reward/{rewards.names[0]}"] == (1.25, 2.0)
+
+
+def test_under_exclude_a_value_that_is_not_finite_is_a_failure():
+    scores = scores_of(returning(1.0, float("nan")), "a", "b", on_failure="exclude")
+    assert isinstance(scores[0], Score)
+    assert scores[1] == ScoringFailure(reward_name="reward", reason="returned nan")
+
+
+def test_under_exclude_a_batch_of_culprits_only_is_a_batch_of_failures():
+    assert all(isinstance(score, ScoringFailure) for score in scores_of(divides, "0", "x", on_failure="exclude"))
+
+
+def test_under_exclude_a_fault_that_has_passed_costs_nothing():
+    calls = []
+
+    def flaky(completions):
+        calls.append(len(completions))
+        if len(calls) == 1:
+            raise ConnectionError("try again")
+        return [1.0] * len(completions)
+
+    assert [score.reward for score in scores_of(flaky, "a", "b", on_failure="exclude")] == [1.0, 1.0]
+
+
+def test_a_keyboard_interrupt_is_no_fault_of_a_reward():
+    def interrupted(completions):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scores_of(interrupted, "a", on_failure="exclude")
