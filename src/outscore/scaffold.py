@@ -8,9 +8,9 @@ from pathlib import Path
 RECIPE = """\
 # outscore train recipe.yaml
 #
-# Trains a model on your data with your reward. Try `outscore check recipe.yaml` first. As it stands it builds a small model
-# from scratch, learns from the responses in data.jsonl, and goes on by GRPO with my_reward.py, all in about a minute.
-# For a real model: model.source=<directory or hub id>, and take the sft stage out or keep it.
+# Trains a model on your data with your reward. Try `outscore check recipe.yaml` first. As it stands it builds a small
+# model from scratch, learns from the responses in data.jsonl, and goes on by GRPO with my_reward.py, all in about a
+# minute. For a real model: model.source=<directory or hub id>, and take the sft stage out or keep it.
 name: my-run
 seed: 0
 model:

@@ -1,16 +1,17 @@
 """Exact attention over a forest of segments packed into one row.
 
-A row is a forest laid out depth first: a prompt is a root, its completions are children, and a token sees its own segment up to itself
-and the whole of every ancestor segment. A dense mask over such a row costs (G·L)²; here the work is G·L²: each segment attends to
-itself causally, and the slice of tokens below a segment attends to that segment in one piece. The pieces are joined by log-sum-exp,
+A row is a forest laid out depth first: a prompt is a root, its completions are children, and a token sees its own
+segment up to itself and the whole of every ancestor segment. A dense mask over such a row costs (G·L)²; here the work
+is G·L²: each segment attends to itself causally, and the slice of tokens below a segment attends to that segment in
+one piece. The pieces are joined by log-sum-exp,
 
     lse = logaddexp(lse_a, lse_b),   out = out_a · exp(lse_a − lse) + out_b · exp(lse_b − lse),
 
-which is exact: softmax over the union of keys. In the backward pass every piece uses the *joined* output and log-sum-exp, because
-p = exp(score − lse) and δ = Σ dout · out are those of the whole row of scores.
+which is exact: softmax over the union of keys. In the backward pass every piece uses the *joined* output and
+log-sum-exp, because p = exp(score − lse) and δ = Σ dout · out are those of the whole row of scores.
 
-Sliding windows count *positions*, not row indices: a completion's first token is one position after its prompt's last token, however
-far apart the two lie in the row.
+Sliding windows count *positions*, not row indices: a completion's first token is one position after its prompt's last
+token, however far apart the two lie in the row.
 """
 
 from collections import defaultdict
@@ -152,7 +153,8 @@ class TreeAttention:
         )
 
     def _own_pieces(self) -> Iterator[_Piece]:
-        # Padding a causal problem on the right changes nothing for its real queries, so segments of similar length share a batch.
+        # Padding a causal problem on the right changes nothing for its real queries, so segments of similar length
+        # share a batch.
         buckets: dict[int, list[range]] = defaultdict(list)
         for segment in self.segments:
             buckets[_bucket(segment.length)].append(range(segment.start, segment.start + segment.length))
@@ -160,8 +162,8 @@ class TreeAttention:
             yield self._piece(runs, runs, causal=True)
 
     def _cross_pieces(self) -> Iterator[_Piece]:
-        # Keys are never padded (that would need a mask): only segments of the same length share a batch, and of the same depth,
-        # so that no token occurs twice in a piece.
+        # Keys are never padded (that would need a mask): only segments of the same length share a batch, and of the
+        # same depth, so that no token occurs twice in a piece.
         subtree_end = [segment.start + segment.length for segment in self.segments]
         depth = [0] * len(self.segments)
         for index, segment in enumerate(self.segments):
@@ -185,7 +187,8 @@ class TreeAttention:
         return self._own + self._cross
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Float[Tensor, "problem 1 query key"] | None:
-        """The additive mask of a piece, or None when causality alone decides (no window, or one no token can outrun)."""
+        """The additive mask of a piece, or None when causality alone decides (no window, or one no token can
+        outrun)."""
         if window is None:
             return None
         cache_key = (number, window, dtype)
@@ -216,7 +219,9 @@ class TreeAttention:
     ) -> Float[Tensor, "1 token head dim"]:
         """Attend over the forest; see `AttentionContext.attend`."""
         if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
-            out: Tensor = _FlashTree.apply(query[0], key[0], value[0], self, scaling, sliding_window)
+            out: Tensor = _FlashTree.apply(  # type: ignore[no-untyped-call]
+                query[0], key[0], value[0], self, scaling, sliding_window
+            )
         else:
             out = _plain_tree(query[0], key[0], value[0], self, scaling, sliding_window, softcap)
         return out.transpose(0, 1)[None]
@@ -243,7 +248,9 @@ def _check_forest(segments: Sequence[Segment]) -> None:
         raise ValueError("a row needs at least one segment")
 
 
-def _gather(states: Float[Tensor, "head token dim"], index: Int[Tensor, "problem slot"]) -> Float[Tensor, "problem head slot dim"]:
+def _gather(
+    states: Float[Tensor, "head token dim"], index: Int[Tensor, "problem slot"]
+) -> Float[Tensor, "problem head slot dim"]:
     head, _, dim = states.shape
     picked = states.index_select(1, index.flatten())
     return picked.view(head, *index.shape, dim).transpose(0, 1)
@@ -259,7 +266,7 @@ class _FlashTree(torch.autograd.Function):
     """The tree by the CPU flash kernel, which returns the log-sum-exp that joining needs."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TreeAttention, scaling: float, window: int | None
     ) -> Tensor:
         out = torch.empty_like(query)
@@ -292,7 +299,7 @@ class _FlashTree(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         tree: TreeAttention = ctx.tree
         repeat = query.shape[0] // key.shape[0]
@@ -305,7 +312,10 @@ class _FlashTree(torch.autograd.Function):
                 padding = torch.ones(piece.query_index.numel(), dtype=torch.bool, device=query.device)
                 padding[piece.kept] = False
                 padding = padding.view(len(piece.query_index), 1, -1, 1)
-                piece_grad_out, piece_lse = piece_grad_out.masked_fill(padding, 0.0), piece_lse.masked_fill(padding, 1e30)
+                piece_grad_out, piece_lse = (
+                    piece_grad_out.masked_fill(padding, 0.0),
+                    piece_lse.masked_fill(padding, 1e30),
+                )
             piece_grads = _flash_backward(
                 piece_grad_out,
                 _gather(query, piece.query_index),
@@ -341,7 +351,9 @@ def _plain_tree(
     out = query.new_zeros(*query.shape[:2], value.shape[-1], dtype=dtype)
     lse = torch.full_like(out[..., 0], -torch.inf)
     for number, piece in enumerate(tree.pieces()):
-        scores = (_gather(query, piece.query_index) @ _gather(key, piece.key_index).transpose(-1, -2)).to(out.dtype) * scaling
+        scores = (_gather(query, piece.query_index) @ _gather(key, piece.key_index).transpose(-1, -2)).to(
+            out.dtype
+        ) * scaling
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         mask = tree.mask(number, window, out.dtype)

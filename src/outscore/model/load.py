@@ -248,6 +248,9 @@ def _load_tokenizer(source: str, location: dict[str, Any]) -> Tokenizer:
         ) from error
     if len(tokenizer) == 0:
         raise ValueError(f"{source} has no tokenizer: add its tokenizer.json and tokenizer_config.json")
+    for key in ("is_local", "local_files_only"):
+        # How it was loaded is no part of the tokenizer; saved with it, a resumed run's files would differ.
+        tokenizer.init_kwargs.pop(key, None)
     return tokenizer
 
 

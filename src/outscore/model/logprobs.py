@@ -29,7 +29,8 @@ class TokenLogprobs:
 def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0) -> TokenLogprobs:
     """Forward the rows and evaluate their loss-carrying tokens; differentiable.
 
-    The head runs in chunks that are recomputed in the backward pass, so that memory grows with the chunk and not with tokens × vocab.
+    The head runs in chunks that are recomputed in the backward pass, so that memory grows with the chunk and not with
+    tokens × vocab.
 
     Args:
         policy: the model.
@@ -46,7 +47,9 @@ def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0)
     predicting = hidden.flatten(0, 1).index_select(0, rows.sources)
     chunk = max(CHUNK_LOGITS // policy.vocab_size, 1)
     pieces = [
-        cast(tuple[Tensor, Tensor], checkpoint(_evaluate, policy, part, targets, temperature or 1.0, use_reentrant=False))
+        cast(
+            tuple[Tensor, Tensor], checkpoint(_evaluate, policy, part, targets, temperature or 1.0, use_reentrant=False)
+        )
         for part, targets in zip(predicting.split(chunk), rows.targets.split(chunk), strict=True)
     ]
     return TokenLogprobs(

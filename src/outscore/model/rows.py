@@ -1,7 +1,8 @@
 """Group rows: prompts and completions packed so that a prompt is forwarded once for its whole group.
 
-This is the one place where targets are shifted: a completion's first token is predicted at its prompt's last token, every later one at
-the token before it. Everything downstream speaks of flat `token` axes over the tokens that carry loss.
+This is the one place where targets are shifted: a completion's first token is predicted at its prompt's last token,
+every later one at the token before it. Everything downstream speaks of flat `token` axes over the tokens that carry
+loss.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,8 +35,8 @@ class TrainingGroup:
 class GroupRows:
     """Packed token rows and where in them each loss-carrying token is predicted.
 
-    In the `group_rows` layout there is one row, a forest of segments, and no padding. In the `separate_rows` layout each completion has
-    a row of its own, padded on the right, for models that cannot take a forest.
+    In the `group_rows` layout there is one row, a forest of segments, and no padding. In the `separate_rows` layout
+    each completion has a row of its own, padded on the right, for models that cannot take a forest.
     """
 
     token_ids: Int[Tensor, "row slot"]
@@ -53,7 +54,8 @@ class GroupRows:
     completion_index: Int[Tensor, " token"]
     """The completion, by its number in the batch, that each loss-carrying token belongs to."""
     order: Int[Tensor, " token"]
-    """The place of each loss-carrying token in the batch's flat token axis: completions in batch order, tokens in order."""
+    """The place of each loss-carrying token in the batch's flat token axis: completions in batch order, tokens in
+    order."""
 
     @property
     def num_slots(self) -> int:
@@ -62,9 +64,11 @@ class GroupRows:
 
 
 def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator[list[TrainingGroup]]:
-    """Fill micro-batches up to a token budget, keeping order; a group over budget continues in a row that repeats its prompt.
+    """Fill micro-batches up to a token budget, keeping order; a group over budget continues in a row that repeats its
+    prompt.
 
-    A single completion longer than the budget gets a micro-batch of its own: the budget bounds memory, it never drops data.
+    A single completion longer than the budget gets a micro-batch of its own: the budget bounds memory, it never drops
+    data.
     """
     batch: list[TrainingGroup] = []
     used = 0
@@ -129,7 +133,9 @@ def group_rows(groups: Sequence[TrainingGroup], starts: Sequence[int], device: t
     return index.rows([ids], [segment_positions(segments)], tuple(segments), device)
 
 
-def separate_rows(groups: Sequence[TrainingGroup], starts: Sequence[int], device: torch.device | str = "cpu") -> GroupRows:
+def separate_rows(
+    groups: Sequence[TrainingGroup], starts: Sequence[int], device: torch.device | str = "cpu"
+) -> GroupRows:
     """One row for each completion, its prompt repeated, padded on the right: for models that cannot take group rows."""
     members = [(group, i) for group in groups for i in range(len(group.completions))]
     width = max(len(group.prompt_ids) + len(group.completions[i].token_ids) for group, i in members)
@@ -163,7 +169,11 @@ class _TargetIndex:
                 place += 1
 
     def rows(
-        self, ids: list[list[int]], positions: list[list[int]], segments: tuple[Segment, ...], device: torch.device | str
+        self,
+        ids: list[list[int]],
+        positions: list[list[int]],
+        segments: tuple[Segment, ...],
+        device: torch.device | str,
     ) -> GroupRows:
         width = max(len(row) for row in ids)
 

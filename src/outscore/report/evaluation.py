@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-HEADLINES = ("pass@1", "greedy", "accuracy", "reward")
+HEADLINES = ("greedy", "pass@1", "accuracy", "reward")
 """Which metric ranks evaluations when nobody says: the first of these that is there."""
 
 

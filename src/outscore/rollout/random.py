@@ -22,6 +22,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ORIGIN = 0x6F757473636F7265  # "outscore": any constant that keeps these draws apart from others keyed by the same seed
 
 Words = UInt64[np.ndarray, " row"]
+Shared = UInt64[np.ndarray, "#row"]  # one for all rows, or one for each
 
 
 def _mix(words: Words) -> Words:
@@ -31,7 +32,7 @@ def _mix(words: Words) -> Words:
     return mixed
 
 
-def _absorb(state: Words, names: Words) -> Words:
+def _absorb(state: Shared, names: Shared) -> Words:
     return _mix(state ^ _mix(names + _GOLDEN))
 
 

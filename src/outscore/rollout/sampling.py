@@ -64,6 +64,7 @@ def choose(
     tempered.exp_()
     blocks = weights.view(num_rows, num_blocks, _BLOCK)
     ids, total = _invert(blocks, uniforms[:, None])
+    ids = ids.clamp_max(vocab - 1)  # a row of NaN points past the end; any id will do, for its log-prob is NaN
     logprobs = (logits.gather(1, ids) - peak).double() / params.temperature - total.log()
     return ids[:, 0], logprobs[:, 0]
 
@@ -85,8 +86,7 @@ def _invert(
     # The fp64 sum of the block differs from its own sum by rounding: the target keeps its *share* of the block.
     share = (target - start) / (end - start)
     offset = _first_above(inside, share * inside[:, -1:])
-    # A row of NaN has no place to point to; any valid id will do, its log-prob is NaN.
-    return (block * _BLOCK + offset).clamp_max(blocks[0].numel() - 1), total
+    return block * _BLOCK + offset, total
 
 
 def _first_above(cumulative: Float64[Tensor, "row slot"], target: Float64[Tensor, "row 1"]) -> Int64[Tensor, "row 1"]:

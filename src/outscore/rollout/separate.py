@@ -59,20 +59,25 @@ class SeparateEngine:
         return groups(requests, finished)
 
     def _decode(self, prompt: Sequence[int], rows: Sequence[Draft], params: SamplingParams) -> None:
-        # Only these two methods know under which name a model takes its cache (past_key_values, cache_params, ...).
         model = cast(Any, self.policy.model)
         token_ids = torch.tensor([prompt] * len(rows), device=self.policy.device)
-        state: dict[str, Any] = {"use_cache": True, "attention_mask": torch.ones_like(token_ids)}
-        first = True
+        cache: dict[str, Any] = {}
         while any(row.finish is None for row in rows):
-            inputs = model.prepare_inputs_for_generation(token_ids, is_first_iteration=first, **state)
-            output = model(**inputs, return_dict=True)
-            state = model._update_model_kwargs_for_generation(output, state)
-            first = False
+            output = model(input_ids=token_ids, use_cache=True, return_dict=True, **cache)
+            cache = _cache_of(output)
             logits = output.logits[:, -1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             live = [index for index, row in enumerate(rows) if row.finish is None]
             extend([rows[index] for index in live], logits[live], self.policy, params)
             # A row that has ended repeats its last token; nothing reads what it predicts.
-            latest = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.policy.device)
-            token_ids = torch.cat([token_ids, latest], 1)
+            token_ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.policy.device)
+
+
+def _cache_of(output: Any) -> dict[str, Any]:
+    """What the model remembers, under the name it takes it back by: attention caches, Mamba's, RWKV's."""
+    for name in ("past_key_values", "cache_params", "state"):
+        if output.get(name) is not None:
+            return {name: output[name]}
+    raise ValueError(
+        f"the model returned no cache with use_cache=True, only {sorted(output)}; it cannot be sampled from"
+    )

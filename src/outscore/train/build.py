@@ -91,7 +91,8 @@ def build_evaluator(recipe: Recipe, workshop: Workshop) -> Evaluator | None:
 
 
 def reward_penalty(learner: Learner, settings: PolicySettings, row: Algorithm) -> Penalty:
-    """KL to the reference as a cost of the reward: kl_coef times the completion's KL, without gradient (spec B.1, PPO eq. 2)."""
+    """KL to the reference as a cost of the reward: kl_coef times the completion's KL, without gradient (spec B.1, PPO
+    eq. 2)."""
 
     def penalty(groups: Sequence[ScoredGroup]) -> list[Float[Tensor, " completion"]]:
         assert learner.reference is not None

@@ -98,5 +98,7 @@ def _truncation(collected: Collected) -> Finding:
     length, _ = collected.metrics["completion_length"]
     detail = f"mean {length / count:.0f} tokens; {cut:g} of {count:g} probed completions reached the limit"
     if cut > count / 2:
-        return Finding(what="lengths", status="warn", detail=detail + "; raise sampling.max_new_tokens or shorten the task")
+        return Finding(
+            what="lengths", status="warn", detail=detail + "; raise sampling.max_new_tokens or shorten the task"
+        )
     return Finding(what="lengths", status="ok", detail=detail)

@@ -1,10 +1,11 @@
-"""Checkpoints: a Hugging Face model directory with the trainer's state beside it, complete or absent, and checked before use.
+"""Checkpoints: a Hugging Face model directory with the trainer's state beside it, complete or absent, and checked
+before use.
 
     checkpoints/STAGE/step-000050/
-        config.json, model.safetensors, tokenizer…   the policy, for any tool (adapters: adapter_config.json, adapter_model.safetensors)
-        trainer.safetensors                          Adam's moments; fp32 masters where the model file has not got them
-        reference.safetensors                        the reference policy, where there is one
-        trainer.json                                 counters, and the digest of every other file
+        config.json, model.safetensors, tokenizer…   the policy, for any tool (adapters: adapter_config.json,
+        adapter_model.safetensors) trainer.safetensors                          Adam's moments; fp32 masters where the
+        model file has not got them reference.safetensors                        the reference policy, where there is
+        one trainer.json                                 counters, and the digest of every other file
 
 Nothing is pickled. A step ends before its checkpoint begins, so there is never a half-used batch of rollouts to save.
 """
@@ -26,6 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outscore.model.adapters import has_adapters
+from outscore.model.load import quiet_transformers
 from outscore.report import files
 from outscore.report.run import RunDirectory, StepFile
 from outscore.train.step import Learner
@@ -75,10 +77,9 @@ def save_checkpoint(run: RunDirectory, learner: Learner, progress: Progress) -> 
         OSError: naming the path, when the disk refuses; earlier checkpoints are untouched.
     """
     path = run.checkpoint_path(progress.stage, progress.step)
-    if path.exists():  # left by an interrupted run that went on past it
-        files.remove_directory(path)
+    assert not path.exists(), "a resume discards what lies after its checkpoint"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with files.publishing_directory(path) as new:
+    with quiet_transformers(), files.publishing_directory(path) as new:
         cast(PreTrainedModel, learner.policy.model).save_pretrained(new)
         learner.policy.tokenizer.save_pretrained(new)
         safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
@@ -130,7 +131,8 @@ def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
 
 
 def load_trainer_state(path: Path, learner: Learner) -> None:
-    """Put moments, masters and reference of a checkpoint into a learner whose policy already has the checkpoint's weights."""
+    """Put moments, masters and reference of a checkpoint into a learner whose policy already has the checkpoint's
+    weights."""
     tensors = safetensors.torch.load_file(path / "trainer.safetensors")
     if masters := _below(tensors, "master."):
         learner.masters.load_state_dict(masters)

@@ -10,7 +10,8 @@ from outscore.rewards import Rewards
 from outscore.rollout import Sampler
 
 EVALUATION_STEP = 0
-"""The step that keys evaluation draws: every evaluation of a run draws with the same uniforms, which makes them comparable."""
+"""The step that keys evaluation draws: every evaluation of a run draws with the same uniforms, which makes them
+comparable."""
 EVALUATION_SEED = 7_919
 """Added to the run's seed, so that evaluation and training never share draws."""
 
@@ -56,13 +57,15 @@ class Evaluator:
     seed: int
     """The run's seed."""
 
-    def run(self, sampler: Sampler, *, label: str, stage: str, step: int, policy_version: int) -> Evaluation:
+    def run(
+        self, sampler: Sampler, *, label: str, stage: str, step: int, policy_version: int, greedy_only: bool = False
+    ) -> Evaluation:
         """Evaluate; the metrics are `greedy`, and with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`."""
         greedy = self._score(sampler, num_samples=1, temperature=0.0)
         hits = [bool(self.judge.correct(group)[0]) for group in greedy]
         found = {"greedy": wilson_interval(sum(hits), len(hits))}
         rewards: dict[str, float] = {}
-        if self.samples > 1:
+        if self.samples > 1 and not greedy_only:
             groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature)
             found |= self._sampled(groups)
             totals = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
@@ -73,7 +76,7 @@ class Evaluator:
             step=step,
             policy_version=policy_version,
             num_problems=len(self.prompts),
-            samples=self.samples,
+            samples=1 if greedy_only else self.samples,
             metrics={**{name: estimate.value for name, estimate in found.items()}, **rewards},
             intervals={name: (estimate.low, estimate.high) for name, estimate in found.items()},
         )

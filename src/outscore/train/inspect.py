@@ -38,7 +38,12 @@ def find_model(target: str) -> str:
 
 
 def evaluate_target(
-    target: str, *, recipe: str | None = None, task: str | None = None, reward: str | None = None, overrides: Sequence[str] = ()
+    target: str,
+    *,
+    recipe: str | None = None,
+    task: str | None = None,
+    reward: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Evaluation:
     """Evaluate a run, checkpoint or model; see `outscore eval --help`.
 
@@ -74,7 +79,8 @@ def _evaluation_recipe(
 
 
 class Chat:
-    """A conversation with a model, one turn at a time; each answer sees the whole conversation where there is a chat template.
+    """A conversation with a model, one turn at a time; each answer sees the whole conversation where there is a chat
+    template.
 
     Args:
         target: a run, a checkpoint, a model directory, a GGUF file or a hub id.

@@ -1,4 +1,5 @@
-"""The loop of a stage: collect, update, report, evaluate, save. It is blind to algorithms and to where groups come from."""
+"""The loop of a stage: collect, update, report, evaluate, save. It is blind to algorithms and to where groups come
+from."""
 
 import dataclasses
 import time
@@ -14,8 +15,8 @@ from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.sources import Collected, Source
 from outscore.train.step import Learner, UpdatePlan, update
 
-RANKING = ("pass@1", "greedy")
-"""The metric that says which evaluation is the best: the first of these that was measured."""
+RANKING = "greedy"
+"""The metric that says which evaluation is the best; every evaluation has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +124,11 @@ class StageRun:
         every = self.stage.recipe.evaluation.every
         if self.stage.evaluator is None or not every or step % every or step == self.stage.settings.steps:
             return False
-        found = self.evaluate(f"{self.stage.settings.label} step {step}", step)
+        found = self.evaluate(f"{self.stage.settings.label} step {step}", step, greedy_only=True)
         self.progress, better = ranked(self.progress, found, step)
         return better
 
-    def evaluate(self, label: str, step: int) -> Evaluation:
+    def evaluate(self, label: str, step: int, *, greedy_only: bool = False) -> Evaluation:
         """Evaluate the policy as it stands and record it."""
         assert self.stage.evaluator is not None
         self.reporter.activity("evaluating")
@@ -138,6 +139,7 @@ class StageRun:
             stage=self.stage.settings.label,
             step=step,
             policy_version=self.stage.learner.policy.version,
+            greedy_only=greedy_only,
         )
         self._waited("evaluate", started)
         self.reporter.evaluation(found)
@@ -164,7 +166,7 @@ class StageRun:
 
 def ranked(progress: Progress, found: Evaluation, step: int) -> tuple[Progress, bool]:
     """The progress with this evaluation taken into account, and whether it is the best of its stage."""
-    value = next(found.metrics[name] for name in RANKING if name in found.metrics)
+    value = found.metrics[RANKING]
     better = progress.best_value is None or value > progress.best_value
     if better:
         return dataclasses.replace(progress, best_value=value, best_step=step, evaluations_since_best=0), True

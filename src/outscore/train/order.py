@@ -23,7 +23,8 @@ def batch_indices(seed: int, stage: int, step: int, batch_size: int, num_items: 
 
 
 def refill_index(seed: int, stage: int, step: int, slot: int, attempt: int, num_items: int) -> int:
-    """The item that replaces a slot's group on its `attempt`-th refill: drawn uniformly, apart from the order of epochs."""
+    """The item that replaces a slot's group on its `attempt`-th refill: drawn uniformly, apart from the order of
+    epochs."""
     return int(np.random.default_rng([seed, stage, step, slot, attempt]).integers(num_items))
 
 

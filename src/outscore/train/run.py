@@ -94,9 +94,13 @@ def resume(
     run = RunDirectory.open(Path(path))
     config = run.config()
     facts = config.pop(FACTS)
-    recipe, own_task, own_rewards = _with_objects(parse_recipe(config, where=str(run.path / "config.yaml")), task, rewards)
+    recipe, own_task, own_rewards = _with_objects(
+        parse_recipe(config, where=str(run.path / "config.yaml")), task, rewards
+    )
     if task is None and recipe.task["kind"] == PYTHON:
-        raise ValueError(f"{path} was started from Python with its own task: resume it with outscore.resume(path, task=…)")
+        raise ValueError(
+            f"{path} was started from Python with its own task: resume it with outscore.resume(path, task=…)"
+        )
     progress, found = None, None
     with run.lock():
         found, notes = newest_sound(run)
@@ -210,7 +214,9 @@ def _check_vacant(directory: Path) -> None:
 
 def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
     facts = workshop.facts
-    reporter.message(f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout']}")
+    reporter.message(
+        f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout']}"
+    )
 
 
 def _differences(saved_in: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
-"""From a recipe to what a run works with: model, prompts, rewards. Everything that can be wrong is found here, before any work."""
+"""From a recipe to what a run works with: model, prompts, rewards. Everything that can be wrong is found here, before
+any work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ import torch
 
 from outscore.config import ModelSettings, PolicySettings, Recipe, SftSettings, StageSettings
 from outscore.model.adapters import add_lora
-from outscore.model.load import encode, load_model, stop_token_ids, weights_sha256
-from outscore.model.policy import Policy, probe_layout
+from outscore.model.export import is_adapter, load_with_adapter
+from outscore.model.load import LoadedModel, encode, load_model, stop_token_ids, weights_sha256
+from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
+from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import Completion, DemonstrationGroup, Problem, Prompt
@@ -131,36 +134,39 @@ def load_policy(
         probe = probe_precision(default_device())
         precision, probed = probe.precision, probe.reason
     source = str(weights) if weights is not None and settings.lora is None else settings.source
-    if source == "tiny":
-        characters = getattr(task, "characters", None) or _characters(task)
-        strings = getattr(task, "special_strings", ())
-        model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
-        sha256 = weights_sha256(model)
-    else:
-        loaded = load_model(
-            source,
-            precision_dtype=torch.float32,
-            trust_remote_code=settings.trust_remote_code,
-            allow_pickle=settings.allow_pickle,
-        )
-        model, tokenizer, sha256 = loaded.model, loaded.tokenizer, loaded.sha256
+    loaded = _load(source, settings, task, seed)
+    model, tokenizer = loaded.model, loaded.tokenizer
     stops = stop_token_ids(model, tokenizer)
     layout = probe_layout(model, tokenizer, stops)
     if settings.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model = model.to(default_device())
+    torch.nn.Module.to(model, default_device())
     if settings.lora is not None:
-        model = add_lora(
-            model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed
-        )
+        add_lora(model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed)
     policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout.layout)
     found = {
-        "weights_sha256": facts.get("weights_sha256", sha256),
+        "weights_sha256": facts.get("weights_sha256", loaded.sha256),
         "precision": precision,
         "precision_probe": probed,
         "layout": layout.reason,
     }
     return policy, found
+
+
+def _load(source: str, settings: ModelSettings, task: Task | None, seed: int) -> LoadedModel:
+    if source == "tiny":
+        characters = getattr(task, "characters", None) or _characters(task)
+        strings = getattr(task, "special_strings", ())
+        model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
+        return LoadedModel(model=model, tokenizer=tokenizer, sha256=weights_sha256(model), source=source)
+    if is_adapter(Path(source)):
+        return load_with_adapter(Path(source), trust_remote_code=settings.trust_remote_code)
+    return load_model(
+        source,
+        precision_dtype=torch.float32,
+        trust_remote_code=settings.trust_remote_code,
+        allow_pickle=settings.allow_pickle,
+    )
 
 
 def default_device() -> torch.device:
@@ -174,8 +180,8 @@ def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, limit: int |
     room = max((s.sampling.max_new_tokens for s in recipe.stages if isinstance(s, PolicySettings)), default=1)
     if limit is not None and len(prompt.token_ids) + room > limit:
         raise ValueError(
-            f"prompt of problem {problem.id!r} has {len(prompt.token_ids)} tokens; with {room} new tokens that is more than the "
-            f"model's context of {limit}: shorten the prompt, lower sampling.max_new_tokens, or leave the problem out"
+            f"prompt of problem {problem.id!r} has {len(prompt.token_ids)} tokens; with {room} new tokens that is more "
+            f"than the model's context of {limit}: shorten the prompt, lower sampling.max_new_tokens, or leave the problem out"
         )
     return prompt
 

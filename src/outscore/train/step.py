@@ -6,6 +6,7 @@ The loop here never asks for an algorithm's name: it reads the row's cells throu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -29,7 +30,8 @@ Metrics = Mapping[str, tuple[float, float]]
 class Batch:
     """The groups of one step, all completions numbered, with what is known of each loss-carrying token.
 
-    The `token` axis runs over the loss-carrying tokens of all completions in order; `flat_starts` says where each completion begins.
+    The `token` axis runs over the loss-carrying tokens of all completions in order; `flat_starts` says where each
+    completion begins.
     """
 
     groups: tuple[TrainingGroup, ...]
@@ -56,8 +58,8 @@ class Batch:
 class Reference:
     """The policy as it was: a snapshot of the trained weights that can be put in the policy's place for a moment.
 
-    With fresh LoRA adapters the snapshot holds adapters whose update is exactly zero, so the reference is the model with its adapter
-    switched off and no second copy of the weights exists.
+    With fresh LoRA adapters the snapshot holds adapters whose update is exactly zero, so the reference is the model
+    with its adapter switched off and no second copy of the weights exists.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -138,7 +140,8 @@ def batch_logprobs(
 
 
 def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algorithm) -> list[TrainingGroup]:
-    """The groups without the completions that cannot move the policy: no counted token, or advantage 0 and nothing else in the loss.
+    """The groups without the completions that cannot move the policy: no counted token, or advantage 0 and nothing
+    else in the loss.
 
     Exact: their gradient is zero, and the denominators, which count them, are handed in from the whole batch.
     """
@@ -160,10 +163,13 @@ def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algori
     return live
 
 
-def update(learner: Learner, batch: Batch, plan: UpdatePlan, on_progress: Callable[[float], None] | None = None) -> Metrics:
+def update(
+    learner: Learner, batch: Batch, plan: UpdatePlan, on_progress: Callable[[float], None] | None = None
+) -> Metrics:
     """Take the batch's optimizer updates: `epochs` passes of `minibatches` updates each.
 
-    The anchor is the policy before the first of them; when there is only one update the anchor is the policy itself and costs nothing.
+    The anchor is the policy before the first of them; when there is only one update the anchor is the policy itself
+    and costs nothing.
     """
     device = learner.policy.device
     live = live_groups(batch, batch.groups, plan.algorithm)
@@ -236,7 +242,7 @@ def accumulate(
             entropy=now.entropy,
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
-        terms.loss.backward()  # type: ignore[no-untyped-call]
+        terms.loss.backward()
         learner.masters.gather_gradients()
         reported.append(terms)
     return reported
@@ -254,4 +260,4 @@ def merge(reports: Sequence[Metrics]) -> Metrics:
 
 def _parts(groups: Sequence[TrainingGroup], count: int) -> list[Sequence[TrainingGroup]]:
     edges = [round(i * len(groups) / count) for i in range(count + 1)]
-    return [groups[first:last] for first, last in zip(edges, edges[1:], strict=False)]
+    return [groups[first:last] for first, last in pairwise(edges)]
