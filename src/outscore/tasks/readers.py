@@ -86,7 +86,7 @@ def _read_jsonl(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                rows.append(_row(f"{path}:{number}", _parse(path, line, first_line=number)))
+                rows.append(_row(f"{path}:{number}", _parse(path, line.strip(), first_line=number)))
     return rows
 
 
@@ -112,7 +112,7 @@ def _read_csv(path: Path) -> list[Row]:
                     )
                 rows.append(_row(f"{path}:{reader.line_num}", values))
         except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: bad CSV: {error}") from error
+            raise ValueError(f"{path}:{reader.reader.line_num}: bad CSV: {error}") from error
     return rows
 
 

@@ -139,7 +139,7 @@ def load_policy(
     stops = stop_token_ids(model, tokenizer)
     layout = probe_layout(model, tokenizer, stops)
     if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, default_device())
     if settings.lora is not None:
         add_lora(model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed)
@@ -176,14 +176,14 @@ def default_device() -> torch.device:
 
 def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, limit: int | None) -> Prompt:
     """Render a problem with the recipe's template, checking that it fits the model with room to answer."""
-    prompt = render(problem, policy.tokenizer, recipe.prompt.template, system=recipe.prompt.system)
     room = max((s.sampling.max_new_tokens for s in recipe.stages if isinstance(s, PolicySettings)), default=1)
-    if limit is not None and len(prompt.token_ids) + room > limit:
-        raise ValueError(
-            f"prompt of problem {problem.id!r} has {len(prompt.token_ids)} tokens; with {room} new tokens that is more "
-            f"than the model's context of {limit}: shorten the prompt, lower sampling.max_new_tokens, or leave the problem out"
-        )
-    return prompt
+    return render(
+        problem,
+        policy.tokenizer,
+        recipe.prompt.template,
+        system=recipe.prompt.system,
+        limit=None if limit is None else limit - room,
+    )
 
 
 def make_judge(recipe: Recipe, rewards: Rewards) -> Judge:

@@ -1,0 +1,121 @@
+"""Tree attention against dense masks and plain softmax, the slow way that needs no log-sum-exp."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from outscore.model.attention import Segment, TreeAttention, _plain_tree, segment_positions
+
+HEADS, KV_HEADS, DIM = 4, 2, 8
+
+
+def forest(*shapes: tuple[int, int]) -> list[Segment]:
+    """Segments from (length, parent), laid end to end."""
+    segments, start = [], 0
+    for length, parent in shapes:
+        segments.append(Segment(start=start, length=length, parent=parent))
+        start += length
+    return segments
+
+
+GROUPS = forest((5, -1), (3, 0), (7, 0), (1, 0), (4, -1), (6, 4), (2, 4))
+"""Two prompts of unequal length with ragged completions."""
+BRANCHING = forest((4, -1), (3, 0), (2, 1), (5, 1), (1, 0), (6, -1))
+"""A completion that branches in the middle, and a root without children."""
+MANY = forest((9, -1), *[(n, 0) for n in (1, 2, 3, 5, 8, 13, 21, 34)])
+"""Lengths that fall into different batches."""
+
+
+def visible(segments: list[Segment], window: int | None) -> Tensor:
+    """The dense mask, token by token: own segment up to oneself, all of every ancestor, positions within the window."""
+    owner = [i for i, segment in enumerate(segments) for _ in range(segment.length)]
+    positions = segment_positions(segments)
+    ancestors = []
+    for i in range(len(segments)):
+        line, parent = {i}, segments[i].parent
+        while parent >= 0:
+            line.add(parent)
+            parent = segments[parent].parent
+        ancestors.append(line)
+    mask = torch.zeros(len(owner), len(owner), dtype=torch.bool)
+    for q in range(len(owner)):
+        for k in range(q + 1):
+            near = window is None or positions[q] - positions[k] < window
+            mask[q, k] = owner[k] in ancestors[owner[q]] and near
+    return mask
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    key, value = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value))
+    scores = query @ key.transpose(-1, -2) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+def states(segments: list[Segment]) -> list[Tensor]:
+    tokens = sum(segment.length for segment in segments)
+    shapes = [(1, HEADS, tokens, DIM), (1, KV_HEADS, tokens, DIM), (1, KV_HEADS, tokens, DIM)]
+    return [(2 * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
+@pytest.mark.parametrize("segments", [GROUPS, BRANCHING, MANY], ids=["groups", "branching", "many"])
+def test_output_and_gradients_are_those_of_a_dense_mask(segments, window, softcap):
+    inputs, tree = states(segments), TreeAttention(segments)
+    out = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=softcap)
+    expected = dense(*inputs, visible(segments, window), 0.4, softcap)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(out)
+    for own, oracle in zip(
+        torch.autograd.grad((out * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, oracle, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_plain_path_is_the_flash_path(window):
+    inputs, tree = states(BRANCHING), TreeAttention(BRANCHING)
+    flash = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=None)
+    plain = _plain_tree(*(x[0] for x in inputs), tree, 0.4, window, None)
+    torch.testing.assert_close(flash[0].transpose(0, 1), plain, rtol=0, atol=1e-12)
+
+
+def test_gradcheck():
+    segments = forest((3, -1), (2, 0), (4, 0))
+    tree = TreeAttention(segments)
+
+    def attend(*inputs: Tensor) -> Tensor:
+        return tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=4, softcap=None)
+
+    assert torch.autograd.gradcheck(attend, states(segments))
+
+
+def test_padding_slots_never_turn_into_nan_when_later_scores_are_huge():
+    """Two completions share a batch; the padding of the short one repeats its first token, whose weight may overflow."""
+    segments = forest((2, -1), (1, 0), (4, 0))
+    inputs = [x.detach().float().mul(40).requires_grad_() for x in states(segments)]
+    out = TreeAttention(segments).attend(torch.nn.Identity(), *inputs, scaling=1.0, sliding_window=None, softcap=None)
+    out.sum().backward()
+    assert all(bool(torch.isfinite(x.grad).all()) for x in inputs)
+
+
+def test_a_completions_positions_continue_its_prompt():
+    assert segment_positions(forest((3, -1), (2, 0), (2, 0), (1, 2))) == [0, 1, 2, 3, 4, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        [],
+        forest((0, -1)),
+        [Segment(start=1, length=2, parent=-1)],
+        forest((2, -1), (2, -1), (1, 0)),  # the first root's subtree was closed by the second root
+    ],
+)
+def test_rows_that_are_no_forest_are_refused(segments):
+    with pytest.raises(ValueError, match="segment"):
+        TreeAttention(segments)
