@@ -112,6 +112,7 @@ def _read_csv(path: Path) -> list[Row]:
                     )
                 rows.append(_row(f"{path}:{reader.line_num}", values))
         except csv.Error as error:
+            # The DictReader counts lines it has handed out; the reader below it knows the one that is broken.
             raise ValueError(f"{path}:{reader.reader.line_num}: bad CSV: {error}") from error
     return rows
 

@@ -1,0 +1,168 @@
+"""The embedded task: every demonstration re-derived column by column, counts and sets by hand."""
+
+import ast
+import operator
+import re
+
+import pytest
+
+from outscore.tasks import ArithmeticTask, Task
+from outscore.tasks.arithmetic import columns
+
+A37 = re.compile(r"^<reasoning>\n(.*?)\n</reasoning>\n<answer>\n(.*?)\n</answer>\n$")
+"""The format of spec A37 as printed: single lines only."""
+
+
+def value(expression: str) -> int:
+    """Sums and differences of integers, by walking the parse tree."""
+    operations = {ast.Add: operator.add, ast.Sub: operator.sub}
+
+    def walk(node: ast.expr) -> int:
+        if isinstance(node, ast.BinOp):
+            return operations[type(node.op)](walk(node.left), walk(node.right))
+        assert isinstance(node, ast.Constant)
+        return node.value
+
+    return walk(ast.parse(expression, mode="eval").body)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return ArithmeticTask()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def worked(request):
+    return ArithmeticTask(digits=request.param, num_train=10, num_eval=10, num_demonstrations=1500, seed=1)
+
+
+def test_the_defaults_are_what_the_demo_needs(task):
+    assert isinstance(task, Task)
+    questions = {problem.question for problem in task.train_problems()}
+    assert len(questions) == len(task.train_problems()) == 5000
+    assert len(task.eval_problems()) == 200
+    assert len(task.demonstrations()) == 400
+    assert all(re.fullmatch(r"[1-9]\d[+-][1-9]\d=", question) for question in questions)
+
+
+def test_no_problem_is_in_two_sets(task):
+    train = {problem.question for problem in task.train_problems()}
+    held_out = {problem.question for problem in task.eval_problems()}
+    shown = {demonstration.problem.question for demonstration in task.demonstrations()}
+    assert len(train) + len(held_out) + len(shown) == len(train | held_out | shown) == 5600
+
+
+def test_ids_are_unique_over_all_sets_and_name_the_problem(task):
+    shown = [demonstration.problem for demonstration in task.demonstrations()]
+    problems = [*task.train_problems(), *task.eval_problems(), *shown]
+    assert len({problem.id for problem in problems}) == len(problems)
+    assert all(problem.id == f"arithmetic/{problem.question[:-1]}" for problem in problems)
+
+
+def test_every_answer_is_the_value_of_its_question(task):
+    for problem in (*task.train_problems(), *task.eval_problems()):
+        assert int(problem.answer) == value(problem.question.removesuffix("=")) >= 0
+
+
+def test_every_demonstration_has_the_format_as_printed_and_the_right_answer(worked):
+    for demonstration in worked.demonstrations():
+        match = A37.match(demonstration.response)
+        assert match is not None
+        assert match[2] == demonstration.problem.answer == str(value(demonstration.problem.question[:-1]))
+
+
+def test_every_column_is_a_true_equation_and_the_answer_reads_off_them(worked):
+    for demonstration in worked.demonstrations():
+        steps = A37.match(demonstration.response)[1].split(" ")
+        results = []
+        for step in steps:
+            left, right = step.split("=")
+            assert value(left) == int(right)
+            results.append(int(right))
+        # Units first; every digit but the top one is the last of its column's result.
+        digits = [result % 10 for result in results[:-1]]
+        top = results[-1] * 10 ** len(digits)
+        assert top + sum(digit * 10**place for place, digit in enumerate(digits)) == int(demonstration.problem.answer)
+
+
+def test_every_column_works_the_digits_of_the_question_with_its_carry_or_loan(worked):
+    for demonstration in worked.demonstrations():
+        left, operation, right = re.fullmatch(r"(\d+)([+-])(\d+)=", demonstration.problem.question).groups()
+        steps = A37.match(demonstration.response)[1].split(" ")
+        assert len(steps) == len(left)
+        carry = 0
+        for step, upper, lower in zip(steps, reversed(left), reversed(right), strict=True):
+            parsed = re.fullmatch(r"(\d+)([+-])(\d)(?:([+-])(1))?=(\d+)", step)
+            assert parsed is not None
+            assert (parsed[2], parsed[3]) == (operation, lower)
+            assert bool(parsed[5]) == bool(carry)
+            assert parsed[4] in (None, operation)
+            if operation == "+":
+                assert parsed[1] == upper
+                carry = int(parsed[6]) >= 10
+            else:
+                assert parsed[1] in (upper, str(10 + int(upper)))
+                carry = parsed[1] != upper
+                # Ten is borrowed only where the column needs it, and then its result is a digit.
+                assert carry == (int(upper) - int(lower) - bool(parsed[5]) < 0)
+                assert 0 <= int(parsed[6]) <= 9
+        assert not (operation == "-" and carry)
+
+
+def test_columns_worked_by_hand():
+    assert columns(47, "+", 38) == "7+8=15 4+3+1=8"
+    assert columns(95, "+", 17) == "5+7=12 9+1+1=11"
+    assert columns(52, "-", 17) == "12-7=5 5-1-1=3"
+    assert columns(300, "-", 123) == "10-3=7 10-2-1=7 3-1-1=1"
+    assert columns(500, "-", 499) == "10-9=1 10-9-1=0 5-4-1=0"
+
+
+def test_all_text_consists_of_the_listed_characters_and_strings(worked):
+    text = "".join(each.problem.question + each.response for each in worked.demonstrations())
+    for string in worked.special_strings:
+        assert string in text
+        text = text.replace(string, "")
+    assert set(text) <= set(worked.characters)
+
+
+def test_a_two_digit_demonstration_is_short_where_listed_strings_are_one_token_each(task):
+    lengths = []
+    for demonstration in task.demonstrations():
+        text = demonstration.response
+        for string in task.special_strings:
+            text = text.replace(string, "|")
+        lengths.append(len(text))
+    assert max(lengths) <= 24
+
+
+def test_the_same_seed_gives_the_same_sets_and_another_seed_others():
+    small = {"num_train": 50, "num_eval": 10, "num_demonstrations": 10}
+    first, again, other = (ArithmeticTask(**small, seed=seed) for seed in (3, 3, 4))
+    assert first.train_problems() == again.train_problems()
+    assert first.eval_problems() == again.eval_problems()
+    assert first.demonstrations() == again.demonstrations()
+    assert first.train_problems() != other.train_problems()
+
+
+@pytest.mark.parametrize(("operation", "count"), [("+", 8100), ("-", 4095)])
+def test_all_distinct_two_digit_problems_can_be_had_and_no_more(operation, count):
+    """90 * 90 sums; 90 * 91 / 2 differences that are not negative."""
+    task = ArithmeticTask(num_train=count - 1, num_eval=1, num_demonstrations=0, operations=[operation])
+    assert len({problem.question for problem in task.train_problems()}) == count - 1
+    with pytest.raises(ValueError, match=f"{count + 1:,} distinct problems.*there are {count:,}; use digits=3"):
+        ArithmeticTask(num_train=count, num_eval=1, num_demonstrations=0, operations=[operation])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"digits": 1}, "digits=1 must be 2 or 3"),
+        ({"operations": ["*"]}, r"operations=\['\*'\] must be of"),
+        ({"operations": []}, "operations="),
+        ({"num_train": 0}, "num_train=0 must be at least 1"),
+        ({"num_demonstrations": -1}, "num_demonstrations=-1 must be at least 0"),
+    ],
+)
+def test_impossible_options_are_named(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ArithmeticTask(**options)
