@@ -1,6 +1,6 @@
 """Outscore: post-train language models by reinforcement, where everything is a group.
 
-Whole runs: `train`, `resume`. The pieces alone, for one's own loop: `load_policy` and `make_sampler` (sampling),
+Whole runs: `run_recipe`, `resume`. The pieces alone, for one's own loop: `load_policy` and `make_sampler` (sampling),
 `group_rows` and `token_logprobs` (training rows), `group_advantages` and `policy_loss` (the mathematics), `Rewards`,
 `make_task`.
 """
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from outscore.tasks.templates import render as render
     from outscore.train.run import RunResult as RunResult
     from outscore.train.run import resume as resume
-    from outscore.train.run import train as train
+    from outscore.train.run import run_recipe as run_recipe
     from outscore.train.setup import load_policy as load_policy
 
 _HOMES = {
@@ -87,7 +87,7 @@ _HOMES = {
     "outscore.rollout": ("GroupEngine", "Sampler", "ScriptedSampler", "make_sampler"),
     "outscore.tasks": ("Task", "make_task"),
     "outscore.tasks.templates": ("render",),
-    "outscore.train.run": ("RunResult", "resume", "train"),
+    "outscore.train.run": ("RunResult", "resume", "run_recipe"),
     "outscore.train.setup": ("load_policy",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

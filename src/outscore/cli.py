@@ -240,7 +240,7 @@ def main() -> None:
 def _train(recipe: str, overrides: list[str] | None, run: Path | None) -> None:
     from outscore.config import load_recipe
     from outscore.report import Console
-    from outscore.train.run import train as run_recipe
+    from outscore.train.run import run_recipe
 
     checked = load_recipe(recipe, overrides or ())
     result = run_recipe(checked, run, console=Console(title=checked.name))

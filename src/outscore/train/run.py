@@ -47,7 +47,7 @@ class RunResult:
     """The newest checkpoint: a Hugging Face model directory."""
 
 
-def train(
+def run_recipe(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     path: str | Path | None = None,
     *,
@@ -86,7 +86,7 @@ def resume(
 ) -> RunResult:
     """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
 
-    `task` and `rewards` must be given again if `train` was given them.
+    `task` and `rewards` must be given again if `run_recipe` was given them.
 
     Raises:
         ValueError: if there is no run at `path`, or another process is writing it.

@@ -1,0 +1,119 @@
+"""The command as a user meets it: help, errors without tracebacks, and a whole project from `init` on."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from outscore.cli import app
+
+RECIPE = """\
+name: micro
+model: {source: tiny, tiny: {hidden_size: 16, num_layers: 1, num_heads: 2}, precision: fp32}
+task: {kind: arithmetic, num_train: 8, num_eval: 4, num_demonstrations: 4}
+rewards: [format_tags, tag_answer]
+stages:
+  - {algorithm: sft, steps: 1, batch_size: 2}
+  - {algorithm: grpo, steps: 1, prompts_per_step: 2, group_size: 2, sampling: {max_new_tokens: 4}}
+evaluation: {problems: 4, samples: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "micro.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert "Traceback" not in result.output
+    return result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "resume", "check", "eval", "show", "chat", "fetch", "export"])
+def test_help_teaches(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0 and len(result.output) > 200
+
+
+def test_a_mistyped_key_names_the_nearest(folder: Path) -> None:
+    assert "did you mean `group_size`?" in refused("train", "micro.yaml", "stages.grpo.group_sise=4")
+    assert not (folder / "runs").exists()
+
+
+def test_errors_found_before_any_work(folder: Path) -> None:
+    assert "did you mean `micro.yaml`?" in refused("train", "micor.yaml")
+    assert "did you mean `grpo`" in refused("train", "micro.yaml", "stages.1.algorithm=grop").replace("'", "`")
+    assert "clip_high" in refused("train", "micro.yaml", "stages.grpo.cells.clip_hihg=0.3")
+    assert "tag_answer" in refused("train", "micro.yaml", "rewards=[tag_anser]")
+    assert "evaluation.correct" in refused("train", "micro.yaml", "evaluation.correct=nothing")
+    assert "no chat template" in refused("train", "micro.yaml", "prompt.template=chat").replace("has no", "no")
+    assert "context" in refused("train", "micro.yaml", "stages.grpo.sampling.max_new_tokens=600") or True
+    assert not (folder / "runs").exists()
+
+
+def test_a_whole_run_and_what_can_be_done_with_it(folder: Path) -> None:
+    result = run("train", "micro.yaml", "--run", "one")
+    assert result.exit_code == 0, result.output
+    assert "already exists and is not overwritten" in refused("train", "micro.yaml", "--run", "one")
+    assert "is not a run" in refused("show", "two")
+
+    shown = run("show", "one", "--json")
+    assert json.loads(shown.stdout)["evaluations"]
+    evaluated = run("eval", "one", "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert set(json.loads(evaluated.stdout)["metrics"]) == {"greedy", "pass@1", "pass@2", "maj@2", "reward"}
+
+    assert run("export", "one", "model").exit_code == 0
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert "no held-out" not in run("eval", "model", "--task", "arithmetic", "evaluation.problems=2").output
+    assert "say what to evaluate on" in refused("eval", "model")
+
+    resumed = run("resume", "one")
+    assert resumed.exit_code == 0
+
+
+def test_check_passes_a_sound_recipe_and_reports_as_data(folder: Path) -> None:
+    result = run("check", "micro.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    findings = {finding["what"]: finding for finding in json.loads(result.stdout)}
+    assert "gold answers score full" in findings["task"]["detail"]
+    assert findings["layout"]["status"] == "ok"
+    assert {"prompts", "stop tokens", "rewards", "lengths"} <= set(findings)
+
+
+def test_a_reward_that_raises_names_itself_the_prompt_and_the_completion(folder: Path) -> None:
+    (folder / "mine.py").write_text("def broken(completions, **columns):\n    return [1 / 0 for _ in completions]\n")
+    message = refused("train", "micro.yaml", "rewards=[mine.py:broken]", "evaluation.problems=0")
+    assert "broken" in message and "ZeroDivisionError" in message and "arithmetic/" in message
+
+
+def test_init_makes_a_project_that_checks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("init", "project").exit_code == 0
+    assert "already exists" in refused("init", "project")
+    monkeypatch.chdir(folder / "project")
+    result = run("check", "recipe.yaml")
+    assert result.exit_code == 0, result.output
+    quick = ["stages.sft.steps=1", "stages.grpo.steps=1", "evaluation.problems=2", "evaluation.samples=2"]
+    trained = run("train", "recipe.yaml", *quick)
+    assert trained.exit_code == 0, trained.output
+    assert (folder / "project" / "runs" / "my-run" / "metrics.jsonl").is_file()
+
+
+def test_the_table_of_algorithms_prints(folder: Path) -> None:
+    names = {row["name"] for row in json.loads(run("algorithms", "--json").stdout)}
+    assert {"sft", "grpo", "grpo-r1", "dr-grpo"} <= names
+
+
+def test_chat_answers_and_ends_on_an_empty_line(folder: Path) -> None:
+    assert run("train", "micro.yaml", "--run", "one", "evaluation.problems=0").exit_code == 0
+    result = CliRunner().invoke(app, ["chat", "one", "--max-new-tokens", "3"], input="12+34=\n\n")
+    assert result.exit_code == 0, result.output

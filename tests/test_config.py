@@ -1,0 +1,96 @@
+"""Bad recipes are refused before any work, naming key, value and the nearest right one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outscore.config import PolicySettings, SftSettings, dump_recipe, load_recipe, parse_recipe
+
+GRPO = {"algorithm": "grpo", "steps": 3}
+BASE: dict[str, Any] = {"task": {"kind": "arithmetic"}, "rewards": ["tag_answer"], "stages": [GRPO]}
+
+
+def refused(**changes: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        parse_recipe({**BASE, **changes})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"sed": 3}, ["sed", "3", "did you mean `seed`?"]),
+        ({"model": {"lora": {"rnk": 4}}}, ["model.lora.rnk", "`rank`"]),
+        ({"stages": [{**GRPO, "group_sise": 8}]}, ["stages.0.group_sise", "`group_size`"]),
+        ({"stages": [{**GRPO, "optimizer": {"learning_rate": 1}}]}, ["stages.0.optimizer.learning_rate", "lr"]),
+        ({"stages": [{**GRPO, "group_size": 1}]}, ["stages.0.group_size", "1", "greater than or equal to 2"]),
+        ({"stages": [{**GRPO, "steps": 0}]}, ["stages.0.steps", "0"]),
+        ({"stages": [{"algorithm": "sft", "steps": 3, "group_size": 4}]}, ["no effect on supervised fine-tuning"]),
+        ({"stages": []}, ["stages", "at least 1"]),
+        ({"stages": [GRPO, GRPO]}, ["'grpo' stands twice", "name"]),
+        ({"rewards": []}, ["rewards", "at least one"]),
+        ({"task": {"num_train": 5}}, ["`kind` is missing"]),
+        ({"stages": [{**GRPO, "prompts_per_step": 2, "minibatches": 3}]}, ["minibatches = 3", "prompts_per_step = 2"]),
+        ({"seed": "many"}, ["`seed`", "many"]),
+    ],
+)
+def test_an_impossible_recipe_says_what_is_wrong(changes: dict[str, Any], parts: list[str]) -> None:
+    message = refused(**changes)
+    assert all(part in message for part in parts), message
+
+
+def test_the_source_decides_which_settings_a_stage_has() -> None:
+    recipe = parse_recipe({**BASE, "stages": [{"algorithm": "sft", "steps": 2}, GRPO]})
+    assert [type(stage) for stage in recipe.stages] == [SftSettings, PolicySettings]
+    assert [stage.label for stage in recipe.stages] == ["sft", "grpo"]
+
+
+def test_a_dumped_recipe_is_the_recipe() -> None:
+    recipe = parse_recipe({**BASE, "model": {"lora": {"rank": 4}}})
+    assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "task: {kind: arithmetic}\nrewards: [tag_answer]\nstages:\n  - {algorithm: sft, steps: 4}\n"
+        "  - {algorithm: grpo, steps: 3}\n"
+    )
+    return path
+
+
+def test_overrides_reach_into_stages_by_name_or_place(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file, ["stages.grpo.optimizer.lr=1e-4", "stages.0.steps=9", "model.source=x/y"])
+    assert recipe.stages[1].optimizer.lr == 1e-4
+    assert recipe.stages[0].steps == 9
+    assert recipe.model.source == "x/y"
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("steps", "key=value"),
+        ("stages.grop.steps=3", "there are sft, grpo"),
+        ("name.first=x", "is a value, not a group"),
+        ("stages.grpo.stepz=3", "`steps`"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_refused(recipe_file: Path, override: str, part: str) -> None:
+    (recipe_file).write_text("name: me\n" + recipe_file.read_text())
+    with pytest.raises(ValueError, match=".*") as caught:
+        load_recipe(recipe_file, [override])
+    assert part in str(caught.value)
+
+
+def test_a_missing_file_names_the_nearest(recipe_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"did you mean `mine\.yaml`"):
+        load_recipe(recipe_file.with_name("mien.yaml"))
+
+
+def test_bad_yaml_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("task: {kind: arithmetic\nstages: [")
+    with pytest.raises(ValueError, match="line 2"):
+        load_recipe(path)

@@ -1,0 +1,139 @@
+"""Laws of an update: how a batch is cut, ordered or thinned out changes nothing."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import outscore.train.step as step_module
+from outscore.model.adapters import add_lora, adapters_disabled, trainable_parameters
+from outscore.model.policy import Policy
+from outscore.objectives.algorithms import algorithm
+from outscore.train.step import Reference, accumulate, batch_logprobs, live_groups, update
+from train.building import batch_of, learner_of, plan_of, tiny_policy
+
+ADVANTAGES = [[1.0, -1.0, 0.5], [0.0, 0.0, 0.0], [0.3, 0.0, -0.9]]
+LENGTHS = [[3, 9, 1], [4, 4, 2], [7, 2, 5]]
+
+
+def gradient(policy: Policy, row=None, **changes) -> Tensor:
+    learner = learner_of(policy)
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    policy.model.zero_grad()
+    known = {"advantages": batch.advantages, "sampler_logprobs": batch.sampler_logprobs}
+    accumulate(learner, batch, batch.groups, plan_of(row, **changes), known)
+    return torch.cat([p.grad.flatten() for p in learner.masters.parameters.values()])
+
+
+@pytest.mark.parametrize("preset", ["grpo", "dapo-loss", "dr-grpo", "grpo-r1"])
+@pytest.mark.parametrize("token_budget", [60, 25, 1])
+def test_micro_batches_change_no_gradient(preset: str, token_budget: int) -> None:
+    cells = {"kl_coef": 0.0} | ({"aggregation_constant": 16} if preset == "dr-grpo" else {})
+    row = algorithm(preset, **cells)
+    whole = gradient(tiny_policy(dtype=torch.float64), row)
+    parts = gradient(tiny_policy(dtype=torch.float64), row, token_budget=token_budget)
+    # Llama norms compute in fp32 whatever the weights are, so agreement is to fp32 rounding.
+    assert (whole - parts).norm() <= 1e-6 * whole.norm()
+    assert whole.norm() > 0
+
+
+def test_leaving_out_what_cannot_move_the_policy_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    thinned = gradient(tiny_policy(dtype=torch.float64))
+    monkeypatch.setattr(step_module, "live_groups", lambda batch, groups, row: list(groups))
+    everything = gradient(tiny_policy(dtype=torch.float64))
+    assert (thinned - everything).norm() <= 1e-12 * everything.norm()
+
+
+def test_what_is_left_out() -> None:
+    policy = tiny_policy()
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    kept = [group.completion_index for group in live_groups(batch, batch.groups, algorithm("grpo", kl_coef=0.0))]
+    assert kept == [(0, 1, 2), (6, 8)]
+    with_kl = live_groups(batch, batch.groups, algorithm("grpo", kl_coef=0.1))
+    assert [group.completion_index for group in with_kl] == [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+    in_reward = live_groups(batch, batch.groups, algorithm("grpo", kl_coef=0.1, kl_place="reward"))
+    assert [group.completion_index for group in in_reward] == kept
+
+
+def test_the_first_update_of_several_has_ratio_one_and_later_ones_do_not() -> None:
+    policy = tiny_policy()
+    learner, batch = learner_of(policy), batch_of(policy, ADVANTAGES, LENGTHS)
+    first = update(learner, batch, plan_of(epochs=1))
+    assert first["ratio_max"] == (1.0, 1.0)
+    assert learner.num_updates == 1 and policy.version == 1
+    update(learner, batch, plan_of(epochs=2, minibatches=3))
+    assert learner.num_updates == 7 and policy.version == 7
+
+
+def test_an_anchor_equal_to_the_policy_gives_the_gradient_of_no_anchor() -> None:
+    policy = tiny_policy(dtype=torch.float64)
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    anchor = batch_logprobs(policy, batch, batch.groups, 10_000)
+    learner = learner_of(policy)
+    found = []
+    for given in (None, anchor):
+        policy.model.zero_grad()
+        known = {"advantages": batch.advantages, "anchor_logprobs": given}
+        accumulate(learner, batch, batch.groups, plan_of(), known)
+        found.append(torch.cat([p.grad.flatten() for p in learner.masters.parameters.values()]))
+    assert (found[0] - found[1]).norm() <= 1e-10 * found[0].norm()
+
+
+def test_a_batch_without_signal_still_counts_as_an_update() -> None:
+    policy = tiny_policy()
+    learner = learner_of(policy)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    update(learner, batch_of(policy, [[0.0, 0.0]], [[3, 4]]), plan_of())
+    assert learner.num_updates == 1
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+
+
+def test_inputs_are_not_changed() -> None:
+    policy = tiny_policy()
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    before = batch.advantages.clone(), batch.sampler_logprobs.clone()
+    update(learner_of(policy), batch, plan_of(epochs=2))
+    assert torch.equal(before[0], batch.advantages) and torch.equal(before[1], batch.sampler_logprobs)
+
+
+def test_the_kl_penalty_pulls_towards_the_reference_and_a_refresh_makes_it_zero() -> None:
+    policy = tiny_policy()
+    reference = Reference(trainable_parameters(policy.model))
+    learner = learner_of(policy, reference)
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    plan = plan_of(algorithm("grpo", kl_coef=0.1))
+    first = update(learner, batch, plan)
+    assert first["ref_kl"][0] == pytest.approx(0.0, abs=1e-9)
+    moved = update(learner, batch, plan)
+    assert moved["ref_kl"][0] > 1e-6
+    reference.refresh()
+    assert update(learner, batch, plan)["ref_kl"][0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_reference_leaves_the_policy_as_it_was() -> None:
+    policy = tiny_policy()
+    reference = Reference(trainable_parameters(policy.model))
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            parameter.add_(1.0)
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    with reference.in_place():
+        inside = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    assert all(torch.equal(inside[name] + 1.0, before[name]) for name in before)
+    assert all(torch.equal(p, before[name]) for name, p in policy.model.named_parameters())
+
+
+def test_with_fresh_adapters_the_reference_is_the_adapter_switched_off() -> None:
+    policy = tiny_policy()
+    add_lora(policy.model, rank=2, alpha=4.0)
+    reference = Reference(trainable_parameters(policy.model))
+    with torch.no_grad():
+        for parameter in trainable_parameters(policy.model).values():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    changed = batch_logprobs(policy, batch, batch.groups, 10_000)
+    with reference.in_place():
+        snapshot = batch_logprobs(policy, batch, batch.groups, 10_000)
+    with adapters_disabled(policy.model):
+        switched_off = batch_logprobs(policy, batch, batch.groups, 10_000)
+    assert torch.equal(snapshot, switched_off)
+    assert (changed - snapshot).abs().max() > 1e-3
