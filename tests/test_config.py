@@ -1,5 +1,6 @@
 """Bad recipes are refused before any work, naming key, value and the nearest right one."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,9 @@ def test_overrides_reach_into_stages_by_name_or_place(recipe_file: Path) -> None
     ],
 )
 def test_an_override_that_leads_nowhere_is_refused(recipe_file: Path, override: str, part: str) -> None:
-    (recipe_file).write_text("name: me\n" + recipe_file.read_text())
-    with pytest.raises(ValueError, match=".*") as caught:
+    recipe_file.write_text("name: me\n" + recipe_file.read_text())
+    with pytest.raises(ValueError, match=re.escape(part)):
         load_recipe(recipe_file, [override])
-    assert part in str(caught.value)
 
 
 def test_a_missing_file_names_the_nearest(recipe_file: Path) -> None:

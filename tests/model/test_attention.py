@@ -95,7 +95,8 @@ def test_gradcheck():
 
 
 def test_padding_slots_never_turn_into_nan_when_later_scores_are_huge():
-    """Two completions share a batch; the padding of the short one repeats its first token, whose weight may overflow."""
+    """Two completions share a batch; the padding of the short one repeats its first token, whose weight may
+    overflow."""
     segments = forest((2, -1), (1, 0), (4, 0))
     inputs = [x.detach().float().mul(40).requires_grad_() for x in states(segments)]
     out = TreeAttention(segments).attend(torch.nn.Identity(), *inputs, scaling=1.0, sliding_window=None, softcap=None)

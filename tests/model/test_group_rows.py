@@ -1,4 +1,5 @@
-"""Group rows give the log-probs and gradients of separate rows, for every family, with the model's own attention as oracle."""
+"""Group rows give the log-probs and gradients of separate rows, for every family, with the model's own attention as
+oracle."""
 
 import pytest
 import torch

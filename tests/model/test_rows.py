@@ -21,8 +21,8 @@ def test_every_completion_begins_at_the_prompts_last_token():
     rows = group_rows([GROUP], STARTS)
     assert rows.token_ids.tolist() == [[5, 6, 7, 8, STOP, 9, STOP]]
     assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
-    # 7 is predicted at the prompt's end (1), 8 at 7 (2), the stop token at 8 (3); of the second completion only the stop
-    # token counts, and it is predicted at 9 (5).
+    # 7 is predicted at the prompt's end (1), 8 at 7 (2), the stop token at 8 (3); of the second completion only the
+    # stop token counts, and it is predicted at 9 (5).
     assert rows.sources.tolist() == [1, 2, 3, 5]
     assert rows.targets.tolist() == [7, 8, STOP, STOP]
     assert rows.completion_index.tolist() == [0, 0, 0, 1]

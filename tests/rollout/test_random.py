@@ -58,8 +58,8 @@ def test_draws_are_uniform_along_every_name():
     runs = {
         "token": uniforms(np.repeat(row_keys(0, 1, 0, 0, [0]), count), np.arange(count)),
         "sample": uniforms(row_keys(0, 1, 0, 0, ramp), one),
-        "slot": np.concatenate([uniforms(row_keys(0, 1, slot, 0, range(8)), one[:8]) for slot in range(count // 8)]),
-        "step": np.concatenate([uniforms(row_keys(0, step, 0, 0, range(8)), one[:8]) for step in range(count // 8)]),
+        "slot": np.concatenate([uniforms(row_keys(0, 1, slot, 0, range(64)), one[:64]) for slot in range(count // 64)]),
+        "step": np.concatenate([uniforms(row_keys(0, step, 0, 0, range(64)), one[:64]) for step in range(count // 64)]),
     }
     for name, draws in runs.items():
         assert (draws >= 0).all() and (draws < 1).all()

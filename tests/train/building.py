@@ -2,11 +2,11 @@
 
 import torch
 
+from outscore.config import OptimizerSettings
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import TrainingGroup, flat_starts
 from outscore.model.tiny import tiny_model
-from outscore.config import OptimizerSettings
 from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import Completion, Problem, Prompt
 from outscore.train.optim import make_optimizer

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from train.building import prompt_of, tiny_policy
 
 from outscore.config import PolicySettings
 from outscore.objectives.algorithms import algorithm
@@ -9,7 +10,6 @@ from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.sources import RolloutSource
-from train.building import prompt_of, tiny_policy
 
 POLICY = tiny_policy()
 

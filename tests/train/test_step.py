@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch import Tensor
+from train.building import batch_of, learner_of, plan_of, tiny_policy
 
 import outscore.train.step as step_module
-from outscore.model.adapters import add_lora, adapters_disabled, trainable_parameters
+from outscore.model.adapters import adapters_disabled, add_lora, trainable_parameters
 from outscore.model.policy import Policy
 from outscore.objectives.algorithms import algorithm
 from outscore.train.step import Reference, accumulate, batch_logprobs, live_groups, update
-from train.building import batch_of, learner_of, plan_of, tiny_policy
 
 ADVANTAGES = [[1.0, -1.0, 0.5], [0.0, 0.0, 0.0], [0.3, 0.0, -0.9]]
 LENGTHS = [[3, 9, 1], [4, 4, 2], [7, 2, 5]]
