@@ -1,6 +1,7 @@
 """Three whole training steps in float64: the example in one file and the library end at the same parameters.
 
-Nothing is shared but the batch: separate padded rows against group rows, one loss against micro-batches, Adam against the learner.
+Nothing is shared but the batch: separate padded rows against group rows, one loss against micro-batches, Adam against
+the learner.
 """
 
 import copy
