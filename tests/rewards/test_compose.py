@@ -94,7 +94,7 @@ def test_asynchronous_rewards_wait_at_the_same_time_and_share_a_loop():
             begun.append(name)
             if len(begun) == 3:
                 everyone.set()
-            await asyncio.wait_for(everyone.wait(), timeout=30)
+            await asyncio.wait_for(everyone.wait(), timeout=120)
             return [float(len(begun))] * len(completions)
 
         return Reward(name=name, function=reward)

@@ -27,7 +27,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def rewards():
-    return Rewards(["math_verify"])
+    return Rewards([{"name": "math_verify", "seconds": 120}])  # a busy machine is no fault of the answer
 
 
 def parts(rewards, gold, *texts):
@@ -53,9 +53,9 @@ def test_it_works_off_the_main_thread(rewards):
 def test_an_answer_that_takes_too_long_is_given_up_and_the_next_one_is_judged():
     verifier = Verifier()
     try:
-        assert verifier.verify("3", "$3$", 60.0) == "equal"
+        assert verifier.verify("3", "$3$", 120.0) == "equal"
         assert verifier.verify("3", "$9^{9^{9^{9}}}$", 0.5) == "gave_up"
-        assert verifier.verify("3", "$3$", 60.0) == "equal"
+        assert verifier.verify("3", "$3$", 120.0) == "equal"
     finally:
         verifier.close()
 

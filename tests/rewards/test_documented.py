@@ -1,0 +1,61 @@
+"""What docs/rewards.md and docs/tasks.md show is what happens."""
+
+import re
+from pathlib import Path
+
+import pytest
+from rewards.building import group
+
+from outscore.rewards import BUILTIN_REWARDS, Rewards
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def tables(page):
+    """Rows of cells, without their marks."""
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("| ")]
+    return [[cell.strip().strip("`") for cell in row] for row in rows]
+
+
+def test_every_built_in_reward_has_its_row():
+    documented = {row[0] for row in tables("rewards.md")}
+    assert set(BUILTIN_REWARDS) <= documented
+
+
+def test_the_examples_score_as_the_table_says():
+    rows = tables("rewards.md")
+    header = next(index for index, row in enumerate(rows) if row[0] == "completion" and "format_tags" in row)
+    names, examples = rows[header][1:], rows[header + 1 : header + 5]
+    rewards = Rewards(names)
+    texts = [row[0].replace("⏎", "\n") for row in examples]
+    [scored] = rewards.score([group(*texts, answer="277")], step=1).groups
+    expected = [[float(cell) for cell in row[1:]] for row in examples]
+    assert [[score.parts[name] for name in names] for score in scored.scores] == expected
+
+
+def test_the_reward_in_ten_lines_works(tmp_path):
+    source = blocks("rewards.md", "python")[0]
+    assert len(source.splitlines()) <= 10
+    (tmp_path / "my_reward.py").write_text(source)
+    rewards = Rewards(["my_reward.py:concise"], folder=tmp_path)
+    [scored] = rewards.score([group("277" + " " * 97, "305")], step=1).groups
+    assert [score.reward for score in scored.scores] == [0.9, 0.0]
+
+
+def test_the_task_in_a_page_validates(capsys):
+    exec(blocks("tasks.md", "python")[0], {})
+    assert capsys.readouterr().out == "TaskCheck(num_problems=26, complaints=())\n"
+
+
+def test_the_error_shown_is_the_error_raised():
+    def ratio(completions):
+        return [1.0 / float(text) for text in completions]
+
+    with pytest.raises(ValueError) as caught:
+        Rewards([ratio]).score([group("1", "2", "0", "4", "5", "6", "7", "8", id="sums/17")], step=1)
+    assert f"```\n{caught.value}\n```" in (DOCS / "rewards.md").read_text(encoding="utf-8")
