@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.ragged import RaggedBatch, flat, library_loss, loss_arguments, random_batch
+from oracles.untimed import UNTIMED
 
 from outscore.objectives import Algorithm, algorithm, policy_loss
 
@@ -41,7 +42,7 @@ def _micro_batched(batch: RaggedBatch, row: Algorithm, chunks: list[list[int]]) 
 
 
 @pytest.mark.parametrize("name", ROWS)
-@settings(max_examples=20, deadline=None)
+@settings(UNTIMED, max_examples=20)
 @given(lengths=st.lists(st.integers(1, 7), min_size=2, max_size=5), seed=st.integers(0, 1000))
 def test_any_split_into_micro_batches_gives_the_same_loss_and_gradient(
     name: str, lengths: list[int], seed: int

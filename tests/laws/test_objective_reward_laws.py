@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from oracles.untimed import UNTIMED
 
 from outscore.objectives import Baseline, Scale, group_advantages, is_zero_variance
 
@@ -16,11 +17,13 @@ def _advantages(rewards: list[float], baseline: Baseline, scale: Scale) -> torch
     return group_advantages(torch.tensor(rewards, dtype=torch.float64), baseline=baseline, scale=scale, eps=0.0)
 
 
+@UNTIMED
 @given(GROUPS, BASELINES, SCALES)
 def test_advantages_of_a_group_add_up_to_zero(rewards: list[float], baseline: Baseline, scale: Scale) -> None:
     assert _advantages(rewards, baseline, scale).sum().item() == pytest.approx(0.0, abs=1e-10)
 
 
+@UNTIMED
 @given(GROUPS)
 def test_their_squares_add_up_to_n_or_to_n_minus_one(rewards: list[float]) -> None:
     assume(len(set(rewards)) > 1)
@@ -29,6 +32,7 @@ def test_their_squares_add_up_to_n_or_to_n_minus_one(rewards: list[float]) -> No
         assert squares.item() == pytest.approx(total, abs=1e-10)
 
 
+@UNTIMED
 @given(GROUPS, BASELINES, SCALES, st.sampled_from([0.125, 1.0, 3.0, 100.0]), st.sampled_from([-7.0, 0.0, 0.3]))
 def test_shifting_rewards_changes_nothing_and_scaling_them_only_what_has_no_standard_deviation(
     rewards: list[float], baseline: Baseline, scale: Scale, factor: float, shift: float
@@ -38,6 +42,7 @@ def test_shifting_rewards_changes_nothing_and_scaling_them_only_what_has_no_stan
     torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)
 
 
+@UNTIMED
 @given(GROUPS, SCALES)
 def test_the_mean_baseline_is_leave_one_out_shrunk_by_n_minus_one_over_n(rewards: list[float], scale: Scale) -> None:
     size = len(rewards)
@@ -49,6 +54,7 @@ def test_the_mean_baseline_is_leave_one_out_shrunk_by_n_minus_one_over_n(rewards
     )
 
 
+@UNTIMED
 @given(GROUPS, BASELINES, SCALES, st.randoms(use_true_random=False))
 def test_advantages_follow_a_permutation_of_the_group(
     rewards: list[float], baseline: Baseline, scale: Scale, draw: object
@@ -59,6 +65,7 @@ def test_advantages_follow_a_permutation_of_the_group(
     torch.testing.assert_close(permuted, _advantages(rewards, baseline, scale)[order], rtol=1e-12, atol=1e-12)
 
 
+@UNTIMED
 @given(GROUPS, BASELINES, SCALES, st.data())
 def test_an_invalid_completion_might_as_well_not_be_there(
     rewards: list[float], baseline: Baseline, scale: Scale, data: st.DataObject

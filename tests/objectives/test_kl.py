@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.untimed import UNTIMED
 
 from outscore.objectives import kl_estimate, kl_per_completion
 
@@ -26,6 +27,7 @@ def test_k3_near_zero_has_no_cancellation_in_float32(log_ratio: float) -> None:
     assert value == pytest.approx(log_ratio**2 / 2 - log_ratio**3 / 6, abs=1.3e-7 * abs(log_ratio))
 
 
+@UNTIMED
 @given(st.floats(-1e6, 1e6, width=32))
 def test_k3_is_finite_and_not_negative_beyond_rounding_for_any_ratio(log_ratio: float) -> None:
     ratio = torch.tensor([log_ratio], requires_grad=True)

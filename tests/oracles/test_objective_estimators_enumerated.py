@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles.untimed import UNTIMED
 
 from outscore.objectives import bootstrap_interval, maj_at_k, pass_at_k, wilson_interval
 
@@ -39,6 +40,7 @@ def _plurality(votes: Sequence[Hashable | None], right: frozenset[Hashable]) -> 
     return sum(answer in right for answer in tied) / len(tied) if tied else 0.0
 
 
+@UNTIMED
 @given(
     answers=st.lists(st.sampled_from(["a", "b", "c", "d", None]), min_size=1, max_size=8),
     right=st.frozensets(st.sampled_from(["a", "b", "c"]), max_size=2),
