@@ -1,4 +1,4 @@
-"""What holds for every test: no network, two threads, a seed, and tiny models to share."""
+"""What holds for every test: no network, one thread, a seed, and tiny models to share."""
 
 import os
 
@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from families import build_family
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedModel
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread costs more than it gives
+# The machine may be shared and slow: how long an example takes says nothing about the code.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
