@@ -137,3 +137,8 @@ def test_with_fresh_adapters_the_reference_is_the_adapter_switched_off() -> None
         switched_off = batch_logprobs(policy, batch, batch.groups, 10_000)
     assert torch.equal(snapshot, switched_off)
     assert (changed - snapshot).abs().max() > 1e-3
+
+
+def test_sums_add_up_and_of_maxima_the_largest_stays() -> None:
+    reports = [{"loss": (1.0, 1.0), "ratio_max": (1.5, 1.0)}, {"loss": (3.0, 1.0), "ratio_max": (1.2, 1.0)}]
+    assert step_module.merge(reports) == {"loss": (4.0, 2.0), "ratio_max": (1.5, 1.0)}

@@ -249,12 +249,12 @@ def accumulate(
 
 
 def merge(reports: Sequence[Metrics]) -> Metrics:
-    """Add (sum, count) pairs by name."""
+    """Put reports together by name: (sum, count) pairs add up, and of metrics called `…_max` the largest stays."""
     merged: dict[str, tuple[float, float]] = {}
     for report in reports:
         for name, (total, count) in report.items():
-            before, seen = merged.get(name, (0.0, 0.0))
-            merged[name] = (before + total, seen + count)
+            before, seen = merged.get(name, (total, 0.0) if name.endswith("_max") else (0.0, 0.0))
+            merged[name] = (max(before, total), count) if name.endswith("_max") else (before + total, seen + count)
     return merged
 
 
