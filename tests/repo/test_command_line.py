@@ -10,7 +10,7 @@ from repo.tree import ROOT, name_of, tracked_files
 FROZEN = Path(__file__).with_name("cli_options.txt")
 DOCUMENTS = [path for path in tracked_files() if path.suffix == ".md" or path.parent == ROOT / "recipes"]
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`|^# outscore .*$", re.MULTILINE | re.DOTALL)
-CALL = re.compile(r"(?:^|[\s`/])outscore ([a-z][\w-]*)(?=[\s`]|$)", re.MULTILINE)
+CALL = re.compile(r"(?:^|(?<!from)[\s`/])outscore ([a-z][\w-]*)(?=[\s`]|$)", re.MULTILINE)
 
 
 def mentioned_commands(text: str) -> set[str]:
@@ -39,6 +39,6 @@ def test_documents_name_existing_commands(path):
 
 def test_commands_are_found_in_code_and_nowhere_else():
     text = (
-        "run `outscore train x.yaml`, as outscore never does\n```sh\n.venv/bin/outscore demo\n```\n# outscore eval M\n"
+        "run `outscore train x.yaml`, as outscore never does\n```\nfrom outscore import Task\n```\n```sh\n.venv/bin/outscore demo\n```\n# outscore eval M\n"
     )
     assert mentioned_commands(text) == {"train", "demo", "eval"}

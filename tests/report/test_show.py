@@ -31,11 +31,11 @@ def test_the_summary_holds_stages_curves_evaluations_and_the_best(run):
     ]
     assert data["stages"][0]["curves"] == {"loss": [1.0, 0.5]}
     assert data["stages"][1]["curves"]["reward"] == [0.625, 0.75, 0.875, 1.0]
-    assert data["best"]["metric"] == "pass@1"
+    assert data["best"]["metric"] == "greedy"
     assert (data["best"]["stage"], data["best"]["step"]) == ("grpo", 4)
     assert len(data["checkpoints"]) == 6
     assert "grpo: finished" in data["events"][-1]
-    for expected in ("grpo  4/4 steps, 0:12", "▁▃▆█", "best by pass@1: grpo step 4", "checkpoints/grpo/step-000004"):
+    for expected in ("grpo  4/4 steps, 0:12", "▁▃▆█", "best by greedy: grpo step 4", "checkpoints/grpo/step-000004"):
         assert expected in text
     # The path itself may be longer than the screen and is never cut.
     assert all(cell_len(line) <= 80 for line in text.splitlines()[4:])
