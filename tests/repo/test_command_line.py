@@ -39,6 +39,7 @@ def test_documents_name_existing_commands(path):
 
 def test_commands_are_found_in_code_and_nowhere_else():
     text = (
-        "run `outscore train x.yaml`, as outscore never does\n```\nfrom outscore import Task\n```\n```sh\n.venv/bin/outscore demo\n```\n# outscore eval M\n"
+        "run `outscore train x.yaml`, as outscore never does\n```\nfrom outscore import Task\n```\n"
+        "```sh\n.venv/bin/outscore demo\n```\n# outscore eval M\n"
     )
     assert mentioned_commands(text) == {"train", "demo", "eval"}
