@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from rewards.building import group
 
 from outscore.records import Score, ScoringFailure
-from outscore.rewards import Reward, Rewards
+from outscore.rewards import Reward, Rewards, background
 from outscore.rewards.compose import group_totals
 
 
@@ -106,6 +108,23 @@ def test_asynchronous_rewards_wait_at_the_same_time_and_share_a_loop():
     result = Rewards([waiting("a"), waiting("b"), waiting("c"), Callable_()]).score([group("x")], step=1)
     assert result.groups[0].scores[0].parts == {"a": 3.0, "b": 3.0, "c": 3.0, "Callable_": 1.0}
     assert len(set(map(id, loops))) == 1
+
+
+def test_threads_that_come_first_together_share_one_loop(monkeypatch):
+    made = []
+
+    def slowly():
+        time.sleep(0.05)  # long enough for every thread to have found no loop yet
+        made.append(new_event_loop())
+        return made[-1]
+
+    new_event_loop = asyncio.new_event_loop
+    background._started.cache_clear()
+    monkeypatch.setattr(asyncio, "new_event_loop", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(background.submit, asyncio.sleep(0, result=n)) for n in range(4)]
+        assert [future.result().result() for future in futures] == [0, 1, 2, 3]
+    assert len(made) == 1
 
 
 def test_asynchronous_rewards_work_inside_a_running_loop():

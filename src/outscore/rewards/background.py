@@ -21,8 +21,16 @@ def submit(awaitable: Awaitable[Any]) -> "Future[Any]":
     return asyncio.run_coroutine_threadsafe(wait(), _loop())
 
 
-@cache
+_starting = threading.Lock()  # `cache` alone lets two threads that come first make a loop each
+
+
 def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _started()
+
+
+@cache
+def _started() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="outscore-rewards", daemon=True).start()
     return loop
