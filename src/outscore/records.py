@@ -100,8 +100,8 @@ class Score:
     """
 
     reward: float
-    """The total that training sees: the weighted sum of the parts, one that does not apply counting as its mean over the
-    group."""
+    """The total that training sees: the weighted sum of the parts, one that does not apply counting as its mean over
+    the group."""
     parts: Mapping[str, float | None]
     """Each reward by name, before weighting; None where a reward said it does not apply."""
 
