@@ -30,8 +30,15 @@ class SeparateEngine:
             raise ValueError(f"the layout of this policy is {policy.layout!r}, not 'separate_rows'; use make_sampler")
         self.policy = policy
         self.max_rows = max_rows
-        self.policy_version = 0
-        """Optimizer steps the policy has taken: the trainer sets it, completions carry it."""
+
+    @property
+    def policy_version(self) -> int:
+        """Optimizer steps the policy has taken; completions carry it."""
+        return self.policy.version
+
+    @policy_version.setter
+    def policy_version(self, version: int) -> None:
+        self.policy.version = version
 
     def sample(
         self,
