@@ -87,7 +87,7 @@ def test_check_passes_a_sound_recipe_and_reports_as_data(folder: Path) -> None:
     findings = {finding["what"]: finding for finding in json.loads(result.stdout)}
     assert "gold answers score full" in findings["task"]["detail"]
     assert findings["layout"]["status"] == "ok"
-    assert {"prompts", "stop tokens", "rewards", "lengths"} <= set(findings)
+    assert {"prompts", "stop tokens", "memory", "rewards", "lengths"} <= set(findings)
 
 
 def test_a_reward_that_raises_names_itself_the_prompt_and_the_completion(folder: Path) -> None:

@@ -12,7 +12,7 @@ Axis words: token, completion, group. Log-probs are natural logarithms.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Finish = Literal["stop", "length"]
@@ -202,6 +202,8 @@ class StepReport:
     """Wall-clock by phase: sample, score, update, save, evaluate."""
     num_tokens: int
     """Completion tokens sampled or imitated in this step."""
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    """The most memory held since the process began: `rss`, and `cuda` where there is a GPU."""
 
     def mean(self, name: str) -> float:
         """The value of a metric; NaN when nothing was counted."""

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -81,9 +82,10 @@ def test_a_metric_may_not_pose_as_a_column():
 
 def test_the_clock_is_kept_apart_from_the_metrics(tmp_path):
     run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
-    run.append_step("grpo", report(1, reward=1.0))
+    run.append_step("grpo", replace(report(1, reward=1.0), peak_bytes={"rss": 5 << 30}))
     assert set(run.metrics()[0]) == {"stage", "step", "policy_version", "num_tokens", "reward"}
     timing = run.timings("grpo")[0]
+    assert timing["peak_bytes/rss"] == 5 << 30
     assert (timing["seconds"], timing["seconds/sample"], timing["seconds/update"]) == (3.0, 2.0, 1.0)
     assert timing["tokens_per_second"] == 20.0
 

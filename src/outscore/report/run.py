@@ -245,6 +245,7 @@ def _timing_line(stage: str, report: StepReport) -> dict[str, Any]:
         "seconds": round(total, 6),
         "tokens_per_second": round(report.num_tokens / total, 3) if total > 0 else None,
         **{f"seconds/{phase}": round(report.seconds[phase], 6) for phase in sorted(report.seconds)},
+        **{f"peak_bytes/{kind}": report.peak_bytes[kind] for kind in sorted(report.peak_bytes)},
     }
 
 

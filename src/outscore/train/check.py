@@ -9,6 +9,7 @@ from outscore.config import PolicySettings, Recipe
 from outscore.records import Prompt
 from outscore.tasks import make_task, validate
 from outscore.train.build import build_stage
+from outscore.train.memory import device_bytes, in_words, stage_memory
 from outscore.train.setup import Workshop, prepare, stage_algorithm
 from outscore.train.sources import Collected
 
@@ -29,7 +30,7 @@ class Finding:
 
 
 def check_recipe(recipe: Recipe) -> list[Finding]:
-    """Try data, gold answers, model, template, stop tokens and lengths, then sample a few groups.
+    """Try data, gold answers, model, template, stop tokens, lengths and memory, then sample a few groups.
 
     Raises:
         ValueError: where a run would raise it too: the first thing that makes the recipe impossible.
@@ -44,6 +45,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout"])))  # type: ignore[arg-type]
     findings.append(_task_finding(recipe, workshop))
     findings += _prompt_findings(workshop)
+    findings.append(_memory(recipe, workshop))
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, PolicySettings) and not any(isinstance(s, PolicySettings) for s in recipe.stages[:index]):
             findings += _rollout_findings(recipe, index, workshop)
@@ -71,6 +73,21 @@ def _prompt_findings(workshop: Workshop) -> list[Finding]:
     status: Literal["ok", "fail"] = "ok" if names else "fail"
     findings.append(Finding(what="stop tokens", status=status, detail=", ".join(map(str, names)) or "none is known"))
     return findings
+
+
+def _memory(recipe: Recipe, workshop: Workshop) -> Finding:
+    recomputed = recipe.model.activation_checkpointing
+    stages = {
+        stage.label: stage_memory(workshop, stage, stage_algorithm(stage), recomputed=recomputed)
+        for stage in recipe.stages
+    }
+    largest = max(stages, key=lambda label: sum(stages[label].values()))
+    detail = f"stage {largest}: {in_words(stages[largest])}"
+    there = device_bytes(workshop.policy.device)
+    if sum(stages[largest].values()) <= there:
+        return Finding(what="memory", status="ok", detail=detail)
+    advice = "lower token_budget, or set model.activation_checkpointing or model.lora"
+    return Finding(what="memory", status="warn", detail=f"{detail}; there are {there / 2**30:.1f} GiB: {advice}")
 
 
 def _rollout_findings(recipe: Recipe, index: int, workshop: Workshop) -> list[Finding]:

@@ -12,6 +12,7 @@ from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
 from outscore.rollout import Sampler
 from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
 from outscore.train.evaluate import Evaluator, Judge
+from outscore.train.memory import peak_bytes
 from outscore.train.sources import Collected, Source
 from outscore.train.step import Learner, UpdatePlan, update
 
@@ -91,6 +92,7 @@ class StageRun:
             metrics={**metrics, **accuracy},
             seconds=seconds,
             num_tokens=collected.num_tokens,
+            peak_bytes=peak_bytes(),
         )
         self.reporter.step(report, rows, shown_slot=_most_telling_slot(collected))
         self.progress = dataclasses.replace(
