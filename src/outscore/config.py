@@ -42,11 +42,11 @@ class LoraSettings(Settings):
 class TinySettings(Settings):
     """Shape of the model that is built from scratch when `model.source` is `tiny`."""
 
-    hidden_size: int = Field(192, ge=8)
+    hidden_size: int = Field(256, ge=8)
     """Width."""
-    num_layers: int = Field(4, ge=1)
+    num_layers: int = Field(2, ge=1)
     """Depth."""
-    num_heads: int = Field(6, ge=1)
+    num_heads: int = Field(16, ge=1)
     """Attention heads; keys and values use half as many when that divides evenly."""
 
 

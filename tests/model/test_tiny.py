@@ -73,8 +73,8 @@ def test_the_seed_decides_the_weights_and_torchs_state_is_left_alone() -> None:
 def test_default_sizes_stay_below_three_million_and_more_is_refused() -> None:
     model, tokenizer = tiny_model(CHARACTERS, STRINGS, 0)
     # By hand: embedding V*d; a layer has q and o of d*d, k and v of d*d/2, three of d*f, two norms of d; a last norm.
-    d, f, v = 192, 512, len(tokenizer)
-    expected = v * d + 4 * (3 * d * d + 3 * d * f + 2 * d) + d
+    d, f, v = 256, 512, len(tokenizer)
+    expected = v * d + 2 * (3 * d * d + 3 * d * f + 2 * d) + d
     assert sum(p.numel() for p in model.parameters()) == expected < 3_000_000
     with pytest.raises(ValueError, match="at most 3,000,000"):
         tiny_model(CHARACTERS, STRINGS, 0, hidden_size=512, num_heads=8)

@@ -11,8 +11,8 @@ from outscore.rewards import BUILTIN_REWARDS, Rewards, make_reward
 AS_PRINTED = r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$"
 """The pattern of spec A37, letter by letter."""
 
-ONE_LINE = "<reasoning>\n7+8=15 4+3+1=8\n</reasoning>\n<answer>\n85\n</answer>\n"
-TWO_LINES = "<reasoning>\n7+8=15\n4+3+1=8\n</reasoning>\n<answer>\n85\n</answer>\n"
+ONE_LINE = "<reasoning>\n7+8=15 4+3=7 7+1=8\n</reasoning>\n<answer>\n85\n</answer>\n"
+TWO_LINES = "<reasoning>\n7+8=15\n4+3=7 7+1=8\n</reasoning>\n<answer>\n85\n</answer>\n"
 
 # The two outputs that the source calls correct and incorrect: the first never closes <reasoning>, the second breaks it.
 SOURCE_CORRECT = (

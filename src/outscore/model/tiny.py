@@ -17,8 +17,9 @@ PAD_TOKEN = "<|pad|>"
 EOS_TOKEN = "<|end|>"
 MAX_PARAMETERS = 3_000_000
 INIT_GAIN = 1.0
-"""On 400 demonstrations of two-step sums, after 100 AdamW steps: a gain of 1 fits the demonstrations best (loss 0.07)
-and held-out ones worst (0.78); 0.5 gives 0.26 and 0.41."""
+"""Chosen, as the sizes below, by the share of 400 held-out problems whose demonstration the model predicts after 120
+steps of the demo's SFT, on three seeds. With 8 heads: gain 0.7 18 % (mean), 1.0 42 %, 1.5 23 %, 2.0 4 %. With gain 1.0:
+4 heads 23 %, 8 heads 42 % and between 19 and 66 %, 16 heads 51 % on every seed."""
 
 
 def tiny_model(
@@ -26,9 +27,9 @@ def tiny_model(
     special_strings: Sequence[str],
     seed: int,
     *,
-    hidden_size: int = 192,
-    num_layers: int = 4,
-    num_heads: int = 6,
+    hidden_size: int = 256,
+    num_layers: int = 2,
+    num_heads: int = 16,
     intermediate_size: int = 512,
     max_positions: int = 512,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -101,7 +102,7 @@ def initialise(model: LlamaForCausalLM) -> None:
 
     Matrices, the tied embedding among them, have standard deviation `INIT_GAIN` / sqrt(fan_in); those that write into
     the residual stream 1/sqrt(2 * layers) of that (GPT-2's rule), so that the stream keeps its scale. For a hidden size
-    of 192 it is 0.036; the usual 0.02 suits wider nets.
+    of 256 it is 0.0625; the usual 0.02 suits wider nets.
     """
     residual = 1.0 / math.sqrt(2.0 * model.config.num_hidden_layers)
     for name, parameter in model.named_parameters():

@@ -3,15 +3,16 @@
 A problem is `47+38=`. Its demonstration, in the tags of spec A37, works the columns from the units up:
 
     <reasoning>
-    7+8=15 4+3+1=8
+    7+8=15 4+3=7 7+1=8
     </reasoning>
     <answer>
     85
     </answer>
 
-Every column is a true equation: an addition carries the tens of the column before, a subtraction that needs a loan
-takes ten (`52-17=` is worked `12-7=5 5-1-1=3`). The answer's digits can be read off. Sums are of two numbers with
-`digits` digits; differences never fall below zero.
+Every step is a true equation: an addition carries the tens of the column before, a subtraction that needs a loan takes
+ten (`52-17=` is worked `12-7=5 5-1=4 4-1=3`), and what is carried or paid back is a step of its own. So two hundred
+facts about two small numbers are all there is to know; a step of three numbers, as `4+3+1=8`, would need twice as many.
+The answer's digits can be read off. Sums are of two numbers with `digits` digits; differences never fall below zero.
 """
 
 import random
@@ -29,24 +30,21 @@ def columns(left: int, operation: str, right: int) -> str:
     format.
 
     >>> columns(47, "+", 38), columns(52, "-", 17)
-    ('7+8=15 4+3+1=8', '12-7=5 5-1-1=3')
+    ('7+8=15 4+3=7 7+1=8', '12-7=5 5-1=4 4-1=3')
     """
     steps = []
-    carried = 0
+    carried = False
     num_digits = len(str(left))
     for place in range(num_digits):
         upper, lower = left // 10**place % 10, right // 10**place % 10
-        change = f"{operation}1" if carried else ""
-        if operation == "+":
-            result = upper + lower + carried
-            carried = result // 10
-        else:
-            # A column whose upper digit is too small borrows ten from the next, which then pays one.
-            loan = 10 if upper - lower - carried < 0 else 0
-            upper += loan
-            result = upper - lower - carried
-            carried = loan // 10
-        steps.append(f"{upper}{operation}{lower}{change}={result}")
+        # A column whose upper digit is too small borrows ten from the next, which then pays one.
+        borrows = operation == "-" and upper < lower + carried
+        result = evaluate(upper + 10 * borrows, operation, lower)
+        steps.append(f"{upper + 10 * borrows}{operation}{lower}={result}")
+        if carried:
+            before, result = result, evaluate(result, operation, 1)
+            steps.append(f"{before}{operation}1={result}")
+        carried = borrows or (operation == "+" and result >= 10)
     return " ".join(steps)
 
 
