@@ -34,6 +34,9 @@ def refused(**changes: Any) -> str:
         ({"task": {"num_train": 5}}, ["`kind` is missing"]),
         ({"stages": [{**GRPO, "prompts_per_step": 2, "minibatches": 3}]}, ["minibatches = 3", "prompts_per_step = 2"]),
         ({"seed": "many"}, ["`seed`", "many"]),
+        ({"rewards": "last_number"}, ["`rewards` = 'last_number'", "give a list: [last_number]"]),
+        ({"stages": GRPO}, ["`stages`", "must be a list"]),
+        ({"model": {"lora": {"targets": "q_proj"}}}, ["model.lora.targets", "give a list: [q_proj]"]),
     ],
 )
 def test_an_impossible_recipe_says_what_is_wrong(changes: dict[str, Any], parts: list[str]) -> None:
@@ -50,6 +53,26 @@ def test_the_source_decides_which_settings_a_stage_has() -> None:
 def test_a_dumped_recipe_is_the_recipe() -> None:
     recipe = parse_recipe({**BASE, "model": {"lora": {"rank": 4}}})
     assert parse_recipe(dump_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("lora", "given", "expected"),
+    [
+        # SFT: 40 optimizer steps. GRPO: 100 * 2 * 3 = 600.
+        (None, {}, [(2e-5, 2), (1e-5, 10)]),
+        ({"rank": 4}, {}, [(2e-4, 2), (1e-4, 10)]),
+        ({"rank": 4}, {"lr": 3e-3}, [(3e-3, 2), (3e-3, 10)]),
+        (None, {"warmup_steps": 0}, [(2e-5, 0), (1e-5, 0)]),
+    ],
+)
+def test_rates_left_out_suit_the_stage_and_stand_in_the_config(lora: Any, given: Any, expected: Any) -> None:
+    sft = {"algorithm": "sft", "steps": 40, "optimizer": given}
+    grpo = {"algorithm": "grpo", "steps": 100, "minibatches": 2, "epochs": 3, "optimizer": given}
+    dumped = dump_recipe(parse_recipe({**BASE, "model": {"lora": lora}, "stages": [sft, grpo]}))
+    found = [(s["optimizer"]["lr"], s["optimizer"]["warmup_steps"]) for s in dumped["stages"]]
+    assert found == [(pytest.approx(rate), warmup) for rate, warmup in expected]
+    # Resolved once: the config of a run reads back as it is, whatever the defaults of a later release are.
+    assert dump_recipe(parse_recipe(dumped)) == dumped
 
 
 @pytest.fixture
@@ -76,6 +99,8 @@ def test_overrides_reach_into_stages_by_name_or_place(recipe_file: Path) -> None
         ("stages.grop.steps=3", "there are sft, grpo"),
         ("name.first=x", "is a value, not a group"),
         ("stages.grpo.stepz=3", "`steps`"),
+        ("rewards=[tag_anser", "override 'rewards=[tag_anser': not valid YAML"),
+        ("model={source: x, source: y}", "override 'model={source: x, source: y}': the key `source` stands twice"),
     ],
 )
 def test_an_override_that_leads_nowhere_is_refused(recipe_file: Path, override: str, part: str) -> None:
@@ -94,3 +119,9 @@ def test_bad_yaml_names_file_and_line(tmp_path: Path) -> None:
     path.write_text("task: {kind: arithmetic\nstages: [")
     with pytest.raises(ValueError, match="line 2"):
         load_recipe(path)
+
+
+def test_a_key_given_twice_is_refused_with_its_lines(recipe_file: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text() + "model:\n  source: x\n  precision: fp32\n  source: y\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: the key `source` stands twice in one mapping, on lines 7 and 9"):
+        load_recipe(recipe_file)

@@ -5,21 +5,31 @@ the nearest right one. Defaults work on a laptop. Command-line overrides are dot
 `model.source=my-model`.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
     model_validator,
 )
+
+from outscore.inputs import apply_overrides, expected, nearest, read_yaml
+
+LR_SFT, LR_POLICY, LR_LORA_FACTOR = 2e-5, 1e-5, 10.0
+"""Peak learning rates where a recipe gives none. SFT of all weights: as Stanford Alpaca and Tulu 2 for 7B. GRPO of all
+weights: DeepSeekMath's 1e-6 is for 7B, and models that a laptop trains want more. LoRA: ten times the rate of all
+weights, for both ("LoRA Without Regret", Schulman et al. 2025; QLoRA's 2e-4 for SFT)."""
+WARMUP_SHARE, WARMUP_MOST = 0.05, 10
+"""Warm-up where a recipe gives none: this share of the stage's optimizer steps, at most so many. Adam's second moment
+is an average over few steps at first; Alpaca and Tulu 2 warm up over 3 % of theirs."""
 
 
 class Settings(BaseModel):
@@ -82,12 +92,12 @@ class PromptSettings(Settings):
 class OptimizerSettings(Settings):
     """AdamW and its schedule."""
 
-    lr: float = Field(1e-5, gt=0)
-    """Peak learning rate."""
+    lr: float = Field(LR_POLICY, gt=0)
+    """Peak learning rate; a recipe that leaves it out gets 2e-5 for SFT, else 1e-5, and ten times that with LoRA."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after warm-up."""
     warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps of linear warm-up."""
+    """Optimizer steps of linear warm-up; a recipe that leaves it out gets 5 % of the stage's, at most 10."""
     final_fraction: float = Field(0.1, ge=0, le=1)
     """The rate at the end as a fraction of the peak (`linear`, `cosine`)."""
     weight_decay: float = Field(0.0, ge=0)
@@ -138,6 +148,11 @@ class StageSettings(Settings):
         """The stage's name."""
         return self.name or self.algorithm
 
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps
+
 
 class SftSettings(StageSettings):
     """Supervised fine-tuning on the task's demonstrations: groups of one."""
@@ -172,6 +187,11 @@ class PolicySettings(StageSettings):
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model every so many steps; 0 never does."""
 
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.steps * self.minibatches * self.epochs
+
     @model_validator(mode="after")
     def _consistent(self) -> "PolicySettings":
         if self.minibatches > self.prompts_per_step:
@@ -184,6 +204,14 @@ class PolicySettings(StageSettings):
 def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     """Choose the settings class by the kind of source, so that a stage accepts only keys that have an effect on it."""
     return _stage_kind(value).model_validate(value) if isinstance(value, Mapping) else handler(value)
+
+
+def _with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
+    """The stage with the rate and the warm-up that it leaves out, so that the run's config shows what was used."""
+    rate = (LR_SFT if isinstance(stage, SftSettings) else LR_POLICY) * (LR_LORA_FACTOR if lora else 1.0)
+    chosen = {"lr": rate, "warmup_steps": min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)}
+    left_out = {key: value for key, value in chosen.items() if key not in stage.optimizer.model_fields_set}
+    return stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update=left_out)})
 
 
 def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
@@ -244,6 +272,12 @@ class Recipe(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides the run directory."""
 
+    @field_validator("stages", mode="after")
+    @classmethod
+    def _defaults(cls, stages: tuple[StageSettings, ...], info: ValidationInfo) -> tuple[StageSettings, ...]:
+        model = info.data.get("model", ModelSettings())  # missing when it is wrong itself, which is then reported
+        return tuple(_with_defaults(stage, model.lora is not None) for stage in stages)
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         labels = [stage.label for stage in self.stages]
@@ -260,30 +294,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `key=value` overrides.
 
     Raises:
-        ValueError: if the file is missing, is no YAML, or does not hold a valid recipe; the message names key, value
-        and nearest key.
+        ValueError: if the file is missing, is no YAML, gives a key twice, or does not hold a valid recipe; the message
+        names key, value and nearest key.
     """
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"recipe {str(path)!r} does not exist{_nearest_file(file)}")
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    data = read_yaml(file.read_text(encoding="utf-8"), where=str(path))
     if not isinstance(data, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
     return parse_recipe(apply_overrides(data, overrides), where=str(path))
-
-
-def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Put `key=value` overrides into a recipe's data; returns the same data.
-
-    Raises:
-        ValueError: if an override has no value or its path leads nowhere.
-    """
-    for override in overrides:
-        _apply(data, override)
-    return data
 
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
@@ -304,51 +324,6 @@ def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ValueError(f"override {override!r} must look like key=value, for example stages.grpo.steps=100")
-    parts = key.split(".")
-    target: Any = data
-    for depth, part in enumerate(parts[:-1]):
-        if isinstance(target, list):
-            target = target[_list_index(target, part, key)]
-        elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-            if target is None:
-                raise ValueError(f"override {override!r}: {'.'.join(parts[: depth + 1])} holds no settings")
-        else:
-            raise ValueError(f"override {override!r}: {'.'.join(parts[:depth])} is a value, not a group of settings")
-    value = yaml.safe_load(text) if text else ""
-    if isinstance(value, str):
-        value = _number(value)
-    if isinstance(target, list):
-        target[_list_index(target, parts[-1], key)] = value
-    elif isinstance(target, dict):
-        target[parts[-1]] = value
-    else:
-        raise ValueError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a group of settings")
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-5 as text; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _list_index(items: list[Any], part: str, key: str) -> int:
-    names = [
-        str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items
-    ]
-    if part in names:
-        return names.index(part)
-    if part.isdigit() and int(part) < len(items):
-        return int(part)
-    raise ValueError(f"override key {key!r}: {part!r} is neither a position nor a name; there are {', '.join(names)}")
-
-
 def _explain(detail: Any, data: Mapping[str, Any]) -> str:
     location = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
@@ -359,8 +334,7 @@ def _explain(detail: Any, data: Mapping[str, Any]) -> str:
         return f"unknown key `{location}` (value {detail['input']!r}){nearest(wrong, known)}"
     if detail["type"] == "missing":
         return f"key `{location}` is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"`{location}` = {detail['input']!r}: {message}" if location else message
+    return f"`{location}` = {detail['input']!r}: {expected(detail)}" if location else expected(detail)
 
 
 def _keys_at(location: Sequence[int | str], data: Any) -> list[str]:
@@ -382,14 +356,6 @@ def _settings_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [kind for part in getattr(annotation, "__args__", ()) for kind in _settings_in(part)]
-
-
-def nearest(wrong: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` or the list of what exists, to end an error message with."""
-    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean `{close[0]}`?"
-    return f"; known: {', '.join(known)}" if known else ""
 
 
 def _nearest_file(file: Path) -> str:

@@ -90,7 +90,7 @@ def test_targets_choose_the_layers() -> None:
 
 
 def test_an_unknown_target_gets_the_nearest_one() -> None:
-    with pytest.raises(ValueError, match=r"'q_porj' is no linear layer .* did you mean 'q_proj'\?"):
+    with pytest.raises(ValueError, match=r"'q_porj' is no linear layer .* did you mean `q_proj`\?"):
         add_lora(build_family("llama"), rank=2, alpha=2.0, targets=["q_porj"])
 
 

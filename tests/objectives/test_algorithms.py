@@ -42,11 +42,11 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("gpro", {}, r"'gpro' is not known; did you mean 'grpo'\?"),
-        ("zzz", {}, "Known: sft, grpo, grpo-r1, dr-grpo, dapo-loss"),
-        ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean 'clip_high'"),
+        ("gpro", {}, r"'gpro' is not known; did you mean `grpo`\?"),
+        ("zzz", {}, "known: sft, grpo, grpo-r1, dr-grpo, dapo-loss"),
+        ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
-        ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean 'token'"),
+        ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean `token`"),
         ("grpo", {"scale": ["x"]}, "scale="),
         ("grpo", {"clip_low": -0.1}, "clip_low=-0.1"),
         ("grpo", {"clip_low": "0.2"}, "clip_low='0.2': must be a number"),

@@ -8,11 +8,12 @@ import sys
 import pytest
 from repo.tree import imported_modules, module_of, name_of, source_files
 
-BASE = {"records", "config"}
+BASE = {"records", "config", "inputs"}
 LEAVES = {"objectives", "tasks", "report"}
 MAY_IMPORT = {
     "records": set(),
-    "config": {"records"},
+    "inputs": set(),
+    "config": {"records", "inputs"},
     "objectives": BASE,
     "tasks": BASE,
     "report": BASE,
@@ -71,7 +72,7 @@ def test_the_mathematics_knows_tensors_only():
     assert not {(path, module) for path, module in imported if module.startswith("torch.distributed")}
 
 
-@pytest.mark.parametrize("name", ["records", "config"])
+@pytest.mark.parametrize("name", ["records", "config", "inputs"])
 def test_records_and_configuration_need_no_torch(name):
     (path,) = [path for path in source_files() if module_of(path) == f"outscore.{name}"]
     assert {"torch", "transformers"}.isdisjoint(module.split(".")[0] for _, module in imported_modules(path))

@@ -135,10 +135,12 @@ def test_every_built_in_reward_is_called_what_it_is_registered_as():
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ({"name": "format_tags", "tags": "answer"}, r"tags = 'answer' must be two names"),
+        ({"name": "format_tags", "tags": "answer"}, r"reward 'format_tags': tags = 'answer' must be a list"),
+        ({"name": "format_tags", "tags": ["answer"]}, r"tags = \['answer'\] must be two names"),
+        ({"name": "last_number", "tolerance": "x"}, r"reward 'last_number': tolerance = 'x' must be a valid number"),
         ({"name": "answer_exact", "form": "tags"}, r"form = 'tags'.*did you mean `tag`"),
-        ({"name": "last_number", "tolerance": -1}, r"tolerance = -1 must be 0 or above"),
-        ({"name": "math_verify", "seconds": 0}, r"seconds = 0 must be above 0"),
+        ({"name": "last_number", "tolerance": -1}, r"tolerance = -1.0 must be 0 or above"),
+        ({"name": "math_verify", "seconds": 0}, r"seconds = 0.0 must be above 0"),
     ],
 )
 def test_impossible_options_are_named(spec, complaint):

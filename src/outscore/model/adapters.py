@@ -4,7 +4,6 @@ Adapters go in by transformers' own `add_adapter`, so the model stays the `PreTr
 does not see them.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from outscore.inputs import nearest
 
 ADAPTER_NAME = "default"
 
@@ -142,10 +143,8 @@ def _resolve_targets(model: PreTrainedModel, targets: Sequence[str]) -> list[str
         return sorted(linear)
     for target in targets:
         if target not in linear:
-            close = difflib.get_close_matches(target, sorted(linear), n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}? It" if close else "It"
             raise ValueError(
-                f"LoRA target {target!r} is no linear layer of this model: {hint} has {', '.join(sorted(linear))}"
+                f"LoRA target {target!r} is no linear layer of this model{nearest(target, sorted(linear))}"
             )
     return sorted(set(targets))
 

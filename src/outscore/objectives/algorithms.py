@@ -1,11 +1,11 @@
 """An algorithm is a row of choices. Code that trains reads the cells and never asks for the row's name."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from outscore.inputs import nearest
 from outscore.objectives.advantages import Baseline, Scale
 from outscore.objectives.aggregation import Aggregation
 from outscore.objectives.kl import KlEstimator, KlPlace
@@ -92,7 +92,7 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
     """ValueError for an unknown choice, a number out of its range, or cells that exclude each other."""
     for key, choices in _CHOICES.items():
         if cells[key] not in choices:
-            raise ValueError(f"{key}={cells[key]!r} is not known{_nearest(cells[key], choices)}")
+            raise ValueError(f"{key}={cells[key]!r} is not known{nearest(cells[key], choices)}")
     _check_number("advantage_eps", cells["advantage_eps"], low=0.0)
     _check_number("clip_low", cells["clip_low"], low=0.0, or_infinite=True)
     _check_number("clip_high", cells["clip_high"], low=0.0, or_infinite=True)
@@ -117,14 +117,6 @@ def _check_number(key: str, value: object, *, low: float, or_infinite: bool = Fa
     if not value >= low or (math.isinf(value) and not or_infinite):
         bound = "" if math.isinf(low) else " and above 0" if 0.0 < low < 1e-300 else f" and at least {low:g}"
         raise ValueError(f"{key}={value}: must be a number{'' if or_infinite else ', finite'}{bound}")
-
-
-def _nearest(word: object, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest choice if there is one, and all of them."""
-    known = list(choices)
-    close = difflib.get_close_matches(str(word), known, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{guess} Known: {', '.join(known)}"
 
 
 _SFT = Algorithm(
@@ -171,12 +163,12 @@ def algorithm(name: str, /, **overrides: Any) -> Algorithm:
     is out of its range or two cells exclude each other.
     """
     if name not in ALGORITHMS:
-        raise ValueError(f"algorithm {name!r} is not known{_nearest(name, ALGORITHMS)}")
+        raise ValueError(f"algorithm {name!r} is not known{nearest(name, ALGORITHMS)}")
     cells = _cells(ALGORITHMS[name])
     known = [key for key in cells if key != "name"]
     for key in overrides:
         if key not in known:
-            raise ValueError(f"{key!r} is not a cell of an algorithm{_nearest(key, known)}")
+            raise ValueError(f"{key!r} is not a cell of an algorithm{nearest(key, known)}")
     cells |= overrides
     _check_cells(cells)
     return Algorithm(**cells)

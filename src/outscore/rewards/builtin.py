@@ -12,7 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, get_args
 
-from outscore.config import nearest
+from outscore.inputs import nearest
 from outscore.rewards.answers import AnswerForm, boxed, extract_answer, last_number, parse_number, tag_content
 from outscore.rewards.contract import Reward, completion_text
 from outscore.rewards.gym import gym_rewards
@@ -36,7 +36,7 @@ def format_tags(
     otherwise bodies may have lines. Without `line_breaks`, white space around tags and bodies is free
     (`<think>..</think><answer>..</answer>`).
     """
-    if isinstance(tags, str) or len(tags) != 2:
+    if len(tags) != 2:
         raise ValueError(f"reward 'format_tags': tags = {tags!r} must be two names, such as [think, answer]")
     first, second = map(re.escape, tags)
     if line_breaks:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from outscore.config import nearest
+from outscore.inputs import nearest
 from outscore.records import SampledGroup
 from outscore.rewards.answers import extract_answer
 

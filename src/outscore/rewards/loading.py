@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from outscore.config import nearest
+from outscore.inputs import checked_options, nearest
 from outscore.rewards.builtin import BUILTIN_REWARDS
 from outscore.rewards.contract import Reward, RewardFunction
 
@@ -23,10 +23,9 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
     """Build a reward from what a recipe or a script says.
 
     Args:
-        spec: a built-in name; `file.py:function` or `module:function`; a mapping with one of these (or a function) as
-        `name`,
-            `weight` (default 1), `label` (what columns call it; default its own name) and the reward's options; a
-            function; a `Reward`, which is returned as it is.
+        spec: a built-in name; `file.py:function` or `module:function`; a function; a mapping with one of these as
+            `name`, and `weight` (default 1), `label` (what columns call it; default its own name) and the reward's
+            options; or a `Reward`, which is returned as it is.
         folder: what `file.py` paths are relative to; the working directory if not given.
 
     Raises:
@@ -57,8 +56,7 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
 
 def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
     if source in BUILTIN_REWARDS:
-        _check_options(source, BUILTIN_REWARDS[source], options)
-        return BUILTIN_REWARDS[source](**options)
+        return BUILTIN_REWARDS[source](**_checked(source, BUILTIN_REWARDS[source], options))
     place, colon, name = source.rpartition(":")
     if not colon and source.endswith(".py"):
         raise ValueError(f"rewards: {source!r} is a file; name the function in it too, as in '{source}:my_reward'")
@@ -77,22 +75,16 @@ def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
 
 def _own(target: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Reward:
     """A reward of the user's. A class is instantiated with the options, and the object is called."""
+    checked = _checked(name, target, options) if options else {}
     if inspect.isclass(target):
-        _check_options(name, target, options)
-        made: Any = target(**options)
+        made: Any = target(**checked)
         return Reward(name=name, function=made)
-    if options:
-        _check_options(name, target, options)
-    return Reward(name=name, function=target, options=dict(options))
+    return Reward(name=name, function=target, options=checked)
 
 
-def _check_options(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _checked(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Options must be named in the signature: **kwargs would swallow a mistyped `weight`."""
-    parameters = inspect.signature(function).parameters
-    known = [key for key, each in parameters.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)]
-    for key, value in options.items():
-        if key not in known:
-            raise ValueError(f"reward {name!r} has no option {key!r} (value {value!r}){nearest(key, [*_KEYS, *known])}")
+    return checked_options(function, options, where=f"reward {name!r}", also_known=_KEYS)
 
 
 def _name_of(function: Callable[..., Any]) -> str:

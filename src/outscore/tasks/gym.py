@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from outscore.config import nearest
+from outscore.inputs import nearest
 from outscore.records import Demonstration, Problem
 
 GYM_COLUMN = "reasoning_gym"

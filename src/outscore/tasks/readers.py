@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from outscore.config import nearest
+from outscore.inputs import nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from outscore.config import nearest
+from outscore.inputs import checked_options, nearest
 from outscore.tasks.arithmetic import ArithmeticTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
@@ -18,7 +18,8 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
 
 
 def make_task(kind: str, **options: Any) -> Task:
-    """Build a task. ValueError for an unknown kind or option, naming the nearest one, and for what the task refuses.
+    """Build a task. ValueError for an unknown kind or option, naming the nearest one, for a value of a wrong type, and
+    for what the task refuses.
 
     >>> make_task("arithmetic", num_train=5000, digits=2)
     """
@@ -26,11 +27,8 @@ def make_task(kind: str, **options: Any) -> Task:
         raise ValueError(f"kind = {kind!r} is no task{nearest(kind, sorted(TASKS))}")
     parameters = inspect.signature(TASKS[kind]).parameters
     open_ended = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    for key, value in options.items():
-        # A task that takes any further option checks them itself.
-        if key not in parameters and not open_ended:
-            raise ValueError(f"task {kind!r} has no option {key!r} (value {value!r}){nearest(key, sorted(parameters))}")
+    checked = checked_options(TASKS[kind], options, where=f"task {kind!r}", open_ended=open_ended)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY and key not in options:
             raise ValueError(f"task {kind!r} needs the option {key!r}")
-    return TASKS[kind](**options)
+    return TASKS[kind](**checked)

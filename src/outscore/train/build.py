@@ -64,7 +64,7 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
         plan=UpdatePlan(
             algorithm=row,
             optimizer=settings.optimizer,
-            total_updates=settings.steps * minibatches * epochs,
+            total_updates=settings.num_updates,
             token_budget=settings.token_budget,
             minibatches=minibatches,
             epochs=epochs,

@@ -1,0 +1,176 @@
+"""What users write, read strictly: YAML without double keys, `key=value` overrides, options of the right type.
+
+Every error is a ValueError that names the key, its value and what would be right.
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+_WANTS_A_LIST = ("tuple_type", "list_type", "sequence_str", "frozen_set_type", "set_type")
+"""What pydantic calls the error of a value that stands where a list should."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key stands once in a mapping; plain YAML silently takes the last of several."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """The mapping as it is written, before `<<` puts keys of another one in."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
+                where = f"on lines {lines[key.value]} and {line}" if lines[key.value] != line else f"on line {line}"
+                raise ValueError(f"the key `{key.value}` stands twice in one mapping, {where}")
+            lines[key.value] = line
+        return node
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """The data of a YAML text. ValueError beginning with `where`, with the line, for bad YAML or a key given twice."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Put `key=value` overrides into a recipe's data; returns the same data.
+
+    Raises:
+        ValueError: if an override has no value, its value is no YAML or its path leads nowhere.
+    """
+    for override in overrides:
+        _apply(data, override)
+    return data
+
+
+def checked_options(
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    *,
+    where: str,
+    also_known: Sequence[str] = (),
+    open_ended: bool = False,
+) -> dict[str, Any]:
+    """The options with values of the types that the function's signature names, converted where YAML cannot say it.
+
+    Only data are checked (None, truth values, numbers, text, lists, mappings): objects come from scripts. A type that
+    pydantic cannot check is not checked.
+
+    Args:
+        function: what the options are for; a class stands for its constructor.
+        options: key -> value.
+        where: whose options they are; begins the message.
+        also_known: keys to offer in the message besides the function's.
+        open_ended: let options through that the signature does not name, for a function that checks them itself.
+
+    Raises:
+        ValueError: for an option the signature does not name, or a value of another type.
+
+    >>> checked_options(lambda *, count: None, {"count": 3}, where="task 'mine'")
+    {'count': 3}
+    """
+    parameters = _signature(function).parameters
+    named = {key: each for key, each in parameters.items() if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
+    checked = {}
+    for key, value in options.items():
+        if key in named:
+            checked[key] = _checked(named[key].annotation, value, where=f"{where}: {key}")
+        elif open_ended:
+            checked[key] = value
+        else:
+            raise ValueError(f"{where} has no option {key!r} (value {value!r}){nearest(key, [*also_known, *named])}")
+    return checked
+
+
+def expected(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says would be right, in words for somebody who writes YAML."""
+    value, message = error["input"], str(error["msg"]).removeprefix("Value error, ")
+    is_sequence = error["type"] == "is_instance_of" and error.get("ctx", {}).get("class") == "Sequence"
+    if is_sequence or error["type"] in _WANTS_A_LIST:
+        one = f"[{value}]" if isinstance(value, str | int | float) else "one item after each `-`"
+        return f"must be a list; give a list: {one}"
+    return message.replace("Input should be", "must be").replace("Tuple should", "the list should")
+
+
+def nearest(wrong: object, known: Iterable[str]) -> str:
+    """`; did you mean X?` or the list of what exists, to end an error message with."""
+    words = list(known)
+    close = difflib.get_close_matches(str(wrong), words, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known: {', '.join(words)}" if words else ""
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(function, eval_str=True)
+    except NameError:  # annotations that exist for type checkers only
+        return inspect.signature(function)
+
+
+def _checked(annotation: Any, value: Any, *, where: str) -> Any:
+    if annotation is inspect.Parameter.empty or not isinstance(value, None | bool | int | float | str | list | dict):
+        return value
+    try:
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except (PydanticUserError, NameError):
+        return value
+    except ValidationError as error:
+        wanted = dict.fromkeys(expected(each) for each in error.errors())  # one for each member of a union
+        raise ValueError(f"{where} = {value!r} {' or '.join(wanted)}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r} must look like key=value, for example stages.grpo.steps=100")
+    parts = key.split(".")
+    target: Any = data
+    for depth, part in enumerate(parts[:-1]):
+        if isinstance(target, list):
+            target = target[_list_index(target, part, key)]
+        elif isinstance(target, dict):
+            target = target.setdefault(part, {})
+            if target is None:
+                raise ValueError(f"override {override!r}: {'.'.join(parts[: depth + 1])} holds no settings")
+        else:
+            raise ValueError(f"override {override!r}: {'.'.join(parts[:depth])} is a value, not a group of settings")
+    value = read_yaml(text, where=f"override {override!r}") if text else ""
+    if isinstance(value, str):
+        value = _number(value)
+    if isinstance(target, list):
+        target[_list_index(target, parts[-1], key)] = value
+    elif isinstance(target, dict):
+        target[parts[-1]] = value
+    else:
+        raise ValueError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a group of settings")
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-5 as text; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _list_index(items: list[Any], part: str, key: str) -> int:
+    names = [
+        str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items
+    ]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise ValueError(f"override key {key!r}: {part!r} is neither a position nor a name; there are {', '.join(names)}")
