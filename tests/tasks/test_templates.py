@@ -154,8 +154,11 @@ def test_messages_that_a_template_refuses_are_named():
 
 def test_a_prompt_that_does_not_fit_is_named_with_its_length(plain):
     assert render(problem(), plain, "none", limit=6).token_ids
-    with pytest.raises(ValueError, match=r"prompt 'p/1' has 6 tokens, more than the 5 that fit: '47\+38='"):
+    with pytest.raises(ValueError, match=r"prompt 'p/1' has 6 tokens, and the model's context holds 5: '47\+38='"):
         render(problem(), plain, "none", limit=5)
+    assert render(problem(), plain, "none", limit=10, room=4).token_ids
+    with pytest.raises(ValueError, match=r"context holds 10, which leaves 4 .*sampling\.max_new_tokens = 5 must not"):
+        render(problem(), plain, "none", limit=10, room=5)
 
 
 def test_an_empty_prompt_is_an_error(plain):

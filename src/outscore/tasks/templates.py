@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from outscore.config import nearest
+from outscore.inputs import nearest
 from outscore.records import Message, Problem, Prompt
 
 R1_ZERO = (
@@ -29,6 +29,7 @@ def render(
     *,
     system: str | None = None,
     limit: int | None = None,
+    room: int = 0,
 ) -> Prompt:
     """Render a problem with a template and tokenise it.
 
@@ -37,7 +38,7 @@ def render(
     `auto` is `chat` where the tokenizer has a chat template and `none` where not. Plain templates get the
     beginning-of-sequence token if the tokenizer adds one, never a second one; chat templates write their own.
     ValueError for messages or `chat` without a chat template, a `system` that the template cannot place, a template
-    without {question}, an empty prompt, and more than `limit` tokens.
+    without {question}, an empty prompt, and one that a context of `limit` tokens cannot hold with `room` new ones.
 
     >>> render(problem, tokenizer, "Question: {question}\\nAnswer:").text
     'Question: 47+38=\\nAnswer:'
@@ -56,10 +57,12 @@ def render(
             token_ids = [opening, *token_ids]
     if not token_ids:
         raise ValueError(f"prompt {problem.id!r} is empty: its question is {problem.question!r}")
-    if limit is not None and len(token_ids) > limit:
-        raise ValueError(
-            f"prompt {problem.id!r} has {len(token_ids)} tokens, more than the {limit} that fit: {_short(text)}"
-        )
+    if limit is not None and len(token_ids) + room > limit:
+        too_long = f"prompt {problem.id!r} has {len(token_ids)} tokens, and the model's context holds {limit}"
+        left = limit - len(token_ids)
+        if left > 0:
+            too_long += f", which leaves {left} for an answer: sampling.max_new_tokens = {room} must not be more"
+        raise ValueError(f"{too_long}: {_short(text)}")
     return Prompt(problem=problem, text=text, token_ids=tuple(token_ids))
 
 

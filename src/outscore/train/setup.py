@@ -182,7 +182,8 @@ def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, limit: int |
         policy.tokenizer,
         recipe.prompt.template,
         system=recipe.prompt.system,
-        limit=None if limit is None else limit - room,
+        limit=limit,
+        room=room,
     )
 
 
