@@ -1,5 +1,7 @@
 """Rollouts, refills and evaluation with a sampler that says what it is told to."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from train.building import prompt_of, tiny_policy
@@ -9,6 +11,7 @@ from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.train.evaluate import Evaluator, Judge
+from outscore.train.loop import StageRun
 from outscore.train.sources import RolloutSource
 
 POLICY = tiny_policy()
@@ -67,6 +70,29 @@ def test_flat_groups_are_refilled_within_the_budget_and_kept_on_record():
         for group in collected.groups[2:]:
             assert group in replaced
     assert sum(counts) > 0
+
+
+def test_metrics_are_those_of_the_groups_trained_on():
+    # Problem 0 is all wrong and is replaced wherever it comes up; the others are half right.
+    def flat_for_problem_zero(prompt, sample):
+        return "9" if prompt.problem.id == "p0" else alternating(prompt, sample)
+
+    def odd(completions, **columns):
+        return [0.25 if text == "9" else None for text in completions]
+
+    source = source_of(flat_for_problem_zero, [odd, right], refills=20)
+    collected = next(found for step in range(1, 9) if (found := source.collect(step)).metrics["replaced_groups"][0])
+    assert collected.num_kept == 2
+    assert {group.sampled.prompt.problem.id for group in collected.groups[2:]} == {"p0"}
+    assert collected.metrics["reward/right"] == (4.0, 8.0)
+    assert collected.metrics["reward/odd"] == (1.0, 4.0)
+    assert collected.metrics["not_applicable/odd"] == (4.0, 8.0)
+    assert "not_applicable/right" not in collected.metrics
+    assert all(set(group) == {None} for group in collected.advantages[2:])
+    stage = SimpleNamespace(judge=Judge(reward_name="right", extract=str.strip), settings=source.settings)
+    rows, accuracy = StageRun._rows(SimpleNamespace(stage=stage), 1, collected)
+    assert accuracy == {"accuracy": (4.0, 8.0)}
+    assert len(rows) == 4 * len(collected.groups)
 
 
 def test_a_hopeless_slot_is_accepted_when_refills_are_used_up():

@@ -7,36 +7,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outscore.config import nearest
+from outscore.inputs import nearest
 from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure
 from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState, items_of
 from outscore.rewards.judge import OnFailure, Outcome, judge
 from outscore.rewards.loading import make_reward
+
+Metrics = Mapping[str, tuple[float, float]]
+"""Name -> (sum, count)."""
+
+NOT_APPLICABLE = "not_applicable/"
+"""Before a reward's name: the share of completions that the reward does not apply to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoringResult:
     """What scoring a step gave.
 
-    >>> ScoringResult(groups=[scored], metrics={"reward/format_tags": (3.5, 8.0)}, extra_columns={})
+    >>> ScoringResult(groups=[scored], group_metrics=[{"reward/format_tags": (3.5, 8.0)}], logged={}, extra_columns={})
     """
 
     groups: list[ScoredGroup]
     """The groups in the order given, with scores."""
-    metrics: Mapping[str, tuple[float, float]]
-    """Name -> (sum, count): `reward/NAME` over the completions it applied to, `not_applicable/NAME` over all
-    completions if there were any it did not apply to, and what rewards logged with `log_metric`."""
+    group_metrics: list[Metrics]
+    """For each of the groups: `reward/NAME` over the completions it applied to, `not_applicable/NAME` over all its
+    completions. `part_metrics` adds those of several groups up."""
+    logged: Metrics
+    """What rewards logged with `log_metric`: name -> (sum, count)."""
     extra_columns: Mapping[str, list[Any]]
     """What rewards logged with `log_extra`: column -> one value for each completion, in the order of the groups."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """All metrics of all groups."""
+        return {**self.logged, **part_metrics(self.group_metrics)}
 
 
 class Rewards:
     """The rewards of a run.
 
     Args:
-        specs: built-in names, `file.py:function`, `module:function`, mappings of these with `weight`, `label` and
-        options,
-            functions, or `Reward` records.
+        specs: built-in names, `file.py:function`, `module:function`, functions, mappings with one of these as `name`
+            beside `weight`, `label` and options, or `Reward` records.
         on_failure: `stop` raises when a reward fails on a completion; `exclude` makes it a `ScoringFailure`.
         folder: what `file.py` paths are relative to; the working directory if not given.
 
@@ -94,16 +106,19 @@ class Rewards:
             raise ValueError("rewards: there is none to score with")
         items = items_of(groups)
         if not items:
-            return ScoringResult(groups=[], metrics={}, extra_columns={})
+            return ScoringResult(groups=[], group_metrics=[], logged={}, extra_columns={})
         outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps))
-        scored = []
+        scored, group_metrics = [], []
         first = 0
         for group in groups:
             last = first + len(group.completions)
             scored.append(ScoredGroup(sampled=group, scores=self._scores(outcomes, range(first, last))))
+            group_metrics.append(self._group_metrics(outcomes, range(first, last)))
             first = last
         columns = {name: list(values) for outcome in outcomes for name, values in outcome.columns.items()}
-        return ScoringResult(groups=scored, metrics=self._metrics(outcomes), extra_columns=columns)
+        return ScoringResult(
+            groups=scored, group_metrics=group_metrics, logged=_logged(outcomes), extra_columns=columns
+        )
 
     def _outcomes(self, items: Sequence[Item], state: TrainerState) -> list[Outcome]:
         """Each reward's outcome. Asynchronous rewards wait in threads while the synchronous ones run in this one."""
@@ -146,19 +161,39 @@ class Rewards:
                 return ScoringFailure(reward_name=reward.name, reason=outcome.faults[place])
         return None
 
-    def _metrics(self, outcomes: Sequence[Outcome]) -> dict[str, tuple[float, float]]:
+    def _group_metrics(self, outcomes: Sequence[Outcome], places: range) -> Metrics:
+        """What the rewards say of one group: the completions at these places."""
         metrics: dict[str, tuple[float, float]] = {}
-        for outcome in outcomes:
-            for name, value in outcome.metrics:
-                total, count = metrics.get(name, (0.0, 0.0))
-                metrics[name] = (total + value, count + 1.0)
         for reward, outcome in zip(self.rewards, outcomes, strict=True):
-            applied = [value for value in outcome.values if value is not None]
+            applied = [value for place in places if (value := outcome.values[place]) is not None]
+            failed = sum(place in outcome.faults for place in places)
             metrics[f"reward/{reward.name}"] = (math.fsum(applied), float(len(applied)))
-            without = len(outcome.values) - len(applied) - len(outcome.faults)
-            if without:
-                metrics[f"not_applicable/{reward.name}"] = (float(without), float(len(outcome.values)))
+            without = float(len(places) - len(applied) - failed)
+            metrics[f"{NOT_APPLICABLE}{reward.name}"] = (without, float(len(places)))
         return metrics
+
+
+def part_metrics(groups: Sequence[Metrics]) -> Metrics:
+    """The metrics of these groups together; that a reward does not apply is named only where that happened.
+
+    >>> part_metrics([{"reward/a": (1.0, 2.0), "not_applicable/a": (0.0, 2.0)}, {"reward/a": (0.5, 2.0)}])
+    {'reward/a': (1.5, 4.0)}
+    """
+    terms: dict[str, list[tuple[float, float]]] = {}
+    for group in groups:
+        for name, term in group.items():
+            terms.setdefault(name, []).append(term)
+    sums = {name: (math.fsum(s for s, _ in each), math.fsum(n for _, n in each)) for name, each in terms.items()}
+    return {name: (total, n) for name, (total, n) in sums.items() if total or not name.startswith(NOT_APPLICABLE)}
+
+
+def _logged(outcomes: Sequence[Outcome]) -> Metrics:
+    metrics: dict[str, tuple[float, float]] = {}
+    for outcome in outcomes:
+        for name, value in outcome.metrics:
+            total, count = metrics.get(name, (0.0, 0.0))
+            metrics[name] = (total + value, count + 1.0)
+    return metrics
 
 
 def group_totals(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float | None]:

@@ -35,7 +35,7 @@ class Stage:
     plan: UpdatePlan
     """How they become updates."""
     sampler: Sampler
-    """For evaluation; a rollout source uses the same."""
+    """For evaluation; a rollout source has its own, with the recipe's `max_rows`."""
     evaluator: Evaluator | None
     """None where the recipe evaluates nothing."""
     judge: Judge
@@ -103,17 +103,19 @@ class StageRun:
         if not collected.groups:
             return [], {}
         judge = self.stage.judge
-        correct = [verdict for group in collected.groups for verdict in judge.correct(group)]
+        verdicts = [judge.correct(group) for group in collected.groups]
         rows = completion_rows(
             stage=self.stage.settings.label,
             step=step,
             groups=collected.groups,
             advantages=collected.advantages,
             extracted=[answer for group in collected.groups for answer in judge.answers(group.sampled)],
-            correct=correct,
+            correct=[verdict for group in verdicts for verdict in group],
             extra_columns=collected.extra_columns,
         )
-        known = [float(verdict) for verdict in correct if verdict is not None]
+        # Of the groups trained on, as the other metrics of rollouts: replaced ones were chosen for being all alike.
+        kept = verdicts[: collected.num_kept]
+        known = [float(verdict) for group in kept for verdict in group if verdict is not None]
         return rows, {"accuracy": (sum(known), float(len(known)))}
 
     def _refresh_reference(self, step: int) -> None:

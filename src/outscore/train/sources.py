@@ -24,6 +24,7 @@ from outscore.records import (
     ScoredGroup,
 )
 from outscore.rewards import Rewards
+from outscore.rewards.compose import part_metrics
 from outscore.rollout import Sampler
 from outscore.train.order import batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
@@ -44,9 +45,15 @@ class Collected:
     groups: tuple[ScoredGroup, ...] = ()
     """Sampled groups, for the record: those trained on in slot order, then those that a refill replaced."""
     advantages: tuple[tuple[float | None, ...], ...] = ()
-    """For each of `groups` one advantage per completion; None where a completion was left out of training."""
+    """For each of `groups` one advantage per completion; None where a completion was left out of training, as all of a
+    replaced group are."""
     extra_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """What rewards logged, flat over the completions of `groups`."""
+
+    @property
+    def num_kept(self) -> int:
+        """How many of `groups`, the first ones, are trained on."""
+        return len(self.batch.groups)
 
 
 class Source(Protocol):
@@ -127,7 +134,7 @@ class RolloutSource:
         requests = [self._request(index, slot, 0) for slot, index in enumerate(chosen)]
         current: dict[int, _Scored] = {}
         replaced: list[_Scored] = []
-        reports: list[Metrics] = []
+        logged: list[Metrics] = []
         for attempt in range(self.settings.refills + 1):
             started = time.perf_counter()
             sampled = self.sampler.sample(requests, self.params, seed=_stage_seed(self.seed, self.stage), step=step)
@@ -135,12 +142,12 @@ class RolloutSource:
             result = self.rewards.score(sampled, step=step, max_steps=self.settings.steps)
             seconds["sample"] += between - started
             seconds["score"] += time.perf_counter() - between
-            reports.append(result.metrics)
+            logged.append(result.logged)
             columns = _columns_by_group(result.extra_columns, sampled)
-            for group, own in zip(result.groups, columns, strict=True):
+            for group, own, metrics in zip(result.groups, columns, result.group_metrics, strict=True):
                 if group.sampled.slot in current:
                     replaced.append(current[group.sampled.slot])
-                current[group.sampled.slot] = _Scored(group, own)
+                current[group.sampled.slot] = _Scored(group, own, metrics)
             flat = [slot for slot in sorted(current) if _is_flat(current[slot].group)]
             if not flat or attempt == self.settings.refills:
                 break
@@ -148,18 +155,19 @@ class RolloutSource:
         kept = [current[slot] for slot in sorted(current)]
         advantages = self._advantages([scored.group for scored in kept])
         everything = [*kept, *replaced]
-        unused = [torch.zeros(len(scored.group.scores)) for scored in replaced]
         return Collected(
             batch=self._batch([scored.group for scored in kept], advantages),
-            metrics={**merge(reports), **rollout_metrics([scored.group for scored in kept], len(replaced))},
+            metrics={
+                **merge(logged),
+                **part_metrics([scored.metrics for scored in kept]),
+                **rollout_metrics([scored.group for scored in kept], len(replaced)),
+            },
             seconds=seconds,
             num_tokens=sum(len(d.completion.token_ids) for s in everything for d in s.group.sampled.completions),
             groups=tuple(scored.group for scored in everything),
-            advantages=tuple(
-                tuple(
-                    float(value) if self._trains(scored.group, i) else None for i, value in enumerate(values.tolist())
-                )
-                for scored, values in zip(everything, [*advantages, *unused], strict=True)
+            advantages=(
+                *(self._used(scored.group, values) for scored, values in zip(kept, advantages, strict=True)),
+                *((None,) * len(scored.group.scores) for scored in replaced),
             ),
             extra_columns=_flat_columns(everything),
         )
@@ -179,6 +187,10 @@ class RolloutSource:
                 )
             )
         return advantages
+
+    def _used(self, group: ScoredGroup, values: Float[Tensor, " completion"]) -> tuple[float | None, ...]:
+        """The advantages as training used them; None for a completion that was left out."""
+        return tuple(float(value) if self._trains(group, i) else None for i, value in enumerate(values.tolist()))
 
     def _trains(self, group: ScoredGroup, sample: int) -> bool:
         cut = group.sampled.completions[sample].finish == "length"
@@ -222,10 +234,11 @@ class RolloutSource:
 
 
 class _Scored(NamedTuple):
-    """A scored group with what rewards logged for its completions."""
+    """A scored group with what rewards logged for its completions, and its parts' metrics."""
 
     group: ScoredGroup
     columns: Mapping[str, Sequence[Any]]
+    metrics: Metrics
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics:
