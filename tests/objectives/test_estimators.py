@@ -81,15 +81,32 @@ def test_wilson_interval_by_published_numbers_and_at_the_ends() -> None:
 
 
 def test_mean_interval_by_hand() -> None:
-    # mean 0.5, sample standard deviation sqrt(0.5/3), divided by sqrt(4), times 1.95996
+    # z² = 3.841459: 7.841459 problems, the centre (2 + 1.920729) / 7.841459 = 0.5,
+    # squares 0.5 + 3.841459 * 0.25 = 1.460365, half width 1.959964 * sqrt(1.460365) / 7.841459 = 0.302052.
     estimate = mean_interval([0.0, 0.5, 0.5, 1.0])
-    half = 1.959964 * (0.5 / 3) ** 0.5 / 2
-    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half), abs=1e-6)
-    assert mean_interval([0.0, 1.0]).low == 0.0  # cut to the bounds
-    single = mean_interval([0.25])
-    assert (single.value, single.low, single.high) == (0.25, 0.0, 1.0)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.5, 0.197948, 0.802052), abs=1e-5)
+    # Agresti and Coull's interval of 0 in 10, as R's binom.agresti.coull has it: -0.0434 to 0.3209.
+    none = mean_interval([0.0] * 10)
+    assert (none.low, none.high) == (0.0, pytest.approx(0.3209, abs=1e-4))
     with pytest.raises(ValueError, match="at least one problem"):
         mean_interval([])
+
+
+@pytest.mark.parametrize("num_right", range(21))
+def test_mean_interval_of_yes_or_no_holds_wilsons(num_right: int) -> None:
+    mean, wilson = mean_interval([1.0] * num_right + [0.0] * (20 - num_right)), wilson_interval(num_right, 20)
+    assert mean.value == wilson.value
+    assert mean.low <= wilson.low + 1e-12 and wilson.high <= mean.high + 1e-12
+    assert mean.high - mean.low < 1.25 * (wilson.high - wilson.low)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.01, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 20, 200])
+def test_mean_interval_keeps_a_width_where_all_values_are_equal(value: float, count: int) -> None:
+    found = mean_interval([value] * count)
+    assert found.low <= found.value <= found.high
+    # No narrower than what the rule of three says of a share that was never seen to be missed.
+    assert found.high - found.low >= min(3.0 / count, 0.6)
 
 
 def test_bootstrap_interval_repeats_itself_and_agrees_with_the_normal_one() -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean
 
 import torch
 
@@ -127,18 +127,22 @@ def wilson_interval(num_successes: int, num_trials: int, *, confidence: float = 
 def mean_interval(
     values: Sequence[float], *, confidence: float = 0.95, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Estimate:
-    """The mean over problems with a normal interval, mean ± z s / sqrt(n), s with n - 1, cut to the bounds of the
-    values.
+    """The mean over problems with the interval of Agresti and Coull (1998), for values between these bounds.
 
-    For values with one number a problem, as pass@k and maj@k. Of a single problem nothing is known but the bounds. It
-    is too narrow when almost all values are equal; a proportion is better served by `wilson_interval`. Raises
+    For values with one number a problem, as pass@k and maj@k. It is the normal interval after z²/2 problems at each
+    bound have been added to the n there are; the value is the plain mean. So it keeps a width where all values are
+    equal, as of 20 problems that are all solved, and for values of 0 and 1 it holds Wilson's interval. Raises
     ValueError without values.
     """
     mean = _checked_mean(values)
-    if len(values) == 1:
-        return Estimate(value=mean, low=bounds[0], high=bounds[1])
-    half_width = _normal_quantile(confidence) * stdev(values) / math.sqrt(len(values))
-    return Estimate(value=mean, low=max(bounds[0], mean - half_width), high=min(bounds[1], mean + half_width))
+    low, high = bounds
+    z = _normal_quantile(confidence)
+    total = len(values) + z * z
+    centre = (math.fsum(values) + z * z / 2 * (low + high)) / total
+    squares = math.fsum((value - centre) ** 2 for value in values)
+    squares += z * z / 2 * ((low - centre) ** 2 + (high - centre) ** 2)
+    half_width = z * math.sqrt(squares) / total
+    return Estimate(value=mean, low=max(low, centre - half_width), high=min(high, centre + half_width))
 
 
 def bootstrap_interval(
