@@ -38,8 +38,12 @@ clean:  ## remove .venv and caches; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are written last, so an install that was cut off runs again, and one that is done costs nothing.
+# An environment that could not be made whole is removed: the next try, perhaps with another PYTHON, begins anew.
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "outscore needs Python 3.11 or newer and $(PYTHON) is not: name another, as in  make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) could not make $(VENV): on Debian and Ubuntu install the package python3-venv"; exit 1; }
 
 $(VENV)/.installed: $(PINNED) | $(VENV)/bin/python
 	$(PIP) install --quiet -c constraints.txt -e .
