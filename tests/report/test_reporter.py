@@ -50,6 +50,7 @@ def test_a_step_is_on_disk_on_screen_and_with_the_trackers(tmp_path):
     assert "p/9" in text
     assert "p/0" not in text
     assert "200 held-out" in text
+    assert "weights 1e7c8a1c726e…" in text
 
 
 def test_an_alarm_is_told_once_on_screen_and_in_the_log(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import rich.console
-from report.building import CONFIG, STAGES, make_run, rows_of
+from report.building import CONFIG, STAGES, WEIGHTS, make_run, rows_of
 from rich.cells import cell_len
 
 from outscore.report import RunDirectory, show_run
@@ -35,10 +35,27 @@ def test_the_summary_holds_stages_curves_evaluations_and_the_best(run):
     assert (data["best"]["stage"], data["best"]["step"]) == ("grpo", 4)
     assert len(data["checkpoints"]) == 6
     assert "grpo: finished" in data["events"][-1]
-    for expected in ("grpo  4/4 steps, 0:12", "▁▃▆█", "best by greedy: grpo step 4", "checkpoints/grpo/step-000004"):
+    assert data["weights_sha256"] == WEIGHTS
+    for expected in (
+        "weights 1e7c8a1c726e…",
+        "grpo  4/4 steps, 0:12",
+        "▁▃▆█",
+        "best by greedy: grpo step 4",
+        "checkpoints/grpo/step-000004",
+    ):
         assert expected in text
     # The path itself may be longer than the screen and is never cut.
     assert all(cell_len(line) <= 80 for line in text.splitlines()[4:])
+
+
+def test_the_summary_of_one_stage_leaves_the_others_out(run):
+    data, text = shown(run, stage="sft")
+    assert [stage["name"] for stage in data["stages"]] == ["sft"]
+    assert [(found["stage"], found["step"]) for found in data["evaluations"]] == [("sft", 1), ("sft", 2)]
+    assert (data["best"]["stage"], len(data["checkpoints"])) == ("sft", 2)
+    assert "sft  2/2 steps" in text and "grpo  4/4" not in text
+    with pytest.raises(ValueError, match=r"'nope': .* has sft, grpo"):
+        shown(run, stage="nope")
 
 
 def test_json_is_the_same_data(run):

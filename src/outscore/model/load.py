@@ -169,7 +169,7 @@ def _locate(source: str, kind: SourceKind, trust_remote_code: bool) -> dict[str,
     """The arguments by which transformers' `from_pretrained` finds config, tokenizer and weights of a source."""
     path = Path(source).expanduser()
     if kind == "gguf":
-        _require_gguf()
+        require_gguf()
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
     found = source if kind == "hub" else str(path)
     return {
@@ -179,7 +179,7 @@ def _locate(source: str, kind: SourceKind, trust_remote_code: bool) -> dict[str,
     }
 
 
-def _require_gguf() -> None:
+def require_gguf() -> None:
     """Fail early, naming the extra, when GGUF files cannot be read."""
     try:
         import accelerate  # noqa: F401 (transformers needs it to read GGUF)

@@ -96,15 +96,18 @@ class Console:
         """A line that stays on the screen, above the live view."""
         self._print(Text(visible(content), style="yellow" if warning else ""))
 
-    def close(self, evaluations: Sequence[Evaluation] = (), run: Path | None = None) -> None:
-        """Leave the live view; print the table of these evaluations and where the run is kept. May be called twice."""
+    def close(
+        self, evaluations: Sequence[Evaluation] = (), run: Path | None = None, weights: str | None = None
+    ) -> None:
+        """Leave the live view; print the table of these evaluations, with the SHA-256 of the weights the run began
+        with, and where the run is kept. May be called twice."""
         if self._live is not None:
             self._draw(force=True)
             self._live.stop()
             self._live = None
         if evaluations:
             self._out.print()
-            self._out.print(views.evaluation_table(evaluations))
+            self._out.print(views.evaluation_table(evaluations, weights))
         if run is not None:
             self._out.print()
             self._print(

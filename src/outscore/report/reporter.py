@@ -69,7 +69,7 @@ class Reporter:
     def close(self, evaluations: Sequence[Evaluation] = ()) -> None:
         """Close screen and trackers; `evaluations` become the closing table."""
         if self._console is not None:
-            self._console.close(evaluations, self._run.path)
+            self._console.close(evaluations, self._run.path, self._run.weights_sha256)
         for tracker in self._trackers:
             tracker.close()
 

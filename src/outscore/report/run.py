@@ -18,6 +18,8 @@ from outscore.report import evaluation, files, rows, text
 
 FORMAT = 1
 """Version of the layout, in `run.json`."""
+FACTS = "found"
+"""The key of config.yaml under which a run keeps what was found when it began."""
 LINES = ("metrics.jsonl", "timing.jsonl", "evals.jsonl")
 RESERVED = ("stage", "step", "policy_version", "num_tokens")
 _STEP = re.compile(r"step-(\d+)(\.parquet)?")
@@ -197,6 +199,11 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
         return dict(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """The SHA-256 of the weights the run began with; None where its configuration does not say."""
+        return self.config().get(FACTS, {}).get("weights_sha256")
 
     def metrics(self, stage: str | None = None) -> list[Mapping[str, Any]]:
         """The lines of `metrics.jsonl`, of one stage or of all; a line still being written is left out."""

@@ -32,15 +32,18 @@ def show_run(
 ) -> dict[str, Any]:
     """Print a run: its summary and, when asked for, sampled groups. Returns what it printed, as data.
 
-    `step` takes groups of that step (of `stage`, else of the last stage that has it); `best` and `worst` the groups
-    with the highest or lowest mean reward, of `step` or of the whole run; `prompt` the groups of one problem id over
-    the steps. Each raises ValueError naming what there is when there is nothing. With `as_json` the data are printed as
-    JSON.
+    `stage` leaves the other stages out. `step` takes groups of that step (of `stage`, else of the last stage that has
+    it); `best` and `worst` the groups with the highest or lowest mean reward, of `step` or of the whole run; `prompt`
+    the groups of one problem id over the steps. Each raises ValueError naming what there is when there is nothing.
+    With `as_json` the data are printed as JSON.
     """
     if best and worst:
         raise ValueError("ask for best or for worst, one at a time")
     directory = run.RunDirectory.open(path)
-    data = summarize(directory)
+    known = [plan.name for plan in directory.stages]
+    if stage is not None and stage not in known:
+        raise ValueError(f"stage {stage!r}: {directory.path} has {', '.join(known)}")
+    data = summarize(directory, stage)
     chosen = _choose(directory, stage=stage, step=step, best=best, worst=worst, prompt=prompt)
     if chosen is not None:
         data["groups"] = [[asdict(row) for row in group] for group in chosen]
@@ -52,18 +55,22 @@ def show_run(
     return data
 
 
-def summarize(directory: run.RunDirectory) -> dict[str, Any]:
-    """Configuration, what each stage has done, evaluations and the best, checkpoints, and the last events; as data."""
-    evaluations = directory.evaluations()
+def summarize(directory: run.RunDirectory, stage: str | None = None) -> dict[str, Any]:
+    """Configuration, what each stage has done, evaluations and the best, checkpoints, and the last events; as data.
+
+    With `stage`, only what belongs to that stage of stages, evaluations and checkpoints.
+    """
+    evaluations = [found for found in directory.evaluations() if stage in (None, found.stage)]
     found_best = evaluation.best(evaluations)
     events = directory.path / "events.log"
     return {
         "path": str(directory.path),
         "config": directory.config(),
-        "stages": [_stage_summary(directory, plan) for plan in directory.stages],
+        "weights_sha256": directory.weights_sha256,
+        "stages": [_stage_summary(directory, plan) for plan in directory.stages if stage in (None, plan.name)],
         "evaluations": [evaluation.to_line(found) for found in evaluations],
         "best": None if found_best is None else {"metric": found_best[0], **evaluation.to_line(found_best[1])},
-        "checkpoints": [str(item.path) for item in directory.checkpoints()],
+        "checkpoints": [str(item.path) for item in directory.checkpoints() if stage in (None, item.stage)],
         "events": events.read_text().splitlines()[-5:] if events.exists() else [],
     }
 
@@ -91,9 +98,6 @@ def _choose(
 ) -> list[list[rows.CompletionRow]] | None:
     if step is None and prompt is None and not best and not worst:
         return None
-    known = [plan.name for plan in directory.stages]
-    if stage is not None and stage not in known:
-        raise ValueError(f"stage {stage!r}: {directory.path} has {', '.join(known)}")
     every = [item for item in directory.group_files() if stage in (None, item.stage)]
     if not every:
         raise ValueError(f"{directory.path} has no sampled groups" + (f" in stage {stage!r}" if stage else " yet"))
@@ -158,7 +162,8 @@ def _render(
     for stage in data["stages"]:
         parts += _stage_view(stage, width, ascii_only)
     if data["evaluations"]:
-        parts += [Text(""), views.evaluation_table([evaluation.from_line(line) for line in data["evaluations"]])]
+        evaluations = [evaluation.from_line(line) for line in data["evaluations"]]
+        parts += [Text(""), views.evaluation_table(evaluations, data["weights_sha256"])]
     if data["best"]:
         best = data["best"]
         parts += [

@@ -129,9 +129,13 @@ def _advantage(value: float | None) -> Text:
     return Text("–" if value is None else f"{value:+.2f}", style=style)
 
 
-def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
-    """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = None) -> Table:
+    """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one.
+
+    `weights` is a SHA-256, whose beginning stands below: of the weights a run began with, or that were evaluated.
+    """
+    caption = None if weights is None else literal(f"weights {weights[:12]}…")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column(f"{evaluations[-1].num_problems} held-out", no_wrap=True)
     names = ordered({name for found in evaluations for name in found.metrics})
     for name in names:

@@ -2,10 +2,11 @@
 before use.
 
     checkpoints/STAGE/step-000050/
-        config.json, model.safetensors, tokenizer…   the policy, for any tool (adapters: adapter_config.json,
-        adapter_model.safetensors) trainer.safetensors                          Adam's moments; fp32 masters where the
-        model file has not got them reference.safetensors                        the reference policy, where there is
-        one trainer.json                                 counters, and the digest of every other file
+        config.json, model.safetensors, tokenizer…   the policy, for any tool; with adapters instead
+                                                     adapter_config.json, adapter_model.safetensors
+        trainer.safetensors                          Adam's moments; fp32 masters where the model file lacks them
+        reference.safetensors                        the reference policy, where there is one
+        trainer.json                                 counters, and the digest of every other file
 
 Nothing is pickled. A step ends before its checkpoint begins, so there is never a half-used batch of rollouts to save.
 """

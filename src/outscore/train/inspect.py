@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from outscore.config import Recipe, apply_overrides, load_recipe, parse_recipe
+from outscore.config import Recipe, load_recipe, parse_recipe
+from outscore.inputs import apply_overrides
 from outscore.records import Problem, SampleRequest, SamplingParams
 from outscore.report import Evaluation, RunDirectory
 from outscore.report.evaluation import best
+from outscore.report.run import FACTS
 from outscore.rollout import make_sampler
 from outscore.tasks import render
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
 from outscore.train.checkpoint import newest_sound
-from outscore.train.run import FACTS
 from outscore.train.setup import default_device, load_policy, prepare
 
 
@@ -44,8 +45,9 @@ def evaluate_target(
     task: str | None = None,
     reward: str | None = None,
     overrides: Sequence[str] = (),
-) -> Evaluation:
-    """Evaluate a run, checkpoint or model; see `outscore eval --help`.
+) -> tuple[Evaluation, str]:
+    """Evaluate a run, checkpoint or model; see `outscore eval --help`. Returns what was found and the SHA-256 of the
+    weights it was found for.
 
     Raises:
         ValueError: if it is not said what to evaluate on, or anything in it cannot work.
@@ -57,7 +59,8 @@ def evaluate_target(
     sampler = make_sampler(workshop.policy, EVALUATION_ROWS)
     evaluator = build_evaluator(settings, workshop)
     assert evaluator is not None
-    return evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
+    found = evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
+    return found, str(workshop.facts["weights_sha256"])
 
 
 def _evaluation_recipe(

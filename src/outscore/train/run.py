@@ -11,6 +11,7 @@ from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.report import Console, Evaluation, Reporter, RunDirectory, StagePlan, open_trackers
+from outscore.report.run import FACTS
 from outscore.rewards import Rewards
 from outscore.rewards.contract import RewardFunction
 from outscore.tasks import Task, make_task
@@ -28,9 +29,6 @@ from outscore.train.setup import Workshop, prepare
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction
 """A reward by name, with options, or as a function."""
-
-FACTS = "found"
-"""The key of config.yaml under which a run keeps what its probes found."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
