@@ -18,9 +18,9 @@ _WANTS_A_LIST = ("tuple_type", "list_type", "sequence_str", "frozen_set_type", "
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key stands once in a mapping; plain YAML silently takes the last of several."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The mapping as it is written, before `<<` puts keys of another one in."""
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1

@@ -203,7 +203,8 @@ class RunDirectory:
     @property
     def weights_sha256(self) -> str | None:
         """The SHA-256 of the weights the run began with; None where its configuration does not say."""
-        return self.config().get(FACTS, {}).get("weights_sha256")
+        weights = self.config().get(FACTS, {}).get("weights_sha256")
+        return None if weights is None else str(weights)
 
     def metrics(self, stage: str | None = None) -> list[Mapping[str, Any]]:
         """The lines of `metrics.jsonl`, of one stage or of all; a line still being written is left out."""
