@@ -57,16 +57,18 @@ def from_line(line: Mapping[str, Any]) -> Evaluation:
 
 
 def best(evaluations: Sequence[Evaluation], metric: str | None = None) -> tuple[str, Evaluation] | None:
-    """The evaluation with the highest value of a metric, the earliest of equals, and which metric it was.
+    """The evaluation of the last stage with the highest value of a metric, the latest of equals, and which metric it was.
 
-    Without a metric, the first of `HEADLINES` that the last evaluation has. None when no evaluation has it.
+    Only the last stage counts, the one of the last evaluation: what an earlier stage ended with is where this one
+    began. Without a metric, the first of `HEADLINES` that the last evaluation has. None when no evaluation has it.
     """
     if metric is None:
         named = [name for name in HEADLINES if evaluations and name in evaluations[-1].metrics]
         if not named:
             return None
         metric = named[0]
-    ranked = [e for e in evaluations if math.isfinite(e.metrics.get(metric, math.nan))]
+    last = [e for e in evaluations if e.stage == evaluations[-1].stage]
+    ranked = [e for e in reversed(last) if math.isfinite(e.metrics.get(metric, math.nan))]
     return (metric, max(ranked, key=lambda e: e.metrics[metric])) if ranked else None
 
 

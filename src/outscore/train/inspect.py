@@ -18,7 +18,8 @@ from outscore.train.setup import default_device, load_policy, prepare
 
 
 def find_model(target: str) -> str:
-    """What to load for a target: a run's best checkpoint (its newest where none was evaluated), anything else as it is.
+    """What to load for a target: the best checkpoint of a run's last stage (its newest where none was evaluated),
+    anything else as it is.
 
     Raises:
         ValueError: if the run has no checkpoint yet.
@@ -28,10 +29,10 @@ def find_model(target: str) -> str:
         return target
     run = RunDirectory.open(path)
     saved = {(item.stage, item.step): item.path for item in run.checkpoints()}
-    kept = [found for found in run.evaluations() if (found.stage, found.step) in saved]
-    ranked = best(kept)
+    last = next(reversed(saved), ("", 0))[0]
+    ranked = best([each for each in run.evaluations() if each.stage == last and (last, each.step) in saved])
     if ranked is not None:
-        return str(saved[ranked[1].stage, ranked[1].step])
+        return str(saved[last, ranked[1].step])
     newest, complaints = newest_sound(run)
     if newest is None:
         raise ValueError("; ".join([f"{target} has no sound checkpoint yet", *complaints]))

@@ -1,0 +1,41 @@
+"""Which evaluation is the best."""
+
+import math
+
+from outscore.report.evaluation import Evaluation, best
+
+
+def found(stage: str, step: int, greedy: float) -> Evaluation:
+    return Evaluation(
+        label=f"{stage} {step}",
+        stage=stage,
+        step=step,
+        policy_version=step,
+        num_problems=4,
+        samples=1,
+        metrics={"greedy": greedy},
+    )
+
+
+def chosen(*evaluations: Evaluation) -> tuple[str, int] | None:
+    ranked = best(evaluations)
+    return None if ranked is None else (ranked[1].stage, ranked[1].step)
+
+
+def test_the_latest_of_equals_in_the_last_stage_is_the_best():
+    assert chosen(found("grpo", 10, 0.5), found("grpo", 20, 0.75), found("grpo", 30, 0.75), found("grpo", 40, 0.5)) == (
+        "grpo",
+        30,
+    )
+
+
+def test_an_earlier_stage_is_no_rival():
+    assert chosen(found("sft", 0, 0.0), found("sft", 9, 1.0), found("grpo", 5, 0.5), found("grpo", 9, 0.25)) == (
+        "grpo",
+        5,
+    )
+
+
+def test_what_is_no_number_is_not_ranked():
+    assert chosen() is None
+    assert chosen(found("grpo", 1, 0.0), found("grpo", 2, math.nan)) == ("grpo", 1)
