@@ -58,6 +58,9 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("dr-grpo", {"aggregation_constant": 0}, "aggregation_constant=0"),
         ("dr-grpo", {"aggregation_constant": 1.5}, "aggregation_constant=1.5"),
         ("grpo", {"source": "demonstrations"}, "source='demonstrations'"),
+        ("sft", {"mismatch_cap": 2.0}, "mismatch_cap=2.0 .*sampler's log-probs"),
+        ("sft", {"kl_coef": 0.1, "kl_place": "reward"}, "kl_place='reward' .*use kl_place='loss'"),
+        ("sft", {"baseline": "group_mean"}, "baseline='group_mean' .*groups of one"),
     ],
 )
 def test_wrong_names_and_values_are_refused_with_the_nearest_right_one(

@@ -103,10 +103,30 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
     constant = cells["aggregation_constant"]
     if constant is not None and (not isinstance(constant, int) or isinstance(constant, bool) or constant < 1):
         raise ValueError(f"aggregation_constant={constant!r}: must be a whole number of tokens, at least 1")
-    if cells["source"] == "demonstrations" and cells["surrogate"] == "clipped":
+    if cells["source"] == "demonstrations":
+        _check_demonstrations(cells)
+
+
+def _check_demonstrations(cells: Mapping[str, Any]) -> None:
+    """ValueError for a cell that compares completions, or needs a sampler's log-probs or a reward: demonstrations are
+    groups of one and have neither."""
+    excluded = {"surrogate": ("clipped", "log_likelihood"), "kl_place": ("reward", "loss")}
+    for key, (choice, instead) in excluded.items():
+        if cells[key] == choice:
+            raise ValueError(
+                f"{key}={choice!r} needs completions sampled from the policy, but source='demonstrations'; "
+                f"use {key}={instead!r}"
+            )
+    for key in ("baseline", "scale"):
+        if cells[key] != "none":
+            raise ValueError(
+                f"{key}={cells[key]!r} compares the completions of a group, but source='demonstrations' has groups of "
+                f"one; use {key}='none'"
+            )
+    if cells["mismatch_cap"] is not None:
         raise ValueError(
-            "surrogate='clipped' needs completions sampled from the policy, but source='demonstrations'; "
-            "use surrogate='log_likelihood'"
+            f"mismatch_cap={cells['mismatch_cap']} weighs tokens by their sampler's log-probs, which "
+            "source='demonstrations' does not have; leave it out"
         )
 
 
