@@ -69,7 +69,52 @@ def test_a_gold_answer_that_the_rewards_cannot_read_is_named():
 
 def test_a_reward_that_likes_nothing_is_named():
     check = validate(Handmade([problem("1+1=", "2")]), Rewards([lambda completions: [1.0] * len(completions)]))
-    assert check.complaints == ("p/1: an empty completion scores 1, the gold answer 1",)
+    assert check.complaints == (
+        "p/1: an empty completion scores 1, the gold answer 1",
+        "p/1: nonsense scores 1, the gold answer 1",
+        "p/1: a frame with no answer in it scores 1, the gold answer 1",
+    )
+
+
+def any_text(completions):
+    return [float(bool(text)) for text in completions]
+
+
+def tagged(completions):
+    return [float("<answer>" in text) for text in completions]
+
+
+def a_number(completions):
+    return [float(any(map(str.isdigit, text))) for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (any_text, {"nonsense", "a frame with no answer in it", "another problem's answer"}),
+        (tagged, {"a frame with no answer in it", "another problem's answer"}),
+        (a_number, {"another problem's answer"}),
+    ],
+)
+def test_a_reward_that_garbage_satisfies_is_named_with_the_garbage(reward, expected):
+    check = validate(Handmade([problem("1+1=", "2", "p/1"), problem("4+4=", "8", "p/2")]), Rewards([reward]))
+    said = {f"{place}: {what} scores 1, the gold answer 1" for place in ("p/1", "p/2") for what in expected}
+    assert set(check.complaints) == said
+
+
+def test_the_same_answer_written_otherwise_is_no_wrong_answer():
+    task = Handmade([problem("1+1=", "2", "p/1"), problem("4-2=", "2.0", "p/2"), problem("yes?", "Yes", "p/3")])
+    assert not [each for each in validate(task, Rewards(["answer_exact"])).complaints if "another" in each]
+    numbers = Handmade([problem("1+1=", "2", "p/1"), problem("4-2=", "2.0", "p/2")])
+    assert validate(numbers, Rewards(["last_number"])).ok
+
+
+def test_a_reward_that_fails_on_garbage_is_named():
+    def number(completions):
+        return [float(text) for text in completions]
+
+    [complaint, *_] = validate(Handmade([problem("1+1=", "2")]), Rewards([number])).complaints
+    assert complaint.startswith("p/1: reward 'number' cannot score an empty completion: raised ValueError")
 
 
 def test_evaluation_questions_that_are_trained_on_are_named():

@@ -1,9 +1,9 @@
 """What a task is, and the check that a task and its rewards agree with each other."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from itertools import chain, islice
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from outscore.records import (
     Completion,
@@ -42,8 +42,8 @@ class Scorer(Protocol):
     def full(self) -> float | None:
         """The greatest total a completion can have, or None where a reward does not say."""
 
-    def score(self, groups: Sequence[SampledGroup], *, step: int, max_steps: int = 0) -> Any:
-        """Score groups; the result has `groups`, a sequence of ScoredGroup."""
+    def score(self, groups: Sequence[SampledGroup], *, step: int, on_failure: Literal["exclude"]) -> Any:
+        """Score groups, a failure being a ScoringFailure; the result has `groups`, a sequence of ScoredGroup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,27 +77,51 @@ business."""
 _TOLERANCE = 1e-9
 
 
-def validate(task: Task, rewards: Scorer, *, num_problems: int = 16) -> TaskCheck:
-    """Check that gold answers and demonstrations score full and that an empty completion does not.
+NONSENSE = "lorem ipsum"
+"""A completion that is text and answers nothing."""
 
-    Tries the first `num_problems` training and evaluation problems that have an answer and as many demonstrations, and
-    looks for evaluation questions among those trained on. Full is `rewards.full`; where that is None, gold has only to
-    beat the empty completion. ValueError if the task has no training problem; what rewards raise is passed on.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """Texts to score for one problem.
+
+    >>> Trial(problem=problem, gold=("85",), garbage={"nonsense": ("lorem ipsum",)})
+    """
+
+    problem: Problem
+    """The problem."""
+    gold: tuple[str, ...]
+    """Ways to write its gold answer, or its demonstration; the best of them must score full."""
+    garbage: Mapping[str, tuple[str, ...]]
+    """What it is -> texts that must score less than gold."""
+
+
+def validate(task: Task, rewards: Scorer, *, num_problems: int = 16) -> TaskCheck:
+    """Check that gold answers and demonstrations score full, and that garbage does not score as high.
+
+    Garbage is nothing, nonsense, the frames of an answer with nothing in them, and another problem's answer. Tries the
+    first `num_problems` training and evaluation problems that have an answer and as many demonstrations, and looks for
+    evaluation questions among those trained on. Full is `rewards.full`; where that is None, gold has only to beat
+    garbage. ValueError if the task has no training problem; what rewards raise other than on single completions is
+    passed on.
     """
     if not task.train_problems():
         raise ValueError(f"task {task.name!r} has no training problem")
-    demonstrations = list(islice(task.demonstrations(), num_problems))
-    answered = [each for each in _some(task, num_problems) if each.answer is not None]
-    groups = [_group(each.problem, (each.response, "")) for each in demonstrations]
-    groups += [_group(each, (*_gold_texts(each), "")) for each in answered]
-    if not groups:
+    trials = _trials(task, num_problems)
+    if not trials:
         return TaskCheck(
             num_problems=0, complaints=(f"task {task.name!r} has neither answers nor demonstrations to check",)
         )
+    groups = [_group(each.problem, (*each.gold, *chain(*each.garbage.values()))) for each in trials]
     complaints = [*_overlap(task)]
-    for scored in rewards.score(groups, step=0).groups:
-        complaints += _judge(scored.sampled.prompt.problem.id, scored.scores, rewards.full)
-    return TaskCheck(num_problems=len(groups), complaints=tuple(complaints))
+    for trial, scored in zip(trials, rewards.score(groups, step=0, on_failure="exclude").groups, strict=True):
+        complaints += _judge(trial, scored.scores, rewards.full)
+    return TaskCheck(num_problems=len(trials), complaints=tuple(complaints))
+
+
+def gold_groups(task: Task, num_problems: int) -> list[SampledGroup]:
+    """Demonstrations and gold answers of the first problems as if they had been sampled."""
+    return [_group(each.problem, each.gold) for each in _trials(task, num_problems)]
 
 
 def question_text(problem: Problem) -> str:
@@ -111,8 +135,40 @@ def _some(task: Task, count: int) -> list[Problem]:
     return [*islice(task.train_problems(), count), *islice(task.eval_problems(), count)]
 
 
-def _gold_texts(problem: Problem) -> list[str]:
-    return [frame.format(answer=problem.answer) for frame in GOLD_FRAMES]
+def _trials(task: Task, num_problems: int) -> list[Trial]:
+    shown = [(each.problem, (each.response,)) for each in islice(task.demonstrations(), num_problems)]
+    asked = [(each, _framed(each.answer)) for each in _some(task, num_problems) if each.answer is not None]
+    return [
+        Trial(problem=problem, gold=gold, garbage=_garbage(problem, [other for other, _ in tried]))
+        for tried in (shown, asked)
+        for problem, gold in tried
+    ]
+
+
+def _framed(answer: str) -> tuple[str, ...]:
+    return tuple(frame.format(answer=answer) for frame in GOLD_FRAMES)
+
+
+def _garbage(problem: Problem, others: Sequence[Problem]) -> dict[str, tuple[str, ...]]:
+    """What must score less than the gold answer."""
+    garbage = {"an empty completion": ("",), "nonsense": (NONSENSE,), "a frame with no answer in it": _framed("")[1:]}
+    wrong = next((other.answer for other in others if _answers_differ(problem, other)), None)
+    if wrong is not None:
+        garbage["another problem's answer"] = _framed(wrong)
+    return garbage
+
+
+def _answers_differ(problem: Problem, other: Problem) -> bool:
+    """Whether an answer to one is surely none to the other: both are known, and are not one word or number."""
+    return None not in (problem.answer, other.answer) and _folded(problem.answer) != _folded(other.answer)
+
+
+def _folded(answer: str | None) -> str | float:
+    text = str(answer).strip().casefold()
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _overlap(task: Task) -> list[str]:
@@ -122,20 +178,31 @@ def _overlap(task: Task) -> list[str]:
     return [f"{len(shared)} evaluation questions are trained on, the first is {shared[0].id!r}"] if shared else []
 
 
-def _judge(problem_id: str, scores: Sequence[Score | ScoringFailure], full: float | None) -> list[str]:
-    """Complaints about one problem; the last score is the empty completion's, the others are gold."""
-    failures = [each for each in scores[:-1] if isinstance(each, ScoringFailure)]
-    golds = [each.reward for each in scores[:-1] if isinstance(each, Score)]
-    if not golds:
-        return [f"{problem_id}: reward {failures[0].reward_name!r} cannot score the gold answer: {failures[0].reason}"]
-    gold = max(golds)
+def _judge(trial: Trial, scores: Sequence[Score | ScoringFailure], full: float | None) -> list[str]:
+    """Complaints about one problem; `scores` are those of gold and then of garbage, in the trial's order."""
+    place = trial.problem.id
+    left = iter(scores)
+    golds = list(islice(left, len(trial.gold)))
+    gold = _highest(golds)
+    if gold is None:
+        failure = next(each for each in golds if isinstance(each, ScoringFailure))
+        return [f"{place}: reward {failure.reward_name!r} cannot score the gold answer: {failure.reason}"]
     complaints = []
     if full is not None and gold < full - _TOLERANCE:
-        complaints.append(f"{problem_id}: the gold answer scores {gold:g}, full is {full:g}")
-    empty = scores[-1]
-    if isinstance(empty, Score) and empty.reward >= gold - _TOLERANCE:
-        complaints.append(f"{problem_id}: an empty completion scores {empty.reward:g}, the gold answer {gold:g}")
+        complaints.append(f"{place}: the gold answer scores {gold:g}, full is {full:g}")
+    for what, texts in trial.garbage.items():
+        own = list(islice(left, len(texts)))
+        failures = [each for each in own if isinstance(each, ScoringFailure)]
+        complaints += [f"{place}: reward {f.reward_name!r} cannot score {what}: {f.reason}" for f in failures[:1]]
+        highest = _highest(own)
+        if highest is not None and highest >= (gold if full is None else full) - _TOLERANCE:
+            complaints.append(f"{place}: {what} scores {highest:g}, the gold answer {gold:g}")
     return complaints
+
+
+def _highest(scores: Sequence[Score | ScoringFailure]) -> float | None:
+    """The highest reward; None where none could be scored."""
+    return max((each.reward for each in scores if isinstance(each, Score)), default=None)
 
 
 def _group(problem: Problem, texts: Sequence[str]) -> SampledGroup:
