@@ -5,8 +5,10 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+import yaml
 
 import outscore
+from outscore.train.run import _with_objects
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -30,12 +32,53 @@ def test_rows_and_functions_make_a_run_that_resumes(tmp_path: Path) -> None:
         return [-len(text) / 4 for text in completions]
 
     recipe = {"model": MODEL, "stages": [STAGE], "evaluation": {"samples": 1}}
-    result = outscore.run_recipe(recipe, tmp_path / "run", task=ROWS, rewards=[shorter])
+    rewards = [shorter, {"name": "format_tags", "weight": 0.4, "reward": 2.0}]
+    result = outscore.run_recipe(recipe, tmp_path / "run", task=ROWS, rewards=rewards)
     assert result.finished and result.checkpoint is not None
     assert set(seen) <= set(range(30)) and seen
-    with pytest.raises(ValueError, match="task=…"):
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["rewards"] == [{"kind": "python", "name": "shorter", "weight": 1.0}, rewards[1]]
+    with pytest.raises(ValueError, match="task=…, rewards=…"):
         outscore.resume(tmp_path / "run")
-    assert outscore.resume(tmp_path / "run", task=ROWS, rewards=[shorter]).finished
+    with pytest.raises(ValueError, match=r"own rewards \(shorter\)"):
+        outscore.resume(tmp_path / "run", task=ROWS)
+    assert outscore.resume(tmp_path / "run", task=ROWS, rewards=rewards).finished
+
+
+def last_number(completions):
+    """Named like a built-in reward, and not it."""
+    return [0.0] * len(completions)
+
+
+def test_what_a_file_can_name_stays_as_given_and_a_function_is_never_taken_for_a_built_in() -> None:
+    specs = ["tag_answer", {"name": "format_tags", "weight": 0.4, "reward": 2.0}, {"name": last_number, "weight": 3}]
+    recipe, _, made = _with_objects({"task": {"kind": "arithmetic"}, "stages": [STAGE]}, None, specs)
+    assert recipe.rewards == (*specs[:2], {"kind": "python", "name": "last_number", "weight": 3.0})
+    assert made is not None and [reward.weight for reward in made.rewards] == [1.0, 0.4, 3.0]
+    with pytest.raises(ValueError, match="'last_number' was given from Python"):
+        outscore.Rewards(recipe.rewards)
+
+
+class Rows:
+    """Rows that can be iterated over and are no sequence, as a Hugging Face data set is."""
+
+    def __iter__(self):
+        return iter(ROWS)
+
+
+def test_whatever_is_iterated_into_mappings_is_a_task() -> None:
+    recipe = {"rewards": ["last_number"], "stages": [STAGE]}
+    expected = outscore.make_task("data", rows=ROWS).train_problems()
+    for rows in (Rows(), tuple(ROWS), (row for row in ROWS)):
+        _, task, _ = _with_objects(recipe, rows, None)
+        assert task is not None and task.train_problems() == expected
+
+
+def test_a_hugging_face_data_set_is_a_task() -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_list(ROWS)
+    _, task, _ = _with_objects({"rewards": ["last_number"], "stages": [STAGE]}, data, None)
+    assert task is not None and task.train_problems() == outscore.make_task("data", rows=ROWS).train_problems()
 
 
 def test_the_pieces_make_a_loop_of_ones_own_that_learns() -> None:

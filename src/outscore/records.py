@@ -21,6 +21,10 @@ Finish = Literal["stop", "length"]
 Message = Mapping[str, str]
 """One chat turn, `{"role": "user", "content": "..."}`, as Hugging Face chat templates take it."""
 
+PYTHON = "python"
+"""The `kind` under which a run's config keeps a task or reward that was given from Python as an object; no file can
+name it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:

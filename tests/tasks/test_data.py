@@ -8,6 +8,7 @@ import pytest
 
 from outscore.rewards import Rewards
 from outscore.tasks import DataTask, make_task, validate
+from outscore.tasks.data import _given
 
 ROWS = [{"question": f"{n}+1=", "answer": n + 1, "level": n % 3} for n in range(100)]
 
@@ -217,3 +218,18 @@ def test_impossible_options_are_named(options, complaint, jsonl, monkeypatch):
     monkeypatch.chdir(jsonl.parent)
     with pytest.raises(ValueError, match=complaint):
         DataTask(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({"train": ROWS}, "rows must be a task or one mapping a problem.*several splits"),
+        (7, "got int"),
+        ("rows.jsonl", "got str"),
+        (["question"], r"rows\[0\] is str 'question'"),
+        ([], "rows is empty"),
+    ],
+)
+def test_what_a_script_hands_over_and_is_no_rows_is_refused_with_what_is_wanted(given, part):
+    with pytest.raises(ValueError, match=part):
+        _given(given)

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from outscore.inputs import checked_options, nearest
+from outscore.records import PYTHON
 from outscore.rewards.builtin import BUILTIN_REWARDS
 from outscore.rewards.contract import Reward, RewardFunction
 
@@ -37,6 +38,11 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
         return spec
     given: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {"name": spec}
     source = given.get("name")
+    if given.get("kind") == PYTHON:
+        raise ValueError(
+            f"reward {source!r} was given from Python as a function, which no file can name: give it again with "
+            "rewards=…"
+        )
     if source is None:
         raise ValueError(f"rewards: {dict(given)!r} has no `name`; name a built-in reward or file.py:function")
     options = {key: value for key, value in given.items() if key not in _KEYS}

@@ -60,7 +60,7 @@ class DataTask:
         *,
         path: str | Path | None = None,
         hub: str | None = None,
-        rows: Sequence[Mapping[str, Any]] | None = None,
+        rows: Iterable[Mapping[str, Any]] | None = None,
         subset: str | None = None,
         split: str = "train",
         eval_path: str | Path | None = None,
@@ -139,7 +139,7 @@ class Entry:
 
 
 def _check_sources(
-    rows: Sequence[Mapping[str, Any]] | None,
+    rows: Iterable[Mapping[str, Any]] | None,
     path: str | Path | None,
     hub: str | None,
     eval_path: str | Path | None,
@@ -171,11 +171,28 @@ def _read(path: str | Path | None, hub: str | None, subset: str | None, split: s
     return read_hub(str(path), subset=subset, split=split) if Path(path).is_dir() else read_file(Path(path))
 
 
-def _given(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Rows that a script hands over, a Hugging Face data set among them."""
-    if not len(rows):
+def _given(rows: Any) -> list[Row]:
+    """Rows that a script hands over, a Hugging Face data set among them; ValueError for what cannot be iterated into
+    mappings."""
+    wanted = 'one mapping a problem, such as {"question": "1+1=", "answer": "2"}'
+    try:
+        # A mapping is iterated by its keys: a DatasetDict holds splits, not rows.
+        found = None if isinstance(rows, Mapping | str | bytes) else list(rows)
+    except TypeError:
+        found = None
+    if found is None:
+        raise ValueError(
+            f"task data: rows must be a task or {wanted}; got {type(rows).__name__} (of several splits, give one)"
+        )
+    if not found:
         raise ValueError("task data: rows is empty")
-    return [Row(values=dict(row), where=f"rows[{index}]") for index, row in enumerate(rows)]
+    for index, row in enumerate(found):
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"task data: rows must be {wanted}; rows[{index}] is {type(row).__name__} {str(row)[:40]!r} "
+                "(of a pandas table, give table.to_dict('records'))"
+            )
+    return [Row(values=dict(row), where=f"rows[{index}]") for index, row in enumerate(found)]
 
 
 def _entries(rows: Sequence[Row], asked: ColumnMap, name: str) -> list[Entry]:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from outscore.inputs import checked_options, nearest
+from outscore.records import PYTHON
 from outscore.tasks.arithmetic import ArithmeticTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
@@ -23,6 +24,11 @@ def make_task(kind: str, **options: Any) -> Task:
 
     >>> make_task("arithmetic", num_train=5000, digits=2)
     """
+    if kind == PYTHON:
+        raise ValueError(
+            f"task {options.get('name')!r} was given from Python as an object, which no file can name: give it again "
+            "with task=…, or name another kind of task"
+        )
     if kind not in TASKS:
         raise ValueError(f"kind = {kind!r} is no task{nearest(kind, sorted(TASKS))}")
     parameters = inspect.signature(TASKS[kind]).parameters

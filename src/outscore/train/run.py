@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,10 @@ from types import FrameType
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
-from outscore.report import Console, Evaluation, Reporter, RunDirectory, StagePlan, open_trackers
+from outscore.records import PYTHON
+from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_trackers
 from outscore.report.run import FACTS
-from outscore.rewards import Rewards
+from outscore.rewards import Reward, Rewards
 from outscore.rewards.contract import RewardFunction
 from outscore.tasks import Task, make_task
 from outscore.train.build import build_stage
@@ -25,10 +26,10 @@ from outscore.train.checkpoint import (
     read_progress,
 )
 from outscore.train.loop import StageRun
-from outscore.train.setup import Workshop, prepare
+from outscore.train.setup import Workshop, prepare, stage_plans
 
-RewardSpec = str | Mapping[str, Any] | RewardFunction
-"""A reward by name, with options, or as a function."""
+RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
+"""A reward by name, with options, as a function or as a record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +50,7 @@ def run_recipe(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     path: str | Path | None = None,
     *,
-    task: Task | Sequence[Mapping[str, Any]] | None = None,
+    task: Task | Iterable[Mapping[str, Any]] | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     console: Console | None = None,
 ) -> RunResult:
@@ -58,7 +59,8 @@ def run_recipe(
     Args:
         recipe: a checked recipe, the same as nested mappings, or a recipe file.
         path: the run directory, `runs/NAME` by default; it must not exist.
-        task: a task object, or rows such as `{"question": …, "answer": …}`, instead of the recipe's task.
+        task: a task object, or rows such as `{"question": …, "answer": …}` (a list of them, a Hugging Face `Dataset`,
+            or anything else that is iterated over), instead of the recipe's task.
         rewards: functions (or anything a recipe may name) instead of the recipe's rewards.
         console: where to show progress; None shows nothing.
 
@@ -67,7 +69,7 @@ def run_recipe(
     """
     chosen, own_task, own_rewards = _with_objects(recipe, task, rewards)
     directory = Path(path) if path is not None else Path("runs") / chosen.name
-    plans = [StagePlan(name=stage.label, num_steps=stage.steps) for stage in chosen.stages]
+    plans = stage_plans(chosen)
     _check_vacant(directory)
     workshop = prepare(chosen, task=own_task, rewards=own_rewards)
     config = {**dump_recipe(chosen), FACTS: {**workshop.facts, "environment": environment()}}
@@ -78,16 +80,17 @@ def run_recipe(
 def resume(
     path: str | Path,
     *,
-    task: Task | Sequence[Mapping[str, Any]] | None = None,
+    task: Task | Iterable[Mapping[str, Any]] | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
 
-    `task` and `rewards` must be given again if `run_recipe` was given them.
+    `task` must be given again if `run_recipe` was given it, and `rewards` if there were functions among those it was
+    given.
 
     Raises:
-        ValueError: if there is no run at `path`, or another process is writing it.
+        ValueError: if there is no run at `path`, another process is writing it, or objects must be given again.
     """
     run = RunDirectory.open(Path(path))
     config = run.config()
@@ -95,10 +98,7 @@ def resume(
     recipe, own_task, own_rewards = _with_objects(
         parse_recipe(config, where=str(run.path / "config.yaml")), task, rewards
     )
-    if task is None and recipe.task["kind"] == PYTHON:
-        raise ValueError(
-            f"{path} was started from Python with its own task: resume it with outscore.resume(path, task=…)"
-        )
+    _check_objects(recipe, path, task=task, rewards=rewards)
     progress, found = None, None
     with run.lock():
         found, notes = newest_sound(run)
@@ -117,27 +117,46 @@ def resume(
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
 
 
-PYTHON = "python"
-"""The kind of a task that was given as an object; a recipe file cannot name it."""
+def _check_objects(recipe: Recipe, path: str | Path, *, task: object, rewards: object) -> None:
+    """ValueError where the run was given objects that it is not given now."""
+    missing = ["task"] if task is None and recipe.task["kind"] == PYTHON else []
+    functions = [each["name"] for each in recipe.rewards if isinstance(each, Mapping) and each.get("kind") == PYTHON]
+    if rewards is None and functions:
+        missing.append("rewards")
+    if missing:
+        given = " and ".join(missing) + (f" ({', '.join(functions)})" if "rewards" in missing else "")
+        again = ", ".join(f"{name}=…" for name in missing)
+        raise ValueError(
+            f"{path} was started from Python with its own {given}: resume it with outscore.resume(path, {again})"
+        )
 
 
 def _with_objects(
     recipe: Recipe | Mapping[str, Any] | str | Path,
-    task: Task | Sequence[Mapping[str, Any]] | None,
+    task: Task | Iterable[Mapping[str, Any]] | None,
     rewards: Sequence[RewardSpec] | None,
 ) -> tuple[Recipe, Task | None, Rewards | None]:
     """The recipe with a name in the place of each object, and the objects."""
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe)
     data = dump_recipe(recipe) if isinstance(recipe, Recipe) else dict(recipe)
-    own_task = make_task("data", rows=task) if isinstance(task, Sequence) else task
-    if own_task is not None:
+    own_task: Task | None = None
+    if task is not None:
+        own_task = task if isinstance(task, Task) else make_task("data", rows=task)
         data["task"] = {"kind": PYTHON, "name": own_task.name}
     own_rewards = None
     if rewards is not None:
         own_rewards = Rewards(rewards, on_failure=data.get("on_reward_failure", "stop"))
-        data["rewards"] = list(own_rewards.names)
+        data["rewards"] = [_recorded(spec, made) for spec, made in zip(rewards, own_rewards.rewards, strict=True)]
     return parse_recipe(data), own_task, own_rewards
+
+
+def _recorded(spec: RewardSpec, made: Reward) -> str | Mapping[str, Any]:
+    """What config.yaml says of a reward: the spec where it names one, and for an object that it was one."""
+    named = spec.get("name") if isinstance(spec, Mapping) else spec
+    if isinstance(named, str) and isinstance(spec, str | Mapping):
+        return spec
+    return {"kind": PYTHON, "name": made.name, "weight": made.weight}
 
 
 def _go(
