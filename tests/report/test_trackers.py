@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from outscore.report import open_trackers
+from outscore.report import open_trackers, require_trackers
 
 
 class Recorder(types.ModuleType):
@@ -42,6 +42,14 @@ def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch
     monkeypatch.delitem(sys.modules, "tensorboard.compat.proto.event_pb2", raising=False)
     with pytest.raises(ImportError, match=rf"pip install 'outscore\[{name}\]'"):
         open_trackers([name], run=tmp_path, config={}, project="p")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
+def test_a_missing_package_is_found_without_a_run(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "tensorboard.compat.proto.event_pb2", raising=False)
+    with pytest.raises(ImportError, match=rf"pip install 'outscore\[{name}\]'"):
+        require_trackers([name])
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

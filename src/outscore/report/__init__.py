@@ -8,7 +8,7 @@ from outscore.report.reporter import Reporter
 from outscore.report.rows import CompletionRow, completion_rows
 from outscore.report.run import Discarded, RunDirectory, StagePlan, StepFile
 from outscore.report.show import show_run
-from outscore.report.trackers import Tracker, open_trackers
+from outscore.report.trackers import Tracker, open_trackers, require_trackers
 
 __all__ = [
     "Alarm",
@@ -26,5 +26,6 @@ __all__ = [
     "completion_rows",
     "find_alarms",
     "open_trackers",
+    "require_trackers",
     "show_run",
 ]

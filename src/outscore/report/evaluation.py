@@ -57,7 +57,7 @@ def from_line(line: Mapping[str, Any]) -> Evaluation:
 
 
 def best(evaluations: Sequence[Evaluation], metric: str | None = None) -> tuple[str, Evaluation] | None:
-    """The evaluation of the last stage with the highest value of a metric, the latest of equals, and which metric it was.
+    """The last stage's evaluation with the highest value of a metric, the latest of equals, and which metric it was.
 
     Only the last stage counts, the one of the last evaluation: what an earlier stage ended with is where this one
     began. Without a metric, the first of `HEADLINES` that the last evaluation has. None when no evaluation has it.

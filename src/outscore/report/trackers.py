@@ -20,6 +20,16 @@ class Tracker(Protocol):
         ...
 
 
+def require_trackers(names: Sequence[str]) -> None:
+    """Import the packages of the trackers a recipe names, so that one that is missing is found before any work.
+
+    Raises ImportError naming the extra.
+    """
+    for name in names:
+        for module in _MODULES[name]:
+            _import(module, name)
+
+
 def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any], project: str) -> list[Tracker]:
     """The trackers a recipe names, each ready to log.
 
@@ -35,9 +45,8 @@ class TensorBoardTracker:
     """Event files under `RUN/tensorboard`, a tag `stage/metric` each. Needs no torch."""
 
     def __init__(self, run: Path, config: Mapping[str, Any], project: str) -> None:
-        self._event = _import("tensorboard.compat.proto.event_pb2", "tensorboard").Event
-        self._summary = _import("tensorboard.compat.proto.summary_pb2", "tensorboard").Summary
-        writers = _import("tensorboard.summary.writer.event_file_writer", "tensorboard")
+        events, summaries, writers = (_import(module, "tensorboard") for module in _MODULES["tensorboard"])
+        self._event, self._summary = events.Event, summaries.Summary
         self._writer = writers.EventFileWriter(str(run / "tensorboard"))
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
@@ -93,6 +102,17 @@ _OPENERS: Mapping[str, Callable[[Path, Mapping[str, Any], str], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
     "trackio": TrackioTracker,
+}
+
+
+_MODULES: Mapping[str, tuple[str, ...]] = {
+    "tensorboard": (
+        "tensorboard.compat.proto.event_pb2",
+        "tensorboard.compat.proto.summary_pb2",
+        "tensorboard.summary.writer.event_file_writer",
+    ),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
 
 
