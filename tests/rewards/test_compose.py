@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rewards.building import group
 
 from outscore.records import Score, ScoringFailure
-from outscore.rewards import Reward, Rewards, background
+from outscore.rewards import Reward, RewardError, Rewards, background
 from outscore.rewards.compose import group_totals
 
 
@@ -75,13 +75,19 @@ def test_equal_parts_make_equal_totals_whichever_of_them_apply(value, applies):
 
 
 def test_a_completion_that_no_reward_applies_to_is_a_failure_not_a_zero():
-    result = Rewards([constant("a", 1.0, None), constant("shown", 1.0, 1.0, weight=0.0)]).score(
-        [group("x", "y")], step=1
-    )
+    rewards = Rewards([constant("a", 1.0, None), constant("shown", 1.0, 1.0, weight=0.0)], on_failure="exclude")
+    result = rewards.score([group("x", "y")], step=1)
     assert result.groups[0].scores[0] == Score(reward=1.0, parts={"a": 1.0, "shown": 1.0})
     assert result.groups[0].scores[1] == ScoringFailure(
-        reward_name="a, shown", reason="none of the rewards applies to this completion"
+        reward_name="a, shown", reason="does not apply to this completion"
     )
+    with pytest.raises(RewardError, match=r"reward 'a, shown' does not apply .*completion 2 of 2"):
+        rewards.score([group("x", "y")], step=1, on_failure="stop")
+
+
+def test_data_without_gold_answers_stop_the_run_and_say_what_to_map():
+    with pytest.raises(RewardError, match=r"'last_number' does not apply .* no gold answer; .*task\.answer"):
+        Rewards(["last_number"]).score([group("7", answer=None)], step=1)
 
 
 def test_asynchronous_rewards_wait_at_the_same_time_and_share_a_loop():
@@ -164,13 +170,32 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="there is none to score with"):
         Rewards([]).score([group("x")], step=1)
     with pytest.raises(ValueError, match=r"no reward is called 'last_nmber'; did you mean `last_number`"):
-        Rewards(["last_number"]).extractor("last_nmber")
+        Rewards(["last_number"]).named("last_nmber")
 
 
 def test_the_extractor_is_the_reward_s_own_place_for_an_answer():
     rewards = Rewards(["last_number", "tag_answer", constant("own", 1.0)])
     text = "<answer>7</answer> 8"
-    assert [rewards.extractor(name)(text) for name in rewards.names] == ["8", "7", "7"]
+    assert [rewards.named(name).extract(text) for name in rewards.names] == ["8", "7", "7"]
+
+
+@pytest.mark.parametrize(
+    ("specs", "expected"),
+    [
+        (["tag_answer", "format_tags"], "tag_answer"),
+        (["format_tags", "last_number", "tag_answer"], "tag_answer"),
+        ([constant("own", 1.0), "format_tags"], "own"),
+        ([constant("own", 1.0), "tag_answer", constant("other", 1.0)], "tag_answer"),
+        (["format_tags"], "format_tags"),
+        ([{"name": "format_tags", "reward": 1.0, "label": "tags"}, "format_tags"], "tags"),
+    ],
+)
+def test_what_says_correct_is_an_answer_reward_rather_than_one_s_own_rather_than_a_format(specs, expected):
+    assert Rewards(specs).says_correct().name == expected
+
+
+def test_without_rewards_nothing_says_correct():
+    assert Rewards([]).says_correct() is None
 
 
 def test_no_groups_make_an_empty_result():

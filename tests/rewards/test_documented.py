@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from rewards.building import group
 
 from outscore.rewards import BUILTIN_REWARDS, Rewards
@@ -43,8 +44,14 @@ def test_the_reward_in_ten_lines_works(tmp_path):
     assert len(source.splitlines()) <= 10
     (tmp_path / "my_reward.py").write_text(source)
     rewards = Rewards(["my_reward.py:concise"], folder=tmp_path)
-    [scored] = rewards.score([group("277" + " " * 97, "305")], step=1).groups
-    assert [score.reward for score in scored.scores] == [0.9, 0.0]
+    [scored] = rewards.score([group("277", "277" + " " * 297, "305")], step=1).groups
+    assert [score.reward for score in scored.scores] == [1.0, 0.9, 0.0]
+
+
+def test_in_the_first_recipe_the_answer_says_what_is_correct_and_not_the_format(tmp_path):
+    (tmp_path / "my_reward.py").write_text(blocks("rewards.md", "python")[0])
+    specs = yaml.safe_load(blocks("rewards.md", "yaml")[0])["rewards"]
+    assert Rewards(specs, folder=tmp_path).says_correct().name == "concise"
 
 
 def test_the_task_in_a_page_validates(capsys):

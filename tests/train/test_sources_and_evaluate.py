@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rewards.building import group
 from train.building import prompt_of, tiny_policy
 
 from outscore.config import PolicySettings
@@ -47,6 +48,27 @@ def test_half_right_gives_plus_and_minus_one():
     assert collected.batch.advantages[:4].tolist() == [-1.0, -1.0, 1.0, 1.0]
 
 
+def test_rewards_read_where_training_stands():
+    seen = []
+
+    def reads(completions, trainer_state):
+        seen.append((trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch))
+        return [0.0] * len(completions)
+
+    source = source_of(alternating, [reads])
+    source.collect(1)
+    source.collect(3)
+    # Two of three problems a step: after three steps each has been seen twice.
+    assert seen == [(1, 5, 2 / 3), (3, 5, 2.0)]
+
+
+def test_the_greatest_value_of_the_judging_reward_is_what_is_correct():
+    rewards = Rewards(["format_tags"])
+    tagged = "<reasoning>\n1\n</reasoning>\n<answer>\n2\n</answer>\n"
+    [scored] = rewards.score([group(tagged, "2")], step=0).groups
+    assert Judge(reward_name="format_tags", full=0.5, extract=str.strip).correct(scored) == [True, False]
+
+
 def test_equal_rewards_give_exactly_zero_and_are_counted():
     def tenth(completions, **columns):
         return [0.1] * len(completions)
@@ -67,8 +89,8 @@ def test_flat_groups_are_refilled_within_the_budget_and_kept_on_record():
         counts.append(len(collected.groups) - 2)
         assert len(collected.batch.groups) == 2
         assert collected.metrics["replaced_groups"][0] == len(collected.groups) - 2
-        for group in collected.groups[2:]:
-            assert group in replaced
+        for extra in collected.groups[2:]:
+            assert extra in replaced
     assert sum(counts) > 0
 
 

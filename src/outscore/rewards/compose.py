@@ -1,7 +1,7 @@
 """Several rewards made one: the weighted total of each completion, and what the rewards said besides."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,9 @@ Metrics = Mapping[str, tuple[float, float]]
 
 NOT_APPLICABLE = "not_applicable/"
 """Before a reward's name: the share of completions that the reward does not apply to."""
+
+NONE_APPLIES = "does not apply to this completion"
+"""What is wrong with a completion that no reward of nonzero weight gives a number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,18 +91,40 @@ class Rewards:
             return None
         return math.fsum(reward.weight * (reward.full or 0.0) for reward in counted)
 
-    def extractor(self, name: str) -> Callable[[str], str | None]:
-        """Completion text -> the answer that the reward of this name looks at."""
+    def named(self, name: str) -> Reward:
+        """The reward of this name; ValueError names the nearest."""
         for reward in self.rewards:
             if reward.name == name:
-                return reward.extract
+                return reward
         raise ValueError(f"no reward is called {name!r}{nearest(name, self.names)}")
 
-    def score(self, groups: Sequence[SampledGroup], *, step: int, max_steps: int = 0) -> ScoringResult:
+    def says_correct(self) -> Reward | None:
+        """The reward that says whether an answer is right where nobody names one; None where there is no reward.
+
+        The last whose greatest value is 1, as every answer reward's is; else the last whose greatest value is not
+        known, one of the user's; else the last.
+        """
+        for known in (1.0, None):
+            if fitting := [reward for reward in self.rewards if reward.full == known]:
+                return fitting[-1]
+        return self.rewards[-1] if self.rewards else None
+
+    def score(
+        self,
+        groups: Sequence[SampledGroup],
+        *,
+        step: int,
+        max_steps: int = 0,
+        epoch: float | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> ScoringResult:
         """Score groups: each reward is called once for all their completions, asynchronous ones at the same time.
 
+        `step`, `max_steps` and `epoch` are what rewards read in `trainer_state`; `on_failure` is for this call alone.
+
         Raises:
-            RewardError: if a reward fails and the policy is to stop, naming reward, prompt and completion.
+            RewardError: if a reward fails on a completion, or none applies to it, and the policy is to stop, naming
+                reward, prompt and completion.
             ValueError: if there is no reward, or one asks for a column that the data do not have.
         """
         if not self.rewards:
@@ -107,7 +132,10 @@ class Rewards:
         items = items_of(groups)
         if not items:
             return ScoringResult(groups=[], group_metrics=[], logged={}, extra_columns={})
-        outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps))
+        policy = on_failure or self.on_failure
+        outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps, epoch=epoch), policy)
+        if policy == "stop":
+            self._check_each_applies(items, outcomes)
         scored, group_metrics = [], []
         first = 0
         for group in groups:
@@ -120,18 +148,26 @@ class Rewards:
             groups=scored, group_metrics=group_metrics, logged=_logged(outcomes), extra_columns=columns
         )
 
-    def _outcomes(self, items: Sequence[Item], state: TrainerState) -> list[Outcome]:
+    def _outcomes(self, items: Sequence[Item], state: TrainerState, on_failure: OnFailure) -> list[Outcome]:
         """Each reward's outcome. Asynchronous rewards wait in threads while the synchronous ones run in this one."""
         waiting = [reward for reward in self.rewards if reward.is_async]
         with ThreadPoolExecutor(max(1, len(waiting)), thread_name_prefix="outscore-reward") as threads:
-            started = {reward.name: threads.submit(judge, reward, items, state, self.on_failure) for reward in waiting}
+            started = {reward.name: threads.submit(judge, reward, items, state, on_failure) for reward in waiting}
             done = {
-                reward.name: judge(reward, items, state, self.on_failure)
+                reward.name: judge(reward, items, state, on_failure)
                 for reward in self.rewards
                 if reward.name not in started
             }
             done |= {name: future.result() for name, future in started.items()}
         return [done[name] for name in self.names]
+
+    def _check_each_applies(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+        """RewardError for the first completion that no reward of nonzero weight applies to: nothing is learned from
+        it."""
+        counted = [outcome for reward, outcome in zip(self.rewards, outcomes, strict=True) if reward.weight]
+        for place, item in enumerate(items):
+            if all(outcome.values[place] is None for outcome in counted):
+                raise item.error(", ".join(self.names), NONE_APPLIES + _missing_answer(item))
 
     def _scores(self, outcomes: Sequence[Outcome], places: range) -> tuple[Score | ScoringFailure, ...]:
         """The scores of one group: the completions at these places."""
@@ -147,10 +183,7 @@ class Rewards:
             if failure is not None:
                 scores.append(failure)
             elif total is None:
-                names = ", ".join(self.names)
-                scores.append(
-                    ScoringFailure(reward_name=names, reason="none of the rewards applies to this completion")
-                )
+                scores.append(ScoringFailure(reward_name=", ".join(self.names), reason=NONE_APPLIES))
             else:
                 scores.append(Score(reward=total, parts=dict(zip(self.names, parts[place], strict=True))))
         return tuple(scores)
@@ -215,6 +248,13 @@ def group_totals(parts: Sequence[Sequence[float | None]], weights: Sequence[floa
         total = math.fsum(weight * value for weight, value in zip(weights, filled, strict=True))
         totals.append(total if applies else None)
     return totals
+
+
+def _missing_answer(item: Item) -> str:
+    """What helps where the reason is that the problem has no gold answer."""
+    if item.columns.get("answer") is not None:
+        return ""
+    return ": its problem has no gold answer; map the gold column with task.answer (or on_reward_failure: exclude)"
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -65,13 +65,18 @@ class RewardError(ValueError):
 class TrainerState:
     """What reward functions receive as `trainer_state`.
 
-    >>> TrainerState(global_step=12, max_steps=200)
+    These three mean what they mean in TRL; what else its state holds (its log history, its flags) has no counterpart.
+
+    >>> TrainerState(global_step=12, max_steps=200, epoch=0.48)
     """
 
     global_step: int
     """The step whose completions are scored, from 1; 0 outside training."""
     max_steps: int
     """Steps of the stage; 0 outside training."""
+    epoch: float | None = None
+    """Passes over the training problems that the stage has made when this step ends, in fractions; None outside
+    training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

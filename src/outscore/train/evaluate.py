@@ -21,7 +21,9 @@ class Judge:
     """Decides whether a scored completion is correct, and what its answer is."""
 
     reward_name: str
-    """The reward that scores 1 for a right answer."""
+    """The reward that says what is right."""
+    full: float = 1.0
+    """What it gives a right answer: its greatest value."""
     extract: Callable[[str], str | None]
     """Response text -> answer, for majority votes; None where there is none."""
 
@@ -30,7 +32,7 @@ class Judge:
         verdicts: list[bool | None] = []
         for score in group.scores:
             part = score.parts.get(self.reward_name) if isinstance(score, Score) else None
-            verdicts.append(None if part is None else part >= 1.0 - 1e-9)
+            verdicts.append(None if part is None else part >= self.full - 1e-9)
         return verdicts
 
     def answers(self, group: SampledGroup) -> list[str | None]:

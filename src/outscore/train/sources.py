@@ -139,7 +139,7 @@ class RolloutSource:
             started = time.perf_counter()
             sampled = self.sampler.sample(requests, self.params, seed=_stage_seed(self.seed, self.stage), step=step)
             between = time.perf_counter()
-            result = self.rewards.score(sampled, step=step, max_steps=self.settings.steps)
+            result = self.rewards.score(sampled, step=step, max_steps=self.settings.steps, epoch=self._epoch(step))
             seconds["sample"] += between - started
             seconds["score"] += time.perf_counter() - between
             logged.append(result.logged)
@@ -223,6 +223,9 @@ class RolloutSource:
             sampler_logprobs=torch.tensor(logprobs),
             temperature=self.settings.sampling.temperature,
         )
+
+    def _epoch(self, step: int) -> float:
+        return step * self.settings.prompts_per_step / len(self.prompts)
 
     def _request(self, index: int, slot: int, attempt: int) -> SampleRequest:
         return SampleRequest(
