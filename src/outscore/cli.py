@@ -128,7 +128,8 @@ def evaluate(
 ) -> None:
     """Evaluate a model or run on held-out problems: greedy accuracy, pass@k and maj@k with 95 % intervals.
 
-    A run is evaluated on its own task at its best checkpoint. For a model say which task:
+    A run is evaluated at its best checkpoint, with its own prompt, and on its own task and rewards unless others are
+    given. For a model say which task:
     outscore eval models/smollm2-135m --task reasoning_gym task.dataset=chain_sum --reward last_number
     """
     with _explained():
@@ -163,14 +164,18 @@ def show(
 @app.command()
 def chat(
     target: Target,
+    overrides: Overrides = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(help="Limit on new tokens.")] = 256,
 ) -> None:
-    """Talk to a model or to a run's best checkpoint. An empty line or Ctrl-D ends."""
+    """Talk to a model or to a run's best checkpoint, prompted as the run prompts it. An empty line or Ctrl-D ends.
+
+    Settings can be changed as in a recipe: prompt.system="Be brief." prompt.template=r1-zero
+    """
     with _explained():
         from outscore.train.inspect import Chat
 
-        partner = Chat(target, temperature=temperature, max_new_tokens=max_new_tokens)
+        partner = Chat(target, temperature=temperature, max_new_tokens=max_new_tokens, overrides=overrides or ())
         out = rich.console.Console()
         while True:
             try:
@@ -179,7 +184,10 @@ def chat(
                 return
             if not question.strip():
                 return
-            out.print(Text(partner.answer(question)), soft_wrap=True)
+            try:
+                out.print(Text(partner.answer(question)), soft_wrap=True)
+            except ValueError as error:
+                out.print(Text(f"error: {error}", style="red"), soft_wrap=True)
 
 
 @app.command()
@@ -203,14 +211,19 @@ def fetch(
 
 @app.command()
 def export(
-    target: Target, out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")]
+    target: Target,
+    out: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")],
+    overrides: Overrides = None,
 ) -> None:
-    """Write a run's best checkpoint, or any model, as a plain Hugging Face directory with adapters merged."""
-    with _explained():
-        from outscore.model.export import export as write
-        from outscore.train.inspect import find_model
+    """Write a run's best checkpoint, or any model, as a plain Hugging Face directory with adapters merged.
 
-        typer.echo(f"{write(find_model(target), out)} holds the model")
+    A model that brings code or pickled weights needs model.trust_remote_code=true or model.allow_pickle=true, as in the
+    recipe; a run has its own.
+    """
+    with _explained():
+        from outscore.train.inspect import export_target
+
+        typer.echo(f"{export_target(target, out, overrides=overrides or ())} holds the model")
 
 
 @app.command()

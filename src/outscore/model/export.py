@@ -16,7 +16,9 @@ from outscore.model.adapters import has_adapters, load_lora, merge
 from outscore.model.load import LoadedModel, load_model, quiet_transformers
 
 
-def export(source: str | Path, out_dir: str | Path, *, trust_remote_code: bool = False) -> Path:
+def export(
+    source: str | Path, out_dir: str | Path, *, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Path:
     """Write a model as safetensors, config, generation config and tokenizer, adapters merged; return `out_dir`.
 
     `source` is a checkpoint or anything `load_model` takes. An adapter directory is merged in fp32 into the base model
@@ -27,9 +29,11 @@ def export(source: str | Path, out_dir: str | Path, *, trust_remote_code: bool =
     _refuse_existing(target)
     path = Path(source).expanduser()
     if is_adapter(path):
-        loaded = load_with_adapter(path, trust_remote_code=trust_remote_code)
+        loaded = load_with_adapter(path, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     else:
-        loaded = load_model(source, precision_dtype=None, trust_remote_code=trust_remote_code)
+        loaded = load_model(
+            source, precision_dtype=None, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        )
     with written_aside(target) as aside:
         save_model(loaded.model, loaded.tokenizer, aside)
     return target
@@ -40,7 +44,7 @@ def is_adapter(path: Path) -> bool:
     return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
 
 
-def load_with_adapter(directory: Path, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_with_adapter(directory: Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> LoadedModel:
     """The base model an adapter directory names, in fp32, with the adapter put in (not merged).
 
     The tokenizer is the directory's own if it has one. The SHA-256 is the base model's.
@@ -48,7 +52,9 @@ def load_with_adapter(directory: Path, *, trust_remote_code: bool = False) -> Lo
     base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{directory / 'adapter_config.json'} names no base model (base_model_name_or_path)")
-    loaded = load_model(base, precision_dtype=torch.float32, trust_remote_code=trust_remote_code)
+    loaded = load_model(
+        base, precision_dtype=torch.float32, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     with quiet_transformers():
         load_lora(loaded.model, directory)
     tokenizer = loaded.tokenizer

@@ -1,20 +1,22 @@
 """Looking at a model from outside a run: evaluate it, talk to it, find it."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from outscore.config import Recipe, load_recipe, parse_recipe
+from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.inputs import apply_overrides
-from outscore.records import Problem, SampleRequest, SamplingParams
+from outscore.model.export import export
+from outscore.records import PYTHON, Message, Problem, SampleRequest, SamplingParams
 from outscore.report import Evaluation, RunDirectory
 from outscore.report.evaluation import best
 from outscore.report.run import FACTS
 from outscore.rollout import make_sampler
-from outscore.tasks import render
+from outscore.tasks import make_task, render
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
 from outscore.train.checkpoint import newest_sound
-from outscore.train.setup import default_device, load_policy, prepare
+from outscore.train.setup import load_policy, prepare
 
 
 def find_model(target: str) -> str:
@@ -53,7 +55,9 @@ def evaluate_target(
     Raises:
         ValueError: if it is not said what to evaluate on, or anything in it cannot work.
     """
-    settings = _evaluation_recipe(target, recipe, task, reward, overrides)
+    if recipe is None and task is None and run_of(target) is None:
+        raise ValueError(f"{target} is no run: say what to evaluate on with --task KIND or --recipe FILE")
+    settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides)
     workshop = prepare(settings, evaluation_only=True)
     if not workshop.eval_prompts:
         raise ValueError(f"task {settings.task['kind']!r} has no held-out problems to evaluate on")
@@ -64,55 +68,110 @@ def evaluate_target(
     return found, str(workshop.facts["weights_sha256"])
 
 
-def _evaluation_recipe(
-    target: str, recipe: str | None, task: str | None, reward: str | None, overrides: Sequence[str]
+def run_of(target: str) -> Path | None:
+    """The run that a target is, or that it is a checkpoint of (RUN/checkpoints/STAGE/step-N); None for other models."""
+    path = Path(target).absolute()
+    candidates = [path]
+    if len(path.parents) > 2 and path.parents[1].name == "checkpoints":
+        candidates.append(path.parents[2])
+    return next((folder for folder in candidates if (folder / "run.json").is_file()), None)
+
+
+def target_recipe(
+    target: str,
+    *,
+    recipe: str | None = None,
+    task: str | None = None,
+    reward: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> Recipe:
-    if recipe is not None:
-        data: dict[str, Any] = load_recipe(recipe).model_dump(mode="json", serialize_as_any=True)
-    elif task is not None:
-        stage = {"algorithm": "grpo", "steps": 1}
-        data = {"task": {"kind": task}, "rewards": [reward or "last_number"], "stages": [stage]}
-    elif (Path(target) / "run.json").is_file():
-        data = RunDirectory.open(Path(target)).config()
-        data.pop(FACTS, None)
-    else:
-        raise ValueError(f"{target} is no run: say what to evaluate on with --task KIND or --recipe FILE")
-    data.setdefault("model", {})
-    data["model"] = {**data["model"], "source": find_model(target), "lora": None}
-    return parse_recipe(apply_overrides(data, overrides), where="evaluation")
+    """The settings to use a target with: those of its run, with what is given put in their place.
+
+    How the model is loaded and prompted is the run's, unless `recipe` brings a prompt. A model that belongs to no run
+    gets the defaults.
+
+    Raises:
+        ValueError: if anything in it cannot work.
+    """
+    run = run_of(target)
+    own = RunDirectory.open(run).config() if run is not None else {}
+    data: dict[str, Any] = dump_recipe(load_recipe(recipe)) if recipe is not None else own or deepcopy(_BARE)
+    data.pop(FACTS, None)
+    if task is not None:
+        data["task"] = {"kind": task}
+    if reward is not None or not data.get("rewards"):
+        data["rewards"] = [reward or "last_number"]
+        data["evaluation"] = {**data.get("evaluation", {}), "correct": ""}
+    model = own.get("model") or data.get("model", {})
+    # Adapters come with the checkpoint; trackers and recomputed activations are for training.
+    data["model"] = {**model, "source": find_model(target), "lora": None, "activation_checkpointing": False}
+    data["trackers"] = []
+    return parse_recipe(apply_overrides(data, overrides), where="settings")
+
+
+_BARE: dict[str, Any] = {"task": {"kind": PYTHON}, "stages": [{"algorithm": "grpo", "steps": 1}]}
+"""What a model that belongs to no run begins with; its task is to be named."""
+
+
+def export_target(target: str, out: Path, *, overrides: Sequence[str] = ()) -> Path:
+    """Write a target as a plain Hugging Face directory, adapters merged; see `outscore export --help`."""
+    model = target_recipe(target, overrides=overrides).model
+    return export(model.source, out, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
 
 
 class Chat:
-    """A conversation with a model, one turn at a time; each answer sees the whole conversation where there is a chat
-    template.
+    """A conversation with a model, one turn at a time, prompted as its run prompts it. With a chat template each answer
+    sees the whole conversation, otherwise its own question only.
 
     Args:
         target: a run, a checkpoint, a model directory, a GGUF file or a hub id.
         temperature: 0 is greedy.
         max_new_tokens: limit on an answer.
+        overrides: settings to change, such as `prompt.system=Be brief`.
     """
 
-    def __init__(self, target: str, *, temperature: float, max_new_tokens: int) -> None:
-        from outscore.config import ModelSettings
-
-        self._policy, _ = load_policy(ModelSettings(source=find_model(target), precision="fp32"), None, 0)
-        self._policy.model.to(default_device())
+    def __init__(self, target: str, *, temperature: float, max_new_tokens: int, overrides: Sequence[str] = ()) -> None:
+        self._recipe = target_recipe(target, overrides=overrides)
+        settings = self._recipe.model.model_copy(update={"precision": "fp32"})
+        self._policy, _ = load_policy(settings, None, 0)
         self._sampler = make_sampler(self._policy, 1)
         self._params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
-        self._turns: list[dict[str, str]] = []
+        self._turns: tuple[Message, ...] = ()
         self._count = 0
 
     def answer(self, question: str) -> str:
-        """The model's answer to the next question."""
+        """The model's answer to the next question.
+
+        Raises:
+            ValueError: if the model cannot read the question; the conversation then stands as if it had not been asked.
+        """
         self._count += 1
-        has_template = bool(self._policy.tokenizer.chat_template)
-        self._turns.append({"role": "user", "content": question})
-        asked = tuple(self._turns) if has_template else question
-        problem = Problem(id=f"turn/{self._count}", question=asked, answer=None, columns={})
-        prompt = render(problem, self._policy.tokenizer, "auto")
-        [group] = self._sampler.sample(
-            [SampleRequest(prompt=prompt, num_samples=1, slot=0)], self._params, seed=0, step=self._count
-        )
+        turns: tuple[Message, ...] = (*self._turns, {"role": "user", "content": question})
+        template = self._recipe.prompt.template
+        is_chat = template == "chat" or (template == "auto" and bool(self._policy.tokenizer.chat_template))
+        problem = Problem(id=f"turn/{self._count}", question=turns if is_chat else question, answer=None, columns={})
+        context = self._policy.context_length
+        try:
+            prompt = render(
+                problem,
+                self._policy.tokenizer,
+                template,
+                system=self._recipe.prompt.system,
+                limit=None if context is None else context - self._params.max_new_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}{self._sample()}") from error
+        request = SampleRequest(prompt=prompt, num_samples=1, slot=0)
+        [group] = self._sampler.sample([request], self._params, seed=0, step=self._count)
         text = group.completions[0].completion.text
-        self._turns.append({"role": "assistant", "content": text})
+        self._turns = (*turns, {"role": "assistant", "content": text})
         return text
+
+    def _sample(self) -> str:
+        """A question of the task the model was trained on, to end an error message with; nothing where none is
+        known."""
+        try:
+            problem = make_task(**self._recipe.task).train_problems()[0]
+        except (ValueError, ImportError, OSError):  # the data may be gone; the message stands without it
+            return ""
+        return f"; a question it was trained on: {problem.question!r}"
