@@ -93,6 +93,7 @@ def test_errors_found_before_any_work(folder: Path) -> None:
     assert "the model's context holds 512" in too_long and "sampling.max_new_tokens = 600 must not" in too_long
     assert "num_train = 'abc' must be a valid integer" in refused("train", "micro.yaml", "task.num_train=abc")
     assert "not valid YAML" in refused("train", "micro.yaml", "rewards=[tag_anser")
+    assert "'warm up' names files" in refused("check", "micro.yaml", "stages.sft.name=warm up")
     assert not (folder / "runs").exists()
 
 
@@ -125,7 +126,18 @@ def test_check_passes_a_sound_recipe_and_reports_as_data(folder: Path) -> None:
     findings = {finding["what"]: finding for finding in json.loads(result.stdout)}
     assert "gold answers score full" in findings["task"]["detail"]
     assert findings["layout"]["status"] == "ok"
-    assert {"prompts", "stop tokens", "memory", "rewards", "lengths"} <= set(findings)
+    assert {"prompts", "stop tokens", "memory", "rewards", "lengths", "correct"} <= set(findings)
+    # Four tokens are too few for any answer, but the SFT stage has yet to teach one.
+    for what in ("rewards", "lengths"):
+        assert findings[what]["status"] == "ok" and "before supervised fine-tuning" in findings[what]["detail"]
+
+
+def test_check_warns_where_no_answer_can_be_correct(folder: Path) -> None:
+    (folder / "mine.py").write_text("def half(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    result = run("check", "micro.yaml", "rewards=[mine.py:half, format_tags]", "--json")
+    findings = {finding["what"]: finding for finding in json.loads(result.stdout)}
+    assert findings["correct"]["status"] == "warn" and "correct by half" in findings["correct"]["detail"]
+    assert findings["task"]["status"] == "warn"
 
 
 def test_a_reward_that_raises_names_itself_the_prompt_and_the_completion(folder: Path) -> None:
@@ -153,5 +165,7 @@ def test_the_table_of_algorithms_prints(folder: Path) -> None:
 
 def test_chat_answers_and_ends_on_an_empty_line(folder: Path) -> None:
     assert run("train", "micro.yaml", "--run", "one", "evaluation.problems=0").exit_code == 0
-    result = CliRunner().invoke(app, ["chat", "one", "--max-new-tokens", "3"], input="12+34=\n\n")
+    result = CliRunner().invoke(app, ["chat", "one", "--max-new-tokens", "3"], input="who?\n12+34=\n\n")
     assert result.exit_code == 0, result.output
+    assert "no token for 'w'" in result.output and "a question it was trained on: '" in result.output
+    assert result.output.count("you>") == 3

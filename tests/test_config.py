@@ -37,6 +37,8 @@ def refused(**changes: Any) -> str:
         ({"rewards": "last_number"}, ["`rewards` = 'last_number'", "give a list: [last_number]"]),
         ({"stages": GRPO}, ["`stages`", "must be a list"]),
         ({"model": {"lora": {"targets": "q_proj"}}}, ["model.lora.targets", "give a list: [q_proj]"]),
+        ({"evaluation": {"patience": 2}}, ["evaluation", "patience = 2", "give `every`"]),
+        ({"model": {"lora": {}}}, ["model", "lora", "'tiny'", "random"]),
     ],
 )
 def test_an_impossible_recipe_says_what_is_wrong(changes: dict[str, Any], parts: list[str]) -> None:
@@ -51,7 +53,7 @@ def test_the_source_decides_which_settings_a_stage_has() -> None:
 
 
 def test_a_dumped_recipe_is_the_recipe() -> None:
-    recipe = parse_recipe({**BASE, "model": {"lora": {"rank": 4}}})
+    recipe = parse_recipe({**BASE, "model": {"source": "some/model", "lora": {"rank": 4}}})
     assert parse_recipe(dump_recipe(recipe)) == recipe
 
 

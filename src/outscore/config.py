@@ -230,8 +230,8 @@ class EvaluationSettings(Settings):
     temperature: float = Field(1.0, gt=0)
     """Temperature of those samples."""
     correct: str = ""
-    """The reward that says whether an answer is correct (a score of its weight-free maximum, 1); empty takes the last
-    one listed."""
+    """The reward that says whether an answer is correct: where it gives its greatest value, 1 for one of your own.
+    Empty takes the last listed whose greatest value is 1, else the last of your own."""
     patience: int = Field(0, ge=0)
     """Stop a stage after so many evaluations without a better one; 0 never does."""
 
@@ -287,6 +287,12 @@ class Recipe(Settings):
             raise ValueError("task: `kind` is missing; for example kind: arithmetic")
         if not self.rewards and any(isinstance(stage, PolicySettings) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
+        if self.evaluation.patience and not self.evaluation.every:
+            raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")
+        if self.model.lora is not None and self.model.source == "tiny":
+            raise ValueError(
+                "model: lora adapts a trained model, but source = 'tiny' builds a random one; leave it out"
+            )
         return self
 
 
@@ -319,9 +325,7 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe as plain data, defaults included."""
-    data = recipe.model_dump(mode="json")
-    data["stages"] = [stage.model_dump(mode="json") for stage in recipe.stages]
-    return data
+    return {**recipe.model_dump(mode="json"), "stages": [stage.model_dump(mode="json") for stage in recipe.stages]}
 
 
 def _explain(detail: Any, data: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ def add_lora(
     sampler differ, and group rows inexact. Works in place and returns the model. ValueError for a target the model does
     not have, ImportError without `outscore[lora]`.
     """
-    peft = _require_peft()
+    peft = require_peft()
     if has_adapters(model):
         raise ValueError("the model has a LoRA adapter already: merge it first")
     if rank < 1 or not 0.0 <= dropout < 1.0:
@@ -55,7 +55,7 @@ def load_lora(model: PreTrainedModel, directory: Path, *, trainable: bool = Fals
 
     ValueError when the directory holds none, or one that lacks weights for this model or has others.
     """
-    peft = _require_peft()
+    peft = require_peft()
     if not (directory / "adapter_config.json").is_file():
         raise ValueError(f"{directory} has no adapter_config.json, so it holds no LoRA adapter")
     # Not by transformers' `load_adapter`: a model it has loaded into saves its merged weights under peft's names.
@@ -149,7 +149,7 @@ def _resolve_targets(model: PreTrainedModel, targets: Sequence[str]) -> list[str
     return sorted(set(targets))
 
 
-def _require_peft() -> Any:
+def require_peft() -> Any:
     """The peft package; ImportError names the extra."""
     try:
         import peft

@@ -123,7 +123,7 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: Tokenizer) -> frozenset[in
     if configured is None:
         configured = getattr(model.config, "eos_token_id", None)
     ids = set(configured) if isinstance(configured, list | tuple) else {configured}
-    ids |= {tokenizer.eos_token_id, _turn_end_id(tokenizer)}
+    ids |= {tokenizer.eos_token_id, turn_end_id(tokenizer)}
     return frozenset(i for i in ids if i is not None)
 
 
@@ -262,7 +262,7 @@ def _forget_quantisation(model: Any) -> None:
             delattr(model.config, attribute)
 
 
-def _turn_end_id(tokenizer: Tokenizer) -> int | None:
+def turn_end_id(tokenizer: Tokenizer) -> int | None:
     """The special token right after an assistant's words in the chat template, if there is one."""
     from jinja2 import TemplateError
 

@@ -16,7 +16,7 @@ from outscore.rollout import make_sampler
 from outscore.train.evaluate import Evaluator
 from outscore.train.loop import Stage
 from outscore.train.optim import make_optimizer
-from outscore.train.setup import Workshop, stage_algorithm
+from outscore.train.setup import Workshop, answer_limit, stage_algorithm
 from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
 
@@ -85,7 +85,7 @@ def build_evaluator(recipe: Recipe, workshop: Workshop) -> Evaluator | None:
         judge=workshop.judge,
         samples=recipe.evaluation.samples,
         temperature=recipe.evaluation.temperature,
-        max_new_tokens=_evaluation_limit(recipe),
+        max_new_tokens=answer_limit(recipe),
         seed=recipe.seed,
     )
 
@@ -130,8 +130,3 @@ def _plain_batch(groups: Sequence[ScoredGroup], temperature: float) -> Batch:
         sampler_logprobs=None,
         temperature=temperature,
     )
-
-
-def _evaluation_limit(recipe: Recipe) -> int:
-    """New tokens allowed in an evaluation: as many as the policy may use in training."""
-    return max((s.sampling.max_new_tokens for s in recipe.stages if isinstance(s, PolicySettings)), default=256)

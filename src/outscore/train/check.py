@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from outscore.config import PolicySettings, Recipe
+from outscore.config import PolicySettings, Recipe, SftSettings
 from outscore.records import Prompt
-from outscore.tasks import make_task, validate
+from outscore.tasks import Task, make_task, validate
+from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage
 from outscore.train.memory import device_bytes, in_words, stage_memory
-from outscore.train.setup import Workshop, prepare, stage_algorithm
+from outscore.train.setup import Workshop, check_before_loading, prepare, stage_algorithm
 from outscore.train.sources import Collected
 
 PROBE_GROUPS = 4
@@ -34,16 +35,22 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
 
     Raises:
         ValueError: where a run would raise it too: the first thing that makes the recipe impossible.
+        ImportError: if a package is missing that the recipe needs.
     """
+    check_before_loading(recipe)
     findings = [
         Finding(what=f"stage {stage.label}", status="ok", detail=f"{stage_algorithm(stage).name}, {stage.steps} steps")
         for stage in recipe.stages
     ]
-    workshop = prepare(recipe)
+    if recipe.trackers:
+        findings.append(Finding(what="trackers", status="ok", detail=f"{', '.join(recipe.trackers)} can be imported"))
+    task = make_task(**recipe.task)
+    workshop = prepare(recipe, task=task)
     findings.append(Finding(what="model", status="ok", detail=f"computes in {workshop.facts['precision']}"))
     layout = "ok" if workshop.policy.layout == "group_rows" else "warn"
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout"])))  # type: ignore[arg-type]
-    findings.append(_task_finding(recipe, workshop))
+    findings.append(_task_finding(task, workshop))
+    findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
     findings.append(_memory(recipe, workshop))
     for index, stage in enumerate(recipe.stages):
@@ -52,16 +59,32 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     return findings
 
 
-def _task_finding(recipe: Recipe, workshop: Workshop) -> Finding:
-    task = make_task(**recipe.task)
+def _task_finding(task: Task, workshop: Workshop) -> Finding:
     counts = f"{len(task.train_problems())} training and {len(task.eval_problems())} held-out problems"
     if not workshop.rewards.names:
         return Finding(what="task", status="ok", detail=counts)
     result = validate(task, workshop.rewards)
     if result.ok:
-        detail = f"{counts}; gold answers score full, empty ones do not ({result.num_problems} tried)"
+        detail = f"{counts}; gold answers score full, garbage does not ({result.num_problems} tried)"
         return Finding(what="task", status="ok", detail=detail)
-    return Finding(what="task", status="warn", detail=f"{counts}; {result.complaints[0]}")
+    more = f" (and {len(result.complaints) - 1} more like it)" if len(result.complaints) > 1 else ""
+    return Finding(what="task", status="warn", detail=f"{counts}; {result.complaints[0]}{more}")
+
+
+def _judge_findings(task: Task, workshop: Workshop) -> list[Finding]:
+    """Whether the reward that says what is correct ever says so: accuracy would be 0 for ever."""
+    groups = gold_groups(task, PROBE_GROUPS)
+    if not workshop.rewards.names or not groups:
+        return []
+    judge = workshop.judge
+    scored = workshop.rewards.score(groups, step=0, on_failure="exclude").groups
+    if any(verdict for group in scored for verdict in judge.correct(group)):
+        return [Finding(what="correct", status="ok", detail=f"gold answers are correct by {judge.reward_name}")]
+    detail = (
+        f"no gold answer is correct by {judge.reward_name}, which would have to give {judge.full:g}: accuracy would be "
+        "0 for ever; name the reward that tells right from wrong in evaluation.correct"
+    )
+    return [Finding(what="correct", status="warn", detail=detail)]
 
 
 def _prompt_findings(workshop: Workshop) -> list[Finding]:
@@ -97,25 +120,31 @@ def _rollout_findings(recipe: Recipe, index: int, workshop: Workshop) -> list[Fi
     stages = [*recipe.stages[:index], small, *recipe.stages[index + 1 :]]
     probed = recipe.model_copy(update={"stages": tuple(stages)})
     collected = build_stage(probed, index, workshop).source.collect(1)
-    return [_variance(collected, index), _truncation(collected)]
+    is_untaught = any(isinstance(stage, SftSettings) for stage in recipe.stages[:index])
+    return [_variance(collected, is_untaught), _truncation(collected, is_untaught)]
 
 
-def _variance(collected: Collected, index: int) -> Finding:
+EXPECTED = "; before supervised fine-tuning that is expected"
+"""Ends what a model cannot do yet when a stage before this one is to teach it the form."""
+
+
+def _variance(collected: Collected, is_untaught: bool) -> Finding:
     total, count = collected.metrics["zero_variance"]
     reward, scored = collected.metrics["reward"]
     detail = f"mean reward {reward / max(scored, 1):.3f}; {total:g} of {count:g} probed groups have all rewards equal"
     if total < count:
         return Finding(what="rewards", status="ok", detail=detail)
-    why = "; before supervised fine-tuning that is expected" if index else "; nothing would be learned from them"
-    return Finding(what="rewards", status="warn", detail=detail + why)
+    if is_untaught:
+        return Finding(what="rewards", status="ok", detail=detail + EXPECTED)
+    return Finding(what="rewards", status="warn", detail=detail + "; nothing would be learned from them")
 
 
-def _truncation(collected: Collected) -> Finding:
+def _truncation(collected: Collected, is_untaught: bool) -> Finding:
     cut, count = collected.metrics["truncated"]
     length, _ = collected.metrics["completion_length"]
     detail = f"mean {length / count:.0f} tokens; {cut:g} of {count:g} probed completions reached the limit"
-    if cut > count / 2:
-        return Finding(
-            what="lengths", status="warn", detail=detail + "; raise sampling.max_new_tokens or shorten the task"
-        )
-    return Finding(what="lengths", status="ok", detail=detail)
+    if cut <= count / 2:
+        return Finding(what="lengths", status="ok", detail=detail)
+    if is_untaught:
+        return Finding(what="lengths", status="ok", detail=detail + EXPECTED)
+    return Finding(what="lengths", status="warn", detail=detail + "; raise sampling.max_new_tokens or shorten the task")

@@ -150,14 +150,14 @@ class Chat:
         template = self._recipe.prompt.template
         is_chat = template == "chat" or (template == "auto" and bool(self._policy.tokenizer.chat_template))
         problem = Problem(id=f"turn/{self._count}", question=turns if is_chat else question, answer=None, columns={})
-        context = self._policy.context_length
         try:
             prompt = render(
                 problem,
                 self._policy.tokenizer,
                 template,
                 system=self._recipe.prompt.system,
-                limit=None if context is None else context - self._params.max_new_tokens,
+                limit=self._policy.context_length,
+                room=self._params.max_new_tokens,
             )
         except ValueError as error:
             raise ValueError(f"{error}{self._sample()}") from error

@@ -3,23 +3,26 @@ any work."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from outscore.config import ModelSettings, PolicySettings, Recipe, SftSettings, StageSettings
-from outscore.model.adapters import add_lora
+from outscore.config import ModelSettings, PolicySettings, Recipe, SamplingSettings, SftSettings, StageSettings
+from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
-from outscore.model.load import LoadedModel, encode, load_model, stop_token_ids, weights_sha256
+from outscore.model.load import LoadedModel, encode, load_model, stop_token_ids, turn_end_id, weights_sha256
 from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import Completion, DemonstrationGroup, Problem, Prompt
+from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.tasks import Task, make_task, render
+from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
 
 
@@ -52,6 +55,12 @@ def stage_algorithm(stage: StageSettings) -> Algorithm:
         ValueError: naming the stage, if the algorithm or a cell is not known or does not fit the stage.
     """
     cells = dict(stage.cells)
+    source = "policy" if isinstance(stage, PolicySettings) else "demonstrations"
+    if cells.get("source", source) != source:
+        raise ValueError(
+            f"stage `{stage.label}`: cells.source = {cells['source']!r} does not fit algorithm {stage.algorithm!r}, "
+            f"whose completions come from {source!r}; leave it out (algorithm: sft trains on demonstrations)"
+        )
     try:
         row = algorithm(stage.algorithm)
         if isinstance(stage, PolicySettings) and row.aggregation == "constant":
@@ -65,6 +74,26 @@ def stage_algorithm(stage: StageSettings) -> Algorithm:
             f"kl_coef is 0; give cells: {{kl_coef: 0.04}} or leave it out"
         )
     return row
+
+
+def stage_plans(recipe: Recipe) -> list[StagePlan]:
+    """The recipe's stages as the run directory lists them; ValueError for a name that cannot name files."""
+    return [StagePlan(name=stage.label, num_steps=stage.steps) for stage in recipe.stages]
+
+
+def check_before_loading(recipe: Recipe) -> None:
+    """Try what needs neither data nor a model: stage names, algorithms and their cells, optional packages.
+
+    Raises:
+        ValueError: naming the stage and what is wrong with it.
+        ImportError: naming the extra that a tracker or LoRA needs.
+    """
+    stage_plans(recipe)
+    for stage in recipe.stages:
+        stage_algorithm(stage)
+    require_trackers(recipe.trackers)
+    if recipe.model.lora is not None:
+        require_peft()
 
 
 def prepare(
@@ -88,24 +117,24 @@ def prepare(
 
     Raises:
         ValueError: if the model, the task, the template, a reward or their combination cannot work.
+        ImportError: if a package is missing that the recipe needs.
     """
-    for stage in recipe.stages:
-        stage_algorithm(stage)
-    task = task or make_task(**recipe.task)
-    rewards = rewards or Rewards(recipe.rewards, on_failure=recipe.on_reward_failure)
+    check_before_loading(recipe)
+    task = make_task(**recipe.task) if task is None else task
+    rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure) if rewards is None else rewards
+    judge = make_judge(recipe, rewards)
     policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
-    limit = policy.context_length
     needs_rollouts = not evaluation_only and any(isinstance(stage, PolicySettings) for stage in recipe.stages)
     needs_demonstrations = not evaluation_only and any(isinstance(stage, SftSettings) for stage in recipe.stages)
 
     def prompts(problems: Sequence[Problem]) -> list[Prompt]:
-        return [render_prompt(problem, policy, recipe, limit) for problem in problems]
+        return [render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in problems]
 
     train = prompts(task.train_problems()) if needs_rollouts else []
     if needs_rollouts and not train:
         raise ValueError(f"task: {task.name} has no training problems")
     held_out = task.eval_problems()[: recipe.evaluation.problems] if recipe.rewards else []
-    demonstrations = _demonstrations(task, policy, recipe) if needs_demonstrations else []
+    demonstrations = demonstration_groups(task, policy, recipe) if needs_demonstrations else []
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
@@ -113,7 +142,7 @@ def prepare(
         eval_prompts=prompts(held_out),
         demonstrations=demonstrations,
         rewards=rewards,
-        judge=make_judge(recipe, rewards),
+        judge=judge,
         facts=found,
     )
 
@@ -160,7 +189,9 @@ def _load(source: str, settings: ModelSettings, task: Task | None, seed: int) ->
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
         return LoadedModel(model=model, tokenizer=tokenizer, sha256=weights_sha256(model), source=source)
     if is_adapter(Path(source)):
-        return load_with_adapter(Path(source), trust_remote_code=settings.trust_remote_code)
+        return load_with_adapter(
+            Path(source), trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle
+        )
     return load_model(
         source,
         precision_dtype=torch.float32,
@@ -174,39 +205,79 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, limit: int | None) -> Prompt:
-    """Render a problem with the recipe's template, checking that it fits the model with room to answer."""
-    room = max((s.sampling.max_new_tokens for s in recipe.stages if isinstance(s, PolicySettings)), default=1)
+def answer_limit(recipe: Recipe) -> int:
+    """New tokens that an answer may have in an evaluation, and that every sampled prompt leaves room for: the most that
+    a stage's sampling allows, or sampling's default where no stage samples."""
+    allowed = [stage.sampling.max_new_tokens for stage in recipe.stages if isinstance(stage, PolicySettings)]
+    return max(allowed, default=SamplingSettings().max_new_tokens)
+
+
+def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, *, room: int) -> Prompt:
+    """Render a problem with the recipe's template; ValueError where the model's context has not `room` more tokens."""
     return render(
         problem,
         policy.tokenizer,
         recipe.prompt.template,
         system=recipe.prompt.system,
-        limit=limit,
+        limit=policy.context_length,
         room=room,
     )
 
 
 def make_judge(recipe: Recipe, rewards: Rewards) -> Judge:
-    """The judge of the recipe's evaluation."""
-    names = rewards.names
-    name = recipe.evaluation.correct or (names[-1] if names else "")
-    if names and name not in names:
-        raise ValueError(f"evaluation.correct = {name!r} is none of the rewards: {', '.join(names)}")
-    return Judge(reward_name=name, extract=rewards.extractor(name) if names else str.strip)
+    """The judge of the recipe's evaluation: by the reward it names, or the one that `Rewards.says_correct` chooses."""
+    name = recipe.evaluation.correct
+    if rewards.names and name and name not in rewards.names:
+        raise ValueError(f"evaluation.correct = {name!r} is none of the rewards: {', '.join(rewards.names)}")
+    chosen = rewards.named(name) if rewards.names and name else rewards.says_correct()
+    if chosen is None:
+        return Judge(reward_name="", extract=str.strip)
+    return Judge(reward_name=chosen.name, full=1.0 if chosen.full is None else chosen.full, extract=chosen.extract)
 
 
-def _demonstrations(task: Task, policy: Policy, recipe: Recipe) -> list[DemonstrationGroup]:
-    stop = policy.tokenizer.eos_token_id
+def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[DemonstrationGroup]:
+    """The task's demonstrations as groups of one, each closed by its end token.
+
+    Raises:
+        ValueError: if there is none, or one does not fit into the model's context with its prompt.
+    """
     groups = []
+    end = cache(partial(end_token_id, policy))
     for demonstration in task.demonstrations():
-        prompt = render_prompt(demonstration.problem, policy, recipe, policy.context_length)
-        ids = (*encode(policy.tokenizer, demonstration.response), stop)
+        problem = demonstration.problem
+        prompt = render_prompt(problem, policy, recipe, room=0)
+        template = check_template(problem, policy.tokenizer, recipe.prompt.template, recipe.prompt.system)
+        ids = (*encode(policy.tokenizer, demonstration.response), end(template == "chat"))
+        total = len(prompt.token_ids) + len(ids)
+        if policy.context_length is not None and total > policy.context_length:
+            raise ValueError(
+                f"demonstration {problem.id!r} has {total} tokens with its prompt, more than the model's context of "
+                f"{policy.context_length}: shorten it or leave it out; its prompt begins {prompt.text[:80]!r}"
+            )
         completion = Completion(token_ids=ids, text=demonstration.response, counts=(True,) * len(ids))
         groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
     if not groups:
         raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")
     return groups
+
+
+def end_token_id(policy: Policy, is_chat: bool) -> int:
+    """The token that closes a demonstration: the turn end of the chat template where the prompt is chat, else the
+    tokenizer's end of text, else any token that ends a completion.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    candidates = [policy.tokenizer.eos_token_id, *sorted(policy.stop_token_ids)]
+    if is_chat:
+        candidates.insert(0, turn_end_id(policy.tokenizer))
+    known = [int(token) for token in candidates if token is not None]
+    if not known:
+        raise ValueError(
+            "model: neither tokenizer nor config names an end token, so demonstrations cannot teach where to stop; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return known[0]
 
 
 def _characters(task: Task | None) -> str:
