@@ -136,6 +136,7 @@ def _some(task: Task, count: int) -> list[Problem]:
 
 
 def _trials(task: Task, num_problems: int) -> list[Trial]:
+    shown: list[tuple[Problem, tuple[str, ...]]]
     shown = [(each.problem, (each.response,)) for each in islice(task.demonstrations(), num_problems)]
     asked = [(each, _framed(each.answer)) for each in _some(task, num_problems) if each.answer is not None]
     return [

@@ -268,10 +268,10 @@ def end_token_id(policy: Policy, is_chat: bool) -> int:
     Raises:
         ValueError: if the model has none.
     """
-    candidates = [policy.tokenizer.eos_token_id, *sorted(policy.stop_token_ids)]
+    candidates: list[int | None] = [policy.tokenizer.eos_token_id, *sorted(policy.stop_token_ids)]
     if is_chat:
         candidates.insert(0, turn_end_id(policy.tokenizer))
-    known = [int(token) for token in candidates if token is not None]
+    known = [token for token in candidates if token is not None]
     if not known:
         raise ValueError(
             "model: neither tokenizer nor config names an end token, so demonstrations cannot teach where to stop; "
