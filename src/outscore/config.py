@@ -290,9 +290,7 @@ class Recipe(Settings):
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")
         if self.model.lora is not None and self.model.source == "tiny":
-            raise ValueError(
-                "model: lora adapts a trained model, but source = 'tiny' builds a random one; leave it out"
-            )
+            raise ValueError("model: lora adapts a trained model, but source = 'tiny' builds a random one; drop it")
         return self
 
 
