@@ -70,7 +70,7 @@ def test_a_dumped_recipe_is_the_recipe() -> None:
 def test_rates_left_out_suit_the_stage_and_stand_in_the_config(lora: Any, given: Any, expected: Any) -> None:
     sft = {"algorithm": "sft", "steps": 40, "optimizer": given}
     grpo = {"algorithm": "grpo", "steps": 100, "minibatches": 2, "epochs": 3, "optimizer": given}
-    dumped = dump_recipe(parse_recipe({**BASE, "model": {"lora": lora}, "stages": [sft, grpo]}))
+    dumped = dump_recipe(parse_recipe({**BASE, "model": {"source": "some/model", "lora": lora}, "stages": [sft, grpo]}))
     found = [(s["optimizer"]["lr"], s["optimizer"]["warmup_steps"]) for s in dumped["stages"]]
     assert found == [(pytest.approx(rate), warmup) for rate, warmup in expected]
     # Resolved once: the config of a run reads back as it is, whatever the defaults of a later release are.
