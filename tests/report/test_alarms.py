@@ -11,13 +11,18 @@ def steps(count, **metrics):
     return [metrics] * count
 
 
+def sampled(count, **metrics):
+    """Steps that sampled groups, half of which had equal rewards."""
+    return steps(count, zero_variance=0.5, **metrics)
+
+
 @pytest.mark.parametrize(
     ("history", "kind", "remedy"),
     [
         (steps(5, zero_variance=0.95), "zero_variance", "larger group_size"),
         (steps(5, zero_variance=0.95, accuracy=0.97), "zero_variance", "nearly solved"),
         (steps(5, truncated=0.51), "truncated", "max_new_tokens"),
-        (steps(5, entropy=2.0) + steps(5, entropy=0.1), "entropy", "learning rate"),
+        (sampled(5, entropy=2.0) + sampled(5, entropy=0.1), "entropy", "learning rate"),
         (steps(1, loss=math.nan, grad_norm=1.0), "not_finite", "loss is nan"),
         (steps(1, grad_norm=math.inf), "not_finite", "precision: fp32"),
     ],
@@ -34,8 +39,10 @@ def test_each_alarm_names_its_remedy(history, kind, remedy):
         [],
         steps(5, zero_variance=0.9, truncated=0.5),
         steps(4, zero_variance=1.0, truncated=1.0),
-        steps(5, entropy=2.0) + steps(5, entropy=0.3),
-        steps(5, entropy=2.0, accuracy=0.1) + steps(5, entropy=0.01, accuracy=0.95),
+        sampled(5, entropy=2.0) + sampled(5, entropy=0.3),
+        sampled(5, entropy=2.0, accuracy=0.1) + sampled(5, entropy=0.01, accuracy=0.95),
+        # Demonstrations: no groups are sampled, and entropy falls because they are learnt.
+        steps(5, entropy=2.0) + steps(5, entropy=0.01),
         steps(5, loss=None, zero_variance=None),
         steps(4, truncated=0.0) + steps(1, truncated=1.0),
     ],

@@ -76,7 +76,8 @@ def _truncated(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
 
 
 def _entropy(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
-    if len(history) < 2 * WINDOW:
+    # Demonstrations are not drawn from the policy: learning them lowers its entropy, as it should.
+    if len(history) < 2 * WINDOW or "zero_variance" not in history[-1]:
         return None
     first, now = _recent(history[:WINDOW], "entropy"), _recent(history, "entropy")
     if not (first > 0 and now < ENTROPY_LIMIT * first):
