@@ -108,8 +108,8 @@ class _Piece:
 
     query_index: Int[Tensor, "problem query"]
     key_index: Int[Tensor, "problem key"]
-    kept: Int[Tensor, " kept"]
-    """Which of the flattened (problem, query) slots are real tokens; the others pad ragged problems."""
+    kept: Int[Tensor, " kept"] | None
+    """Which of the flattened (problem, query) slots are real tokens; the others pad ragged ones. None if all are."""
     tokens: Int[Tensor, " kept"]
     """The row index of each kept slot; no token occurs twice."""
     causal: bool
@@ -147,7 +147,7 @@ class TreeAttention:
         return _Piece(
             query_index=query_index,
             key_index=torch.tensor(key_rows, device=self.device),
-            kept=kept_index,
+            kept=kept_index if len(kept) < query_index.numel() else None,
             tokens=query_index.flatten()[kept_index],
             causal=causal,
         )
@@ -218,13 +218,15 @@ class TreeAttention:
         softcap: float | None,
     ) -> Float[Tensor, "1 token head dim"]:
         """Attend over the forest; see `AttentionContext.attend`."""
+        # Token first, as projections lay it out in memory: picking a token then copies one run of memory.
+        queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
         if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
             out: Tensor = _FlashTree.apply(  # type: ignore[no-untyped-call]
-                query[0], key[0], value[0], self, scaling, sliding_window
+                queries, keys, values, self, scaling, sliding_window
             )
         else:
-            out = _plain_tree(query[0], key[0], value[0], self, scaling, sliding_window, softcap)
-        return out.transpose(0, 1)[None]
+            out = _plain_tree(queries, keys, values, self, scaling, sliding_window, softcap)
+        return out[None]
 
 
 def _bucket(length: int) -> int:
@@ -249,17 +251,25 @@ def _check_forest(segments: Sequence[Segment]) -> None:
 
 
 def _gather(
-    states: Float[Tensor, "head token dim"], index: Int[Tensor, "problem slot"]
+    states: Float[Tensor, "token head dim"], index: Int[Tensor, "problem slot"]
 ) -> Float[Tensor, "problem head slot dim"]:
-    head, _, dim = states.shape
-    picked = states.index_select(1, index.flatten())
-    return picked.view(head, *index.shape, dim).transpose(0, 1)
+    picked = states.index_select(0, index.flatten())
+    return picked.view(*index.shape, *states.shape[1:]).transpose(1, 2)
 
 
-def _keep(states: Tensor, piece: _Piece) -> Float[Tensor, "head kept dim"]:
-    """[problem, head, query, dim] -> the real tokens, [head, kept, dim]."""
-    _, head, _, dim = states.shape
-    return states.transpose(0, 1).reshape(head, -1, dim).index_select(1, piece.kept)
+def _keep(states: Float[Tensor, "problem head query dim"], piece: _Piece) -> Float[Tensor, "kept head dim"]:
+    """The real tokens of a piece."""
+    slots = states.transpose(1, 2).flatten(0, 1)
+    return slots if piece.kept is None else slots.index_select(0, piece.kept)
+
+
+def _add(sums: Float[Tensor, "token head dim"], tokens: Int[Tensor, " kept"], terms: Tensor) -> None:
+    """sums[tokens] += terms, where no token occurs twice: `index_add_` is far slower because it allows that."""
+    sums.index_copy_(0, tokens, sums.index_select(0, tokens).add_(terms))
+
+
+def _repeat_heads(states: Float[Tensor, "token kv_head dim"], repeat: int) -> Float[Tensor, "token head dim"]:
+    return states[:, :, None].expand(-1, -1, repeat, -1).flatten(1, 2)
 
 
 class _FlashTree(torch.autograd.Function):
@@ -267,10 +277,16 @@ class _FlashTree(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: TreeAttention, scaling: float, window: int | None
-    ) -> Tensor:
-        out = torch.empty_like(query)
-        lse = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+        ctx: Any,
+        query: Float[Tensor, "token head dim"],
+        key: Float[Tensor, "token kv_head dim"],
+        value: Float[Tensor, "token kv_head dim"],
+        tree: TreeAttention,
+        scaling: float,
+        window: int | None,
+    ) -> Float[Tensor, "token head dim"]:
+        out = query.new_empty(query.shape)
+        lse = query.new_empty((*query.shape[:2], 1), dtype=torch.promote_types(query.dtype, torch.float32))
         for number, piece in enumerate(tree.pieces()):
             mask = tree.mask(number, window, query.dtype)
             piece_out, piece_lse = _flash(
@@ -285,54 +301,55 @@ class _FlashTree(torch.autograd.Function):
             if mask is not None:
                 # A query that sees no key of this piece has an empty sum; the kernel reports 0 where log 0 is meant.
                 piece_lse = piece_lse.masked_fill(torch.isneginf(mask).all(-1), -torch.inf)
-            kept_out, kept_lse = _keep(piece_out, piece), _keep(piece_lse[..., None], piece)[..., 0]
-            if number < len(tree._own):
-                out[:, piece.tokens], lse[:, piece.tokens] = kept_out, kept_lse
-                continue
-            before = lse[:, piece.tokens]
-            joined = torch.logaddexp(before, kept_lse)
-            old, new = torch.exp(before - joined)[..., None], torch.exp(kept_lse - joined)[..., None]
-            out[:, piece.tokens] = (out[:, piece.tokens] * old + kept_out * new).to(out.dtype)
-            lse[:, piece.tokens] = joined
+            kept_out, kept_lse = _keep(piece_out, piece), _keep(piece_lse[..., None], piece)
+            if number >= len(tree._own):
+                before = lse.index_select(0, piece.tokens)
+                joined = torch.logaddexp(before, kept_lse)
+                old, new = torch.exp(before - joined), torch.exp(kept_lse - joined)
+                kept_out = (out.index_select(0, piece.tokens) * old + kept_out * new).to(out.dtype)
+                kept_lse = joined
+            out.index_copy_(0, piece.tokens, kept_out)
+            lse.index_copy_(0, piece.tokens, kept_lse)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.tree, ctx.scaling, ctx.window = tree, scaling, window
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_out: Float[Tensor, "token head dim"]) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         tree: TreeAttention = ctx.tree
-        repeat = query.shape[0] // key.shape[0]
-        grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        repeat = query.shape[1] // key.shape[1]
+        key, value = _repeat_heads(key, repeat), _repeat_heads(value, repeat)  # the backward kernel wants them alike
+        grads = query.new_empty(query.shape), query.new_empty(query.shape), query.new_empty(query.shape)
         for number, piece in enumerate(tree.pieces()):
             mask = tree.mask(number, ctx.window, query.dtype)
-            piece_grad_out, piece_lse = _gather(grad_out, piece.query_index), _gather(lse[..., None], piece.query_index)
-            if piece.kept.numel() != piece.query_index.numel():
-                # Padding slots must carry no gradient, and weight exp(score - huge) = 0 so that 0 never meets infinity.
-                padding = torch.ones(piece.query_index.numel(), dtype=torch.bool, device=query.device)
-                padding[piece.kept] = False
-                padding = padding.view(len(piece.query_index), 1, -1, 1)
-                piece_grad_out, piece_lse = (
-                    piece_grad_out.masked_fill(padding, 0.0),
-                    piece_lse.masked_fill(padding, 1e30),
-                )
+            piece_lse = lse.index_select(0, piece.tokens)
+            if piece.kept is not None:
+                # A padding slot must carry no gradient: its weights are exp(score - huge) = 0.
+                slots = lse.new_full((piece.query_index.numel(), *lse.shape[1:]), 1e30)
+                piece_lse = slots.index_copy_(0, piece.kept, piece_lse)
             piece_grads = _flash_backward(
-                piece_grad_out,
+                _gather(grad_out, piece.query_index),
                 _gather(query, piece.query_index),
-                _gather(key, piece.key_index).repeat_interleave(repeat, 1),
-                _gather(value, piece.key_index).repeat_interleave(repeat, 1),
+                _gather(key, piece.key_index),
+                _gather(value, piece.key_index),
                 _gather(out, piece.query_index),
-                piece_lse[..., 0],
+                piece_lse.unflatten(0, piece.query_index.shape)[..., 0].transpose(1, 2),
                 0.0,
                 piece.causal and mask is None,
                 attn_mask=mask,
                 scale=ctx.scaling,
             )
-            grads[0].index_add_(1, piece.tokens, _keep(piece_grads[0], piece))
+            # The own pieces come first and cover every token once, as queries and as keys.
+            if number < len(tree._own):
+                for grad, piece_grad in zip(grads, piece_grads, strict=True):
+                    grad.index_copy_(0, piece.tokens, _keep(piece_grad, piece))
+                continue
+            _add(grads[0], piece.tokens, _keep(piece_grads[0], piece))
             for grad, piece_grad in zip(grads[1:], piece_grads[1:], strict=True):
-                summed = piece_grad.unflatten(1, (grad.shape[0], repeat)).sum(2)
-                grad.index_add_(1, piece.key_index.flatten(), summed.transpose(0, 1).flatten(1, 2))
-        return (*grads, None, None, None)
+                _add(grad, piece.key_index.flatten(), piece_grad.transpose(1, 2).flatten(0, 1))
+        summed = [grad.unflatten(1, (-1, repeat)).sum(2) for grad in grads[1:]]
+        return (grads[0], *summed, None, None, None)
 
 
 def _plain_tree(
@@ -343,13 +360,13 @@ def _plain_tree(
     scaling: float,
     window: int | None,
     softcap: float | None,
-) -> Float[Tensor, "head token dim"]:
+) -> Float[Tensor, "token head dim"]:
     """The same sum in plain tensor operations under autograd: any device, and soft-capped scores (Gemma 2)."""
-    repeat = query.shape[0] // key.shape[0]
-    key, value = key.repeat_interleave(repeat, 0), value.repeat_interleave(repeat, 0)
+    repeat = query.shape[1] // key.shape[1]
+    key, value = _repeat_heads(key, repeat), _repeat_heads(value, repeat)
     dtype = torch.promote_types(query.dtype, torch.float32)
     out = query.new_zeros(*query.shape[:2], value.shape[-1], dtype=dtype)
-    lse = torch.full_like(out[..., 0], -torch.inf)
+    lse = torch.full_like(out[..., :1], -torch.inf)
     for number, piece in enumerate(tree.pieces()):
         scores = (_gather(query, piece.query_index) @ _gather(key, piece.key_index).transpose(-1, -2)).to(
             out.dtype
@@ -369,10 +386,11 @@ def _plain_tree(
         weights = torch.exp(scores - piece_lse[..., None])
         piece_lse = piece_lse.masked_fill(blind, -torch.inf)
         kept_out = _keep(weights @ _gather(value, piece.key_index).to(out.dtype), piece)
-        kept_lse = _keep(piece_lse[..., None], piece)[..., 0]
-        before = lse[:, piece.tokens]
+        kept_lse = _keep(piece_lse[..., None], piece)
+        before = lse.index_select(0, piece.tokens)
         joined = torch.logaddexp(before, kept_lse)
-        old, new = torch.exp(before - joined)[..., None], torch.exp(kept_lse - joined)[..., None]
-        update = out[:, piece.tokens] * old + kept_out * new
-        out, lse = out.index_copy(1, piece.tokens, update), lse.index_copy(1, piece.tokens, joined)
+        update = out.index_select(0, piece.tokens) * torch.exp(before - joined) + kept_out * torch.exp(
+            kept_lse - joined
+        )
+        out, lse = out.index_copy(0, piece.tokens, update), lse.index_copy(0, piece.tokens, joined)
     return out.to(query.dtype)
