@@ -1,12 +1,14 @@
 """Export: a plain directory with equal logits, complete or absent."""
 
+import errno
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
@@ -106,6 +108,30 @@ def test_a_failed_write_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         export(checkpoint, tmp_path / "models" / "out")
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("library", ["safetensors", "tokenizers", "python"])
+def test_every_library_says_a_full_disk_alike(tmp_path: Path, library: str) -> None:
+    _, tokenizer = _tiny()
+
+    def write(path: Path) -> None:
+        if library == "safetensors":
+            save_file({"w": torch.zeros(1000)}, path)
+        elif library == "tokenizers":
+            tokenizer.backend_tokenizer.save(str(path))
+        else:
+            path.write_bytes(bytes(1000))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        refusal = pytest.raises(OSError, match=r"could not write .*out: File too large; it does not exist")
+        with refusal as caught, written_aside(tmp_path / "out") as aside:
+            write(aside / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_appears_only_when_it_is_complete(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -79,13 +80,15 @@ def save_model(model: PreTrainedModel, tokenizer: Tokenizer, directory: Path) ->
 def written_aside(target: Path) -> Iterator[Path]:
     """A new directory to fill, which becomes `target` when the block ends, and vanishes when it fails.
 
-    Files are synced before the rename, so that after a crash `target` is complete or absent.
+    Files are synced before the rename, so that after a crash `target` is complete or absent. OSError naming `target`
+    when the disk refuses.
     """
     _refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        yield aside
+        with disk_errors():
+            yield aside
         for file in aside.rglob("*"):
             if file.is_file():
                 with file.open("rb+") as stream:
@@ -94,8 +97,27 @@ def written_aside(target: Path) -> Iterator[Path]:
         if target.is_dir():
             target.rmdir()  # empty, as checked
         aside.rename(target)
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {target}: {error.strerror or error}; it does not exist") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Inside, a disk that refuses is an OSError also where a library written in Rust has another word for it.
+
+    safetensors raises SafetensorError and tokenizers a plain Exception, both with the system's number in the message.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers' has no closer type
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _refuse_existing(target: Path) -> None:
