@@ -173,3 +173,11 @@ def test_evaluation_by_hand():
     assert found.metrics["pass@4"] == 0.5
     assert found.metrics["maj@4"] == 0.25  # a tie of two against two counts one half
     assert found.metrics["reward"] == 0.25
+
+
+def test_a_watcher_hears_of_every_completion_refills_included() -> None:
+    heard: list[str] = []
+    source_of(lambda prompt, sample: "9", [right], refills=1).collect(1, heard.append)
+    first = [f"sampling {n}/8" for n in range(9)]
+    again = [f"sampling refill 1 of 1: {n}/8" for n in range(9)]
+    assert heard == [*first, "scoring", *again, "scoring"]

@@ -78,6 +78,15 @@ def test_an_anchor_equal_to_the_policy_gives_the_gradient_of_no_anchor() -> None
     assert (found[0] - found[1]).norm() <= 1e-10 * found[0].norm()
 
 
+def test_progress_of_an_update_rises_to_one_with_every_micro_batch() -> None:
+    policy = tiny_policy()
+    shares: list[float] = []
+    # Two updates of a group each, both in micro-batches of one completion.
+    batch = batch_of(policy, [[1.0, -1.0], [1.0, -1.0]], [[3, 4], [5, 2]])
+    update(learner_of(policy), batch, plan_of(minibatches=2, token_budget=1), shares.append)
+    assert shares == [0.25, 0.5, 0.75, 1.0]
+
+
 def test_a_batch_without_signal_still_counts_as_an_update() -> None:
     policy = tiny_policy()
     learner = learner_of(policy)

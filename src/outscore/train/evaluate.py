@@ -8,6 +8,7 @@ from outscore.records import Prompt, SampledGroup, SampleRequest, SamplingParams
 from outscore.report.evaluation import Evaluation
 from outscore.rewards import Rewards
 from outscore.rollout import Sampler
+from outscore.train.activity import Tell, counting, tell_nobody
 
 EVALUATION_STEP = 0
 """The step that keys evaluation draws: every evaluation of a run draws with the same uniforms, which makes them
@@ -60,15 +61,26 @@ class Evaluator:
     """The run's seed."""
 
     def run(
-        self, sampler: Sampler, *, label: str, stage: str, step: int, policy_version: int, greedy_only: bool = False
+        self,
+        sampler: Sampler,
+        *,
+        label: str,
+        stage: str,
+        step: int,
+        policy_version: int,
+        greedy_only: bool = False,
+        tell: Tell = tell_nobody,
     ) -> Evaluation:
-        """Evaluate; the metrics are `greedy`, and with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`."""
-        greedy = self._score(sampler, num_samples=1, temperature=0.0)
+        """Evaluate; the metrics are `greedy`, and with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`.
+
+        `tell` hears how far it is.
+        """
+        greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
         hits = [bool(self.judge.correct(group)[0]) for group in greedy]
         found = {"greedy": wilson_interval(sum(hits), len(hits))}
         rewards: dict[str, float] = {}
         if self.samples > 1 and not greedy_only:
-            groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature)
+            groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature, tell=tell)
             found |= self._sampled(groups)
             totals = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
             rewards = {"reward": sum(totals) / len(totals)} if totals else {}
@@ -103,10 +115,17 @@ class Evaluator:
         right = {vote for vote, verdict in zip(votes, verdicts, strict=True) if verdict}
         return maj_at_k(votes, [vote in right for vote in votes], k=self.samples)
 
-    def _score(self, sampler: Sampler, *, num_samples: int, temperature: float) -> list[ScoredGroup]:
+    def _score(self, sampler: Sampler, *, num_samples: int, temperature: float, tell: Tell) -> list[ScoredGroup]:
         requests = [
             SampleRequest(prompt=prompt, num_samples=num_samples, slot=slot) for slot, prompt in enumerate(self.prompts)
         ]
         params = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=temperature)
-        sampled = sampler.sample(requests, params, seed=self.seed + EVALUATION_SEED, step=EVALUATION_STEP)
+        what = "evaluating" if temperature else "evaluating greedily"
+        sampled = sampler.sample(
+            requests,
+            params,
+            seed=self.seed + EVALUATION_SEED,
+            step=EVALUATION_STEP,
+            on_finished=counting(what, len(requests) * num_samples, tell),
+        )
         return list(self.rewards.score(sampled, step=EVALUATION_STEP, max_steps=0).groups)

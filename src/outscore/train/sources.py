@@ -26,6 +26,7 @@ from outscore.records import (
 from outscore.rewards import Rewards
 from outscore.rewards.compose import part_metrics
 from outscore.rollout import Sampler
+from outscore.train.activity import Tell, counting, tell_nobody
 from outscore.train.order import batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
 
@@ -59,8 +60,11 @@ class Collected:
 class Source(Protocol):
     """Where the groups of a step come from."""
 
-    def collect(self, step: int) -> Collected:
-        """The groups of step `step` (1 for the first): a function of the weights, the seed and the step."""
+    def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
+        """The groups of step `step` (1 for the first): a function of the weights, the seed and the step.
+
+        `tell` hears how far it is.
+        """
         ...
 
 
@@ -77,8 +81,8 @@ class DemonstrationSource:
     stage: int
     """The stage's place in the run."""
 
-    def collect(self, step: int) -> Collected:
-        """The demonstrations of a step."""
+    def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
+        """The demonstrations of a step; they are there, so there is nothing to tell."""
         chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.demonstrations))
         groups = [self.demonstrations[index] for index in chosen]
         batch = Batch(
@@ -127,7 +131,7 @@ class RolloutSource:
         sampling = self.settings.sampling
         return SamplingParams(**sampling.model_dump(exclude={"max_rows"}))
 
-    def collect(self, step: int) -> Collected:
+    def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """Draw the groups of a step; slots whose rewards are all equal are drawn again while refills last."""
         seconds = {"sample": 0.0, "score": 0.0}
         chosen = batch_indices(self.seed, self.stage, step, self.settings.prompts_per_step, len(self.prompts))
@@ -137,7 +141,8 @@ class RolloutSource:
         logged: list[Metrics] = []
         for attempt in range(self.settings.refills + 1):
             started = time.perf_counter()
-            sampled = self.sampler.sample(requests, self.params, seed=_stage_seed(self.seed, self.stage), step=step)
+            sampled = self._sample(requests, step, attempt, tell)
+            tell("scoring")
             between = time.perf_counter()
             result = self.rewards.score(sampled, step=step, max_steps=self.settings.steps, epoch=self._epoch(step))
             seconds["sample"] += between - started
@@ -170,6 +175,16 @@ class RolloutSource:
                 *((None,) * len(scored.group.scores) for scored in replaced),
             ),
             extra_columns=_flat_columns(everything),
+        )
+
+    def _sample(self, requests: Sequence[SampleRequest], step: int, attempt: int, tell: Tell) -> list[SampledGroup]:
+        what = f"sampling refill {attempt} of {self.settings.refills}:" if attempt else "sampling"
+        return self.sampler.sample(
+            requests,
+            self.params,
+            seed=_stage_seed(self.seed, self.stage),
+            step=step,
+            on_finished=counting(what, len(requests) * self.settings.group_size, tell),
         )
 
     def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Float[Tensor, " completion"]]:

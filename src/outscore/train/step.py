@@ -169,7 +169,7 @@ def update(
     """Take the batch's optimizer updates: `epochs` passes of `minibatches` updates each.
 
     The anchor is the policy before the first of them; when there is only one update the anchor is the policy itself
-    and costs nothing.
+    and costs nothing. `on_progress` hears the share that is done, after each micro-batch.
     """
     device = learner.policy.device
     live = live_groups(batch, batch.groups, plan.algorithm)
@@ -191,9 +191,9 @@ def update(
     parts = _parts(batch.groups, plan.minibatches)
     for epoch in range(plan.epochs):
         for i, part in enumerate(parts):
-            reports.append(_one_update(learner, batch, part, plan, known))
-            if on_progress:
-                on_progress((epoch * len(parts) + i + 1) / (plan.epochs * len(parts)))
+            before, total = epoch * len(parts) + i, plan.epochs * len(parts)
+            told = _part_of(before, total, on_progress) if on_progress else None
+            reports.append(_one_update(learner, batch, part, plan, known, told))
     return merge(reports)
 
 
@@ -203,8 +203,9 @@ def _one_update(
     part: Sequence[TrainingGroup],
     plan: UpdatePlan,
     known: Mapping[str, Float[Tensor, " token"] | None],
+    on_progress: Callable[[float], None] | None,
 ) -> Metrics:
-    terms = accumulate(learner, batch, part, plan, known)
+    terms = accumulate(learner, batch, part, plan, known, on_progress)
     lr = learning_rate(plan.optimizer, learner.num_updates, plan.total_updates)
     norm = take_step(learner.optimizer, learner.masters.parameters.values(), lr, plan.optimizer.max_grad_norm)
     learner.masters.copy_back()
@@ -219,17 +220,20 @@ def accumulate(
     part: Sequence[TrainingGroup],
     plan: UpdatePlan,
     known: Mapping[str, Float[Tensor, " token"] | None],
+    on_progress: Callable[[float], None] | None = None,
 ) -> list[LossTerms]:
     """Add the gradient of one update to the master weights' gradients, micro-batch by micro-batch.
 
-    Every micro-batch divides by the counts of the whole update, so how it is split changes nothing.
+    Every micro-batch divides by the counts of the whole update, so how it is split changes nothing. `on_progress` hears
+    the share of them that is done.
     """
     policy = learner.policy
     starts, lengths = batch.starts, batch.lengths(policy.device)
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = sum(starts[number + 1] - starts[number] for number in numbers)
     reported = []
-    for micro in split_groups(live_groups(batch, part, plan.algorithm), plan.token_budget):
+    micros = list(split_groups(live_groups(batch, part, plan.algorithm), plan.token_budget))
+    for done, micro in enumerate(micros, start=1):
         rows = pack(policy, micro, starts)
         now = token_logprobs(policy, rows, temperature=batch.temperature)
         terms = policy_loss(
@@ -245,7 +249,14 @@ def accumulate(
         terms.loss.backward()
         learner.masters.gather_gradients()
         reported.append(terms)
+        if on_progress:
+            on_progress(done / len(micros))
     return reported
+
+
+def _part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:
+    """Hears the share of one of `total` equal parts, and tells that of the whole."""
+    return lambda share: on_progress((before + share) / total)
 
 
 def merge(reports: Sequence[Metrics]) -> Metrics:
