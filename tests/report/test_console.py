@@ -75,6 +75,35 @@ def test_a_stage_without_rewards_shows_its_loss():
     console.close()
 
 
+def test_later_stages_are_named_and_no_time_is_promised_for_them():
+    out = terminal()
+    console = Console(title="demo", rich_console=out, clock=itertools.count().__next__)
+    console.stage_started("sft", 3, later={"grpo": 160})
+    console.step(report(1, loss=2.5))
+    [row] = [line for line in last_frame(out.file.getvalue()) if line.startswith("grpo")]
+    assert row.split()[-3:] == ["0/160", "to", "come"]
+    console.stage_started("grpo", 160)
+    assert "to come" not in "\n".join(last_frame(out.file.getvalue()))
+    console.close()
+    lines = terminal(is_terminal=False)
+    console = Console(rich_console=lines)
+    console.stage_started("sft", 3, later={"grpo": 160})
+    console.step(report(1, loss=2.5))
+    assert "sft 1/3  0:06 left, then grpo  loss 2.500" in lines.file.getvalue()
+
+
+def test_a_stage_that_was_stopped_early_has_no_time_left():
+    out = terminal()
+    console = Console(title="demo", rich_console=out, clock=itertools.count().__next__)
+    console.stage_started("grpo", 10)
+    console.step(report(4, reward=1.0))
+    assert "0:18 left" in "\n".join(last_frame(out.file.getvalue()))
+    console.stage_ended()
+    frame = "\n".join(last_frame(out.file.getvalue()))
+    assert "4/10" in frame and "left" not in frame
+    console.close()
+
+
 def test_a_resumed_stage_goes_on_where_it_was():
     out = terminal()
     console = Console(title="demo", rich_console=out, clock=itertools.count().__next__)

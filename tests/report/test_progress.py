@@ -31,6 +31,19 @@ def test_occasional_phases_are_spread_over_all_steps():
     assert seconds_per_step(history) == pytest.approx(3.2)
 
 
+def test_what_precedes_the_first_step_is_not_expected_again():
+    # An evaluation of 60 s before the first step, and none after it.
+    assert seconds_per_step([{"update": 2.0, "evaluate": 60.0}, {"update": 2.0}]) == 2.0
+
+
+def test_a_stage_that_was_stopped_early_is_over():
+    progress = Progress(total_steps=10)
+    progress.advance(1, {"update": 4.0})
+    assert not progress.is_over
+    progress.has_ended = True
+    assert progress.is_over
+
+
 def test_after_a_resume_the_steps_before_count_as_done():
     progress = Progress(total_steps=10, steps_done=8)
     progress.advance(9, {"update": 4.0})

@@ -69,3 +69,24 @@ def test_the_files_do_not_depend_on_who_watches(tmp_path):
     drive(alone, Reporter(alone))
     for name in ("metrics.jsonl", "evals.jsonl", "groups/grpo/step-000003.parquet"):
         assert (watched.path / name).read_bytes() == (alone.path / name).read_bytes()
+
+
+def test_a_failed_step_raises_its_alarm_and_is_not_recorded(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    reporter = Reporter(run)
+    reporter.stage_started("grpo", 4)
+    said = reporter.failed(1, {"grad_norm": float("inf")})
+    assert said == "grad_norm is inf. Lower the learning rate, or set precision: fp32."
+    assert f"alarm: {said}" in (run.path / "events.log").read_text()
+    assert run.metrics() == []
+
+
+def test_the_console_is_told_which_stages_follow(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    out = rich.console.Console(file=io.StringIO(), width=80)
+    reporter = Reporter(run, console=Console(rich_console=out))
+    reporter.stage_started("sft", 2)
+    reporter.step(report(1, loss=1.0))
+    reporter.stage_ended("ended early")
+    assert "left, then grpo" in out.file.getvalue() and "sft: ended early" in out.file.getvalue()
+    assert "sft: ended early" in (run.path / "events.log").read_text()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import rich.console
@@ -49,6 +50,7 @@ class Console:
         self._live: Live | None = None
         self._drawn_at = float("-inf")
         self._stages: dict[str, Progress] = {}
+        self._later: Mapping[str, int] = {}
         self._stage = ""
         self._history: list[Mapping[str, float | None]] = []
         self._rate: float | None = None
@@ -57,8 +59,16 @@ class Console:
         self._lines = 0
         self._unprinted_seconds = 0.0
 
-    def stage_started(self, name: str, total_steps: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """A stage begins, or goes on after a resume with `history`, the metrics of its steps so far."""
+    def stage_started(
+        self,
+        name: str,
+        total_steps: int,
+        history: Sequence[Mapping[str, Any]] = (),
+        later: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """A stage begins, or goes on after a resume with `history`, the metrics of its steps so far; the stages of
+        `later`, name -> steps, will follow."""
+        self._later = later
         self._stage, self._history, self._group, self._rate = name, list(history), (), None
         self._stages[name] = Progress(total_steps=total_steps, steps_done=len(history))
         self._lines, self._unprinted_seconds, self._activity = 0, 0.0, ""
@@ -80,6 +90,12 @@ class Console:
             self._draw(force=progress.steps_done >= progress.total_steps)
         else:
             self._print_line(progress, seconds)
+
+    def stage_ended(self) -> None:
+        """The stage is over; it may have been stopped before its last step."""
+        self._stages[self._stage].has_ended = True
+        if self._is_live:
+            self._draw(force=True)
 
     def activity(self, what: str) -> None:
         """What is going on within a step ("sampling 12/32"); shown in the live view only."""
@@ -128,7 +144,7 @@ class Console:
         names = views.curve_names([last])
         chunks = [f"{name} {format_value(name, last[name])}" for name in names] + views.metric_chunks(last)
         head = f"{self._stage} {progress.steps_done}/{progress.total_steps}"
-        left = f"{format_seconds(progress.seconds_left)} left"
+        left = ", then ".join([f"{format_seconds(progress.seconds_left)} left", *self._later])
         self.message("  ".join([head, left, *chunks, *self._rate_chunk()]))
         if self._group and self._lines % LINES_BETWEEN_GROUPS == 0:
             self._out.print(views.group_view(self._group, self._width))
@@ -154,14 +170,14 @@ class Console:
     def _view(self) -> RenderableType:
         width = self._width
         parts: list[RenderableType] = [Text(visible(self._title), style="bold")] if self._title else []
-        parts.append(views.progress_bars(self._stages))
+        parts.append(views.progress_bars(self._stages, self._later))
         ascii_only = not self._out.encoding.startswith("utf")
         parts += views.curves(self._history, width, ascii_only=ascii_only)
         chunks = (views.metric_chunks(self._history[-1]) if self._history else []) + self._rate_chunk()
         parts += [Text(line, style="dim") for line in views.pack(chunks, width)]
         if self._group:
             # Short windows get short answers: the view is cut at the bottom where it is taller than the screen.
-            room = self._out.height - len(parts) - len(self._stages) - 6
+            room = self._out.height - len(parts) - len(self._stages) - len(self._later) - 6
             lines = 2 if room >= 2 * min(len(self._group), 8) else 1
             parts += [
                 Text(""),

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from outscore.records import StepReport
-from outscore.report.alarms import AlarmWatch
+from outscore.report.alarms import Alarm, AlarmWatch, find_alarms
 from outscore.report.console import Console, step_metrics
 from outscore.report.evaluation import Evaluation
 from outscore.report.rows import CompletionRow
-from outscore.report.run import RunDirectory
+from outscore.report.run import RESERVED, RunDirectory
 from outscore.report.trackers import Tracker
 
 
@@ -26,12 +27,21 @@ class Reporter:
     def stage_started(self, name: str, total_steps: int) -> None:
         """A stage begins, or goes on after a resume; its earlier steps are read back from the run."""
         self._stage, self._watch = name, AlarmWatch()
-        self._history = list(self._run.metrics(name))
+        self._history = [_metrics_of(line) for line in self._run.metrics(name)]
         # Alarms that stood before the resume have been raised already.
         self._watch.update(self._history)
         self._run.log(f"{name}: started at step {len(self._history)} of {total_steps}")
         if self._console is not None:
-            self._console.stage_started(name, total_steps, self._history)
+            names = [plan.name for plan in self._run.stages]
+            later = {plan.name: plan.num_steps for plan in self._run.stages[names.index(name) + 1 :]}
+            self._console.stage_started(name, total_steps, self._history, later)
+
+    def stage_ended(self, why: str = "") -> None:
+        """A stage is over; `why` is said where it had steps left."""
+        if why:
+            self.message(f"{self._stage}: {why}")
+        if self._console is not None:
+            self._console.stage_ended()
 
     def step(self, report: StepReport, completions: Sequence[CompletionRow] = (), shown_slot: int = 0) -> None:
         """A step is done. `completions` are all of the step, none for stages that sample none; one slot is shown."""
@@ -44,9 +54,14 @@ class Reporter:
         if self._console is not None:
             self._console.step(report, _one_group(completions, shown_slot))
         for alarm in self._watch.update(self._history):
-            self._run.log(f"alarm: {alarm.sentence}")
-            if self._console is not None:
-                self._console.message(f"step {report.step}: {alarm.sentence}", warning=True)
+            self._raise(alarm, report.step)
+
+    def failed(self, step: int, metrics: Mapping[str, float | None]) -> str:
+        """A step that is not recorded because of these metrics: raises their alarms, and returns what they say."""
+        alarms = find_alarms([metrics])
+        for alarm in alarms:
+            self._raise(alarm, step)
+        return " ".join(alarm.sentence for alarm in alarms)
 
     def evaluation(self, found: Evaluation) -> None:
         """An evaluation is done."""
@@ -73,10 +88,19 @@ class Reporter:
         for tracker in self._trackers:
             tracker.close()
 
+    def _raise(self, alarm: Alarm, step: int) -> None:
+        self._run.log(f"alarm: {alarm.sentence}")
+        if self._console is not None:
+            self._console.message(f"step {step}: {alarm.sentence}", warning=True)
+
     def _track(self, step: int, values: Mapping[str, float | None], stage: str | None = None) -> None:
         finite = {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
         for tracker in self._trackers:
             tracker.log(stage or self._stage, step, finite)
+
+
+def _metrics_of(line: Mapping[str, Any]) -> dict[str, float | None]:
+    return {name: value for name, value in line.items() if name not in RESERVED}
 
 
 def _one_group(completions: Sequence[CompletionRow], slot: int) -> list[CompletionRow]:

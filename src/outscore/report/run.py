@@ -22,6 +22,7 @@ FACTS = "found"
 """The key of config.yaml under which a run keeps what was found when it began."""
 LINES = ("metrics.jsonl", "timing.jsonl", "evals.jsonl")
 RESERVED = ("stage", "step", "policy_version", "num_tokens")
+"""The columns of `metrics.jsonl` that are no metrics."""
 _STEP = re.compile(r"step-(\d+)(\.parquet)?")
 
 

@@ -38,8 +38,9 @@ def literal(content: str, width: int | None = None, *, style: str = "") -> Text:
     return Text(shown if width is None else shorten(shown, width), style=style, overflow="fold")
 
 
-def progress_bars(stages: Mapping[str, Progress]) -> Table:
-    """A bar, a count and the time left (or taken) for each stage begun so far."""
+def progress_bars(stages: Mapping[str, Progress], later: Mapping[str, int]) -> Table:
+    """A bar, a count and the time left (or taken) for each stage begun so far; below them the later ones, name ->
+    steps: how long those take nobody knows yet."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
@@ -47,11 +48,12 @@ def progress_bars(stages: Mapping[str, Progress]) -> Table:
     grid.add_column(justify="right", no_wrap=True, min_width=12)
     for name, progress in stages.items():
         done, total = progress.steps_done, progress.total_steps
-        left = (
-            f"{format_seconds(progress.seconds_left)} left" if done < total else format_seconds(progress.seconds_spent)
-        )
+        spent, left = format_seconds(progress.seconds_spent), f"{format_seconds(progress.seconds_left)} left"
         bar = ProgressBar(total=max(total, 1), completed=done if total else 1)
-        grid.add_row(literal(name, 16, style="bold"), bar, Text(f"{done}/{total}"), Text(left))
+        time = Text(spent if progress.is_over else left)
+        grid.add_row(literal(name, 16, style="bold"), bar, Text(f"{done}/{total}"), time)
+    for name, total in later.items():
+        grid.add_row(literal(name, 16), ProgressBar(total=max(total, 1)), Text(f"0/{total}"), Text("to come"))
     return grid
 
 
