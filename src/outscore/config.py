@@ -241,8 +241,9 @@ class CheckpointSettings(Settings):
 
     every: int = Field(50, ge=1)
     """Steps between checkpoints."""
-    keep: int = Field(2, ge=1)
-    """Newest checkpoints kept, beside the best one and the last of each stage."""
+    keep: int = Field(2, ge=2)
+    """Newest checkpoints kept, beside the best one and the last of each stage. At least two: where the newest is
+    damaged, a resume takes the one before."""
 
 
 class Recipe(Settings):

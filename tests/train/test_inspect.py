@@ -56,7 +56,7 @@ def test_a_run_stands_for_the_best_checkpoint_of_its_last_stage(
 
 def test_without_a_checkpoint_there_is_no_model(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", saved=[], greedy={("sft", 0): 0.5})
-    with pytest.raises(ValueError, match="no sound checkpoint yet"):
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
         find_model(str(run.path))
 
 

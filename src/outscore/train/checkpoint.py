@@ -27,9 +27,13 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from outscore import __version__
 from outscore.model.adapters import has_adapters
+from outscore.model.export import disk_errors
 from outscore.model.load import quiet_transformers
+from outscore.model.precision import MasterWeights
 from outscore.report import files
+from outscore.report.evaluation import best
 from outscore.report.run import RunDirectory, StepFile
 from outscore.train.step import Learner
 
@@ -61,6 +65,7 @@ class Progress:
 def environment() -> dict[str, Any]:
     """What bit equality depends on besides the recipe: a difference is reported on resume."""
     return {
+        "outscore": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -80,7 +85,7 @@ def save_checkpoint(run: RunDirectory, learner: Learner, progress: Progress) -> 
     path = run.checkpoint_path(progress.stage, progress.step)
     assert not path.exists(), "a resume discards what lies after its checkpoint"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with quiet_transformers(), files.publishing_directory(path) as new:
+    with files.publishing_directory(path) as new, disk_errors(), quiet_transformers():
         cast(PreTrainedModel, learner.policy.model).save_pretrained(new)
         learner.policy.tokenizer.save_pretrained(new)
         safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
@@ -119,7 +124,12 @@ def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:
 
 
 def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
-    """The newest checkpoint that passes its check, and a message for each newer one that does not."""
+    """The newest checkpoint that passes its check (None where there is no checkpoint), and a message for each newer one
+    that does not.
+
+    Raises:
+        ValueError: if there are checkpoints and none passes: starting over is for a person to decide.
+    """
     complaints = []
     for item in reversed(run.checkpoints()):
         try:
@@ -128,16 +138,32 @@ def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
             complaints.append(f"checkpoint {item.path.name} of stage {item.stage} is not used: {error}")
             continue
         return item, complaints
-    return None, complaints
+    if complaints:
+        raise ValueError(
+            f"{run.path} has no sound checkpoint left, so it cannot be resumed and was left as it is; put one back, or "
+            f"remove {run.path / 'checkpoints'} to begin the run anew: {'; '.join(complaints)}"
+        )
+    return None, []
+
+
+def best_checkpoint(run: RunDirectory) -> Path | None:
+    """The checkpoint with the best evaluation of the last stage that has one; None where none of them was evaluated."""
+    saved = {(item.stage, item.step): item.path for item in run.checkpoints()}
+    last = next(reversed(saved), ("", 0))[0]
+    ranked = best([found for found in run.evaluations() if found.stage == last and (last, found.step) in saved])
+    return saved[last, ranked[1].step] if ranked else None
+
+
+def load_weights(path: Path, masters: MasterWeights) -> None:
+    """Put the trained weights of a checkpoint into masters and policy, where the model file has not got them: fp32
+    masters of a bf16 model, and adapters."""
+    if stored := _below(safetensors.torch.load_file(path / "trainer.safetensors"), "master."):
+        masters.load_state_dict(stored)
 
 
 def load_trainer_state(path: Path, learner: Learner) -> None:
-    """Put moments, masters and reference of a checkpoint into a learner whose policy already has the checkpoint's
-    weights."""
-    tensors = safetensors.torch.load_file(path / "trainer.safetensors")
-    if masters := _below(tensors, "master."):
-        learner.masters.load_state_dict(masters)
-    moments = _below(tensors, "adam.")
+    """Put moments and reference of a checkpoint into a learner that already has the checkpoint's weights."""
+    moments = _below(safetensors.torch.load_file(path / "trainer.safetensors"), "adam.")
     for name, parameter in learner.masters.parameters.items():
         own = _below(moments, name + "|")
         if own:

@@ -10,12 +10,11 @@ from outscore.inputs import apply_overrides
 from outscore.model.export import export
 from outscore.records import PYTHON, Message, Problem, SampleRequest, SamplingParams
 from outscore.report import Evaluation, RunDirectory
-from outscore.report.evaluation import best
 from outscore.report.run import FACTS
 from outscore.rollout import make_sampler
 from outscore.tasks import make_task, render
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
-from outscore.train.checkpoint import newest_sound
+from outscore.train.checkpoint import best_checkpoint, newest_sound
 from outscore.train.setup import load_policy, prepare
 
 
@@ -24,20 +23,18 @@ def find_model(target: str) -> str:
     anything else as it is.
 
     Raises:
-        ValueError: if the run has no checkpoint yet.
+        ValueError: if the run has no checkpoint yet, or no sound one.
     """
     path = Path(target)
     if not (path / "run.json").is_file():
         return target
     run = RunDirectory.open(path)
-    saved = {(item.stage, item.step): item.path for item in run.checkpoints()}
-    last = next(reversed(saved), ("", 0))[0]
-    ranked = best([each for each in run.evaluations() if each.stage == last and (last, each.step) in saved])
-    if ranked is not None:
-        return str(saved[last, ranked[1].step])
-    newest, complaints = newest_sound(run)
+    best = best_checkpoint(run)
+    if best is not None:
+        return str(best)
+    newest, _ = newest_sound(run)
     if newest is None:
-        raise ValueError("; ".join([f"{target} has no sound checkpoint yet", *complaints]))
+        raise ValueError(f"{target} has no checkpoint yet")
     return str(newest.path)
 
 

@@ -13,8 +13,9 @@ from outscore.rollout import Sampler
 from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
 from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.memory import peak_bytes
+from outscore.train.optim import NotFiniteError
 from outscore.train.sources import Collected, Source
-from outscore.train.step import Learner, UpdatePlan, update
+from outscore.train.step import Learner, Metrics, UpdatePlan, update
 
 RANKING = "greedy"
 """The metric that says which evaluation is the best; every evaluation has it."""
@@ -70,19 +71,23 @@ class StageRun:
             better = self._evaluate(step)
             last = step == settings.steps or self._out_of_patience()
             self.progress = dataclasses.replace(self.progress, finished=last)
-            if last or better or step % self.stage.recipe.checkpoints.every == 0 or self.interrupted():
+            if last or better or step % self.stage.recipe.checkpoints.every == 0:
                 self._save()
+        # Asked here, whatever ended the loop: a signal may arrive at any of its lines.
+        if self.progress.step and not self.run.checkpoint_path(settings.label, self.progress.step).exists():
+            self._save()
+        if self.progress.finished:
+            patience, step = self.stage.recipe.evaluation.patience, self.progress.step
+            early = f"ended after step {step} of {settings.steps}: none of the last {patience} evaluations was better"
+            self.reporter.stage_ended(early if step < settings.steps else "")
         return self.progress
 
     def take(self, step: int) -> None:
         """One step: collect, update, report."""
         stage, learner = self.stage, self.stage.learner
-        self.reporter.activity("sampling" if isinstance(stage.settings, PolicySettings) else "")
-        collected = stage.source.collect(step)
-        self.reporter.activity("updating")
+        collected = stage.source.collect(step, self.reporter.activity)
         started = time.perf_counter()
-        learner.policy.model.train()
-        metrics = {**collected.metrics, **update(learner, collected.batch, stage.plan)}
+        metrics = {**collected.metrics, **self._update(step, collected)}
         seconds = {**collected.seconds, "update": time.perf_counter() - started, **self.waiting_seconds}
         self.waiting_seconds = {}
         rows, accuracy = self._rows(step, collected)
@@ -98,6 +103,25 @@ class StageRun:
         self.progress = dataclasses.replace(
             self.progress, step=step, policy_version=learner.policy.version, num_updates=learner.num_updates
         )
+
+    def _update(self, step: int, collected: Collected) -> Metrics:
+        learner = self.stage.learner
+        self.reporter.activity("updating")
+        learner.policy.model.train()
+        try:
+            return update(
+                learner,
+                collected.batch,
+                self.stage.plan,
+                on_progress=lambda share: self.reporter.activity(f"updating {share:.0%}"),
+            )
+        except NotFiniteError as error:
+            said = self.reporter.failed(step, {"grad_norm": error.norm})
+            raise ValueError(
+                f"stage {self.stage.settings.label}, step {step}: {said} Nothing of this step is kept: change "
+                f"{self.run.path / 'config.yaml'}, and go on from the last checkpoint with "
+                f"`outscore resume {self.run.path}`"
+            ) from error
 
     def _rows(self, step: int, collected: Collected):  # type: ignore[no-untyped-def]
         if not collected.groups:
@@ -135,7 +159,6 @@ class StageRun:
     def evaluate(self, label: str, step: int, *, greedy_only: bool = False) -> Evaluation:
         """Evaluate the policy as it stands and record it."""
         assert self.stage.evaluator is not None
-        self.reporter.activity("evaluating")
         started = time.perf_counter()
         found = self.stage.evaluator.run(
             self.stage.sampler,
@@ -144,6 +167,7 @@ class StageRun:
             step=step,
             policy_version=self.stage.learner.policy.version,
             greedy_only=greedy_only,
+            tell=self.reporter.activity,
         )
         self._waited("evaluate", started)
         self.reporter.evaluation(found)

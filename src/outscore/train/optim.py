@@ -40,13 +40,21 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettin
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
+class NotFiniteError(FloatingPointError):
+    """A gradient that is NaN or infinite."""
+
+    def __init__(self, norm: float) -> None:
+        super().__init__(f"the gradient norm is {norm}; the update was not applied")
+        self.norm = norm
+
+
 def take_step(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], lr: float, max_grad_norm: float
 ) -> Float[Tensor, ""]:
     """Clip the gradients to the norm, step at this rate, clear them; returns the norm before clipping.
 
     Raises:
-        FloatingPointError: if the norm is not finite; the weights are untouched.
+        NotFiniteError: if the norm is not finite; the weights are untouched.
     """
     members = list(parameters)
     for parameter in members:
@@ -55,7 +63,7 @@ def take_step(
             parameter.grad = torch.zeros_like(parameter)
     norm = torch.nn.utils.clip_grad_norm_(members, max_grad_norm)
     if not torch.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {float(norm)}; the update was not applied")
+        raise NotFiniteError(float(norm))
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()

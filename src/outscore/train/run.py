@@ -19,8 +19,10 @@ from outscore.tasks import Task, make_task
 from outscore.train.build import build_stage
 from outscore.train.checkpoint import (
     Progress,
+    best_checkpoint,
     environment,
     load_trainer_state,
+    load_weights,
     newest_sound,
     prune_checkpoints,
     read_progress,
@@ -44,6 +46,8 @@ class RunResult:
     """False if it was interrupted and can be resumed."""
     checkpoint: Path | None
     """The newest checkpoint: a Hugging Face model directory."""
+    best: Path | None
+    """The one of the last stage with the best evaluation; None where none of them was evaluated."""
 
 
 def run_recipe(
@@ -90,7 +94,8 @@ def resume(
     given.
 
     Raises:
-        ValueError: if there is no run at `path`, another process is writing it, or objects must be given again.
+        ValueError: if there is no run at `path`, another process is writing it, objects must be given again, or it has
+            checkpoints and none is sound; the run is then as it was.
     """
     run = RunDirectory.open(Path(path))
     config = run.config()
@@ -179,7 +184,7 @@ def _go(
             reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
     checkpoints = run.checkpoints()
     newest = checkpoints[-1].path if checkpoints else None
-    return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest)
+    return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest, best=best_checkpoint(run))
 
 
 def _stages(
@@ -196,6 +201,8 @@ def _stages(
         first = [stage.label for stage in recipe.stages].index(start[0].stage)
         policy.version = start[0].policy_version
         prune_checkpoints(run, start[0], recipe.checkpoints.keep)
+        # Before any stage is built: its reference is the policy as the stage finds it.
+        load_weights(start[1], workshop.masters)
         if start[0].finished:
             first, start = first + 1, None
     for index in range(first, len(recipe.stages)):
@@ -232,7 +239,7 @@ def _check_vacant(directory: Path) -> None:
 def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
     facts = workshop.facts
     reporter.message(
-        f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout']}"
+        f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout_probe']}"
     )
 
 

@@ -166,18 +166,23 @@ def load_policy(
     loaded = _load(source, settings, task, seed)
     model, tokenizer = loaded.model, loaded.tokenizer
     stops = stop_token_ids(model, tokenizer)
-    layout = probe_layout(model, tokenizer, stops)
+    if "layout_probe" in facts:
+        layout, tried = facts["layout"], facts["layout_probe"]
+    else:
+        found_layout = probe_layout(model, tokenizer, stops)
+        layout, tried = found_layout.layout, found_layout.reason
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, default_device())
     if settings.lora is not None:
         add_lora(model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed)
-    policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout.layout)
+    policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout)
     found = {
         "weights_sha256": facts.get("weights_sha256", loaded.sha256),
         "precision": precision,
         "precision_probe": probed,
-        "layout": layout.reason,
+        "layout": layout,
+        "layout_probe": tried,
     }
     return policy, found
 
