@@ -29,7 +29,7 @@ SOURCE_INCORRECT = (
 
 def scores(spec, *texts, **problem):
     """The reward's own values for completions of one problem."""
-    rewards = Rewards([spec])
+    rewards = Rewards([spec], on_failure="exclude")
     [scored] = rewards.score([group(*texts, **problem)], step=1).groups
     return [score.parts[rewards.names[0]] if isinstance(score, Score) else None for score in scored.scores]
 
