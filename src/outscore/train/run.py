@@ -178,10 +178,14 @@ def _go(
         if start is None:
             _report_facts(workshop, reporter)
         try:
-            finished = _stages(run, recipe, workshop, start, reporter, interrupted)
+            stopped = _stages(run, recipe, workshop, start, reporter, interrupted)
+            finished = stopped is None
         finally:
             done = run.evaluations()
             reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
+        if stopped is not None:
+            # Last on the screen, below what the live view leaves there.
+            reporter.message(f"stopped after step {stopped.step}; go on with: outscore resume {run.path}")
     checkpoints = run.checkpoints()
     newest = checkpoints[-1].path if checkpoints else None
     return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest, best=best_checkpoint(run))
@@ -194,7 +198,8 @@ def _stages(
     start: tuple[Progress, Path] | None,
     reporter: Reporter,
     interrupted: "_Interrupt",
-) -> bool:
+) -> Progress | None:
+    """Train the stages that are left. Returns where an interrupt stopped them, None if they ended."""
     first = 0
     policy = workshop.policy
     if start is not None:
@@ -218,9 +223,8 @@ def _stages(
             staged.evaluate(f"before {recipe.stages[0].label}", 0)
         progress = staged.go()
         if not progress.finished:
-            reporter.message(f"stopped after step {progress.step}; go on with: outscore resume {run.path}")
-            return False
-    return True
+            return progress
+    return None
 
 
 def _fresh_progress(stage: str, version: int) -> Progress:
