@@ -51,6 +51,8 @@ class Backend:
     """The tokens that end a completion."""
     reference: PreTrainedModel | None = None
     """The same weights in an unmodified Hugging Face model, if there is a model."""
+    set_version: Callable[[Any, int], None] = lambda sampler, version: setattr(sampler.policy, "version", version)
+    """Makes the sampler's policy one of so many optimizer steps."""
 
 
 def requests(
@@ -145,7 +147,7 @@ class FormLaws:
 
     def test_completions_carry_the_policy_version(self, backend):
         sampler = backend.make(64)
-        sampler.policy_version = 17
+        backend.set_version(sampler, 17)
         [group, *_] = sampler.sample(requests(), PARAMS, seed=3, step=4)
         assert {sampled.policy_version for sampled in group.completions} == {17}
 

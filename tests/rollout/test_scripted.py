@@ -18,6 +18,7 @@ class TestScriptedSampler(FormLaws):
             make=lambda max_rows: ScriptedSampler(SCRIPT, tokenizer),
             tokenizer=tokenizer,
             stops=frozenset({EOS_ID}),
+            set_version=lambda sampler, version: setattr(sampler, "policy_version", version),
         )
 
 

@@ -92,7 +92,7 @@ def extend(rows: Sequence[Draft], logits: Float[Tensor, "row vocab"], policy: Po
             row.finish = "length"
 
 
-def completed(row: Draft, policy: Policy, policy_version: int) -> SampledCompletion:
+def completed(row: Draft, policy: Policy) -> SampledCompletion:
     """The record of a row that has ended."""
     assert row.finish is not None
     text = policy.tokenizer.decode(row.token_ids, skip_special_tokens=True)
@@ -101,7 +101,7 @@ def completed(row: Draft, policy: Policy, policy_version: int) -> SampledComplet
         completion=Completion(token_ids=tuple(row.token_ids), text=text, counts=(True,) * len(row.token_ids)),
         sampler_logprobs=tuple(row.logprobs),
         finish=row.finish,
-        policy_version=policy_version,
+        policy_version=policy.version,
     )
 
 

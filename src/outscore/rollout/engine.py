@@ -44,15 +44,6 @@ class GroupEngine:
         self.policy = policy
         self.max_rows = max_rows
 
-    @property
-    def policy_version(self) -> int:
-        """Optimizer steps the policy has taken; completions carry it."""
-        return self.policy.version
-
-    @policy_version.setter
-    def policy_version(self, version: int) -> None:
-        self.policy.version = version
-
     def sample(
         self,
         requests: Sequence[SampleRequest],
@@ -107,7 +98,6 @@ class _Rollout:
         on_finished: OnFinished | None,
     ) -> None:
         self.policy = engine.policy
-        self.policy_version = engine.policy_version
         self.max_rows = min(engine.max_rows, len(waiting))
         self.requests = requests
         self.params = params
@@ -174,7 +164,7 @@ class _Rollout:
         del self.rows[len(self.rows) - len(ended) :]
 
     def _hand_out(self, draft: Draft) -> None:
-        completion = completed(draft, self.policy, self.policy_version)
+        completion = completed(draft, self.policy)
         self.finished[draft.request, draft.sample] = completion
         group = self.open[draft.request]
         group.num_open -= 1

@@ -31,15 +31,6 @@ class SeparateEngine:
         self.policy = policy
         self.max_rows = max_rows
 
-    @property
-    def policy_version(self) -> int:
-        """Optimizer steps the policy has taken; completions carry it."""
-        return self.policy.version
-
-    @policy_version.setter
-    def policy_version(self, version: int) -> None:
-        self.policy.version = version
-
     def sample(
         self,
         requests: Sequence[SampleRequest],
@@ -60,7 +51,7 @@ class SeparateEngine:
                 with torch.inference_mode(), self.policy.evaluating():
                     self._decode(request.prompt.token_ids, part, params)
                 for row in part:
-                    completion = finished[index, row.sample] = completed(row, self.policy, self.policy_version)
+                    completion = finished[index, row.sample] = completed(row, self.policy)
                     if on_finished is not None:
                         on_finished(index, row.sample, completion)
         return groups(requests, finished)
