@@ -2,19 +2,13 @@
 
 import math
 
+from report.building import evaluation
+
 from outscore.report.evaluation import Evaluation, best
 
 
 def found(stage: str, step: int, greedy: float) -> Evaluation:
-    return Evaluation(
-        label=f"{stage} {step}",
-        stage=stage,
-        step=step,
-        policy_version=step,
-        num_problems=4,
-        samples=1,
-        metrics={"greedy": greedy},
-    )
+    return evaluation(f"{stage} {step}", stage, step, greedy)
 
 
 def chosen(*evaluations: Evaluation) -> tuple[str, int] | None:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report.building import evaluation
 
 from outscore.model.tiny import tiny_model
-from outscore.report import Evaluation, RunDirectory, StagePlan
+from outscore.report import RunDirectory, StagePlan
 from outscore.rollout import ScriptedSampler
 from outscore.train import inspect
 from outscore.train.inspect import Chat, find_model, target_recipe
@@ -25,17 +26,7 @@ def run_with(
     for stage, step in saved:
         run.checkpoint_path(stage, step).mkdir(parents=True)
     for (stage, step), value in greedy.items():
-        run.append_evaluation(
-            Evaluation(
-                label=f"{stage} {step}",
-                stage=stage,
-                step=step,
-                policy_version=step,
-                num_problems=4,
-                samples=1,
-                metrics={"greedy": value},
-            )
-        )
+        run.append_evaluation(evaluation(f"{stage} {step}", stage, step, value))
     return run
 
 
