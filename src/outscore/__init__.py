@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from outscore.config import Recipe as Recipe
     from outscore.config import load_recipe as load_recipe
     from outscore.config import parse_recipe as parse_recipe
-    from outscore.model.attention import Segment as Segment
     from outscore.model.attention import TreeAttention as TreeAttention
+    from outscore.model.forest import Segment as Segment
     from outscore.model.load import load_model as load_model
     from outscore.model.logprobs import token_logprobs as token_logprobs
     from outscore.model.policy import Policy as Policy
@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "outscore.config": ("Recipe", "load_recipe", "parse_recipe"),
-    "outscore.model.attention": ("Segment", "TreeAttention"),
+    "outscore.model.attention": ("TreeAttention",),
+    "outscore.model.forest": ("Segment",),
     "outscore.model.load": ("load_model",),
     "outscore.model.logprobs": ("token_logprobs",),
     "outscore.model.policy": ("Policy",),

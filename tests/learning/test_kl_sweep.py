@@ -7,7 +7,8 @@ from train.building import learner_of, plan_of, prompt_of, tiny_policy
 
 from outscore.config import OptimizerSettings, PolicySettings
 from outscore.model.adapters import trainable_parameters
-from outscore.model.attention import Segment, TreeAttention
+from outscore.model.attention import TreeAttention
+from outscore.model.forest import Segment
 from outscore.model.policy import Policy
 from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards

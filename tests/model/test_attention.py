@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.model.attention import Segment, TreeAttention, _plain_tree, segment_positions
+from outscore.model import attention
+from outscore.model.attention import TreeAttention, _plain_tree
+from outscore.model.forest import Segment, segment_positions
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
@@ -24,6 +26,8 @@ BRANCHING = forest((4, -1), (3, 0), (2, 1), (5, 1), (1, 0), (6, -1))
 """A completion that branches in the middle, and a root without children."""
 MANY = forest((9, -1), *[(n, 0) for n in (1, 2, 3, 5, 8, 13, 21, 34)])
 """Lengths that fall into different batches."""
+DEEP = forest((40, -1), (3, 0), (6, 1), (2, 2), (5, 2), (4, 1), (7, 0), (2, 6), (3, 6), (9, -1), (2, 9), (2, 9))
+"""Small trees below a trunk, and a small one of its own."""
 
 
 def visible(segments: list[Segment], window: int | None) -> Tensor:
@@ -61,8 +65,10 @@ def states(segments: list[Segment]) -> list[Tensor]:
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 100])
-@pytest.mark.parametrize("segments", [GROUPS, BRANCHING, MANY], ids=["groups", "branching", "many"])
-def test_output_and_gradients_are_those_of_a_dense_mask(segments, window, softcap):
+@pytest.mark.parametrize("segments", [GROUPS, BRANCHING, MANY, DEEP], ids=["groups", "branching", "many", "deep"])
+@pytest.mark.parametrize("small", [0, 12, 128], ids=lambda small: f"up to {small} in one piece")
+def test_output_and_gradients_are_those_of_a_dense_mask(segments, window, softcap, small, monkeypatch):
+    monkeypatch.setattr(attention, "SMALL_SUBTREE", small)
     inputs, tree = states(segments), TreeAttention(segments)
     out = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=softcap)
     expected = dense(*inputs, visible(segments, window), 0.4, softcap)
@@ -77,14 +83,18 @@ def test_output_and_gradients_are_those_of_a_dense_mask(segments, window, softca
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_the_plain_path_is_the_flash_path(window):
+@pytest.mark.parametrize("small", [0, 128])
+def test_the_plain_path_is_the_flash_path(window, small, monkeypatch):
+    monkeypatch.setattr(attention, "SMALL_SUBTREE", small)
     inputs, tree = states(BRANCHING), TreeAttention(BRANCHING)
     flash = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=None)
     plain = _plain_tree(*(x[0].transpose(0, 1) for x in inputs), tree, 0.4, window, None)
     torch.testing.assert_close(flash[0], plain, rtol=0, atol=1e-12)
 
 
-def test_gradcheck():
+@pytest.mark.parametrize("small", [0, 128])
+def test_gradcheck(small, monkeypatch):
+    monkeypatch.setattr(attention, "SMALL_SUBTREE", small)
     segments = forest((3, -1), (2, 0), (4, 0))
     tree = TreeAttention(segments)
 
@@ -94,9 +104,11 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(attend, states(segments))
 
 
-def test_padding_slots_never_turn_into_nan_when_later_scores_are_huge():
+@pytest.mark.parametrize("small", [0, 128])
+def test_padding_slots_never_turn_into_nan_when_later_scores_are_huge(small, monkeypatch):
     """Two completions share a batch; the padding of the short one repeats its first token, whose weight may
     overflow."""
+    monkeypatch.setattr(attention, "SMALL_SUBTREE", small)
     segments = forest((2, -1), (1, 0), (4, 0))
     inputs = [x.detach().float().mul(40).requires_grad_() for x in states(segments)]
     out = TreeAttention(segments).attend(torch.nn.Identity(), *inputs, scaling=1.0, sliding_window=None, softcap=None)

@@ -37,10 +37,22 @@ def test_the_stop_token_keeps_its_loss_even_when_it_is_the_pad_token():
     assert rows.lengths == (5, 4)
 
 
-def test_equal_prompts_stay_two_groups():
-    twin = TrainingGroup(prompt_ids=(5, 6), completions=(completion(7),), completion_index=(2,))
+def test_what_groups_have_in_common_stands_once():
+    """A second group with the same prompt, and a completion that begins as one of the first's."""
+    twin = TrainingGroup(prompt_ids=(5, 6), completions=(completion(7, 9),), completion_index=(2,))
     rows = group_rows([GROUP, twin], flat_starts([*GROUP.completions, *twin.completions]))
-    assert [segment.parent for segment in rows.segments] == [-1, 0, 0, -1, 3]
+    assert rows.token_ids.tolist() == [[5, 6, 7, 8, STOP, 9, 9, STOP]]
+    assert [segment.parent for segment in rows.segments] == [-1, 0, 1, 1, 0]
+    # 7 is predicted once, for the first completion and the third.
+    assert list(zip(rows.sources.tolist(), rows.targets.tolist(), strict=True)) == [
+        (1, 7),
+        (2, 8),
+        (3, STOP),
+        (6, STOP),
+        (2, 9),
+    ]
+    assert rows.predictions.tolist() == [0, 1, 2, 3, 0, 4]
+    assert rows.completion_index.tolist() == [0, 0, 0, 1, 2, 2]
 
 
 def test_a_group_over_budget_is_split_and_its_prompt_repeated():

@@ -45,5 +45,5 @@ def test_tokens_are_appended_at_each_entry_s_own_place_and_entries_move():
         assert torch.equal(keys[entry, :, place], key[:, entry])
         assert torch.equal(values[entry, :, place], value[:, entry])
     last = keys[2].clone()
-    table.move([2], [0])
+    table.copy([2], [0])
     assert torch.equal(table.layer(0)[0][0], last)

@@ -17,6 +17,11 @@ def params(**kwargs) -> SamplingParams:
     return SamplingParams(max_new_tokens=1, **kwargs)
 
 
+def choose_each(logits: torch.Tensor, draws: torch.Tensor, wanted: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """One draw from each row."""
+    return choose(logits, draws, torch.arange(len(logits)), wanted)
+
+
 def naive_distribution(logits: list[float], wanted: SamplingParams) -> list[float]:
     """Temperature, top-k, top-p, min-p, renormalise: one token at a time, in double precision."""
     tempered = [logit / wanted.temperature for logit in logits]
@@ -61,7 +66,7 @@ def test_filters_and_log_probs_equal_plain_python(vocab, filters):
     rows, num_draws = 3, 40
     logits = torch.randn(rows, vocab) * 3
     draws = torch.rand(rows * num_draws, dtype=torch.float64)
-    ids, logprobs = choose(logits.repeat_interleave(num_draws, 0), draws, wanted)
+    ids, logprobs = choose(logits, draws, torch.arange(rows).repeat_interleave(num_draws), wanted)
     for row in range(rows):
         distribution = naive_distribution(logits[row].tolist(), wanted)
         ends = np.cumsum(distribution)
@@ -80,7 +85,7 @@ def test_cells_have_the_exact_width_of_their_probability():
     for token, weight in enumerate(weights):
         if weight:
             inside = torch.tensor([float(start), float(start + weight) - 2**-53], dtype=torch.float64)
-            ids, logprobs = choose(logits.expand(2, -1), inside, params())
+            ids, logprobs = choose_each(logits.expand(2, -1), inside, params())
             assert ids.tolist() == [token, token]
             assert logprobs.tolist() == pytest.approx([math.log(weight)] * 2, abs=1e-7)
         start += weight
@@ -94,7 +99,7 @@ def test_an_impossible_token_is_never_returned(vocab):
         logits = torch.full((3, vocab), -torch.inf)
         logits[:, place] = -3.0
         for wanted in (params(), params(temperature=0.3), params(top_k=5, top_p=0.9, min_p=0.1)):
-            ids, logprobs = choose(logits, draws, wanted)
+            ids, logprobs = choose_each(logits, draws, wanted)
             assert ids.tolist() == [place] * 3
             assert logprobs.tolist() == [0.0] * 3
 
@@ -103,7 +108,7 @@ def test_the_highest_draw_finds_the_last_possible_token_under_rounding():
     logits = torch.randn(200, 5000)
     logits[:, 4000:] = -torch.inf
     logits[:, 3999] = -15.0  # possible, but lost in the rounding of the sums before it
-    ids, logprobs = choose(logits, torch.full((200,), HIGHEST, dtype=torch.float64), params())
+    ids, logprobs = choose_each(logits, torch.full((200,), HIGHEST, dtype=torch.float64), params())
     assert (ids < 4000).all() and torch.isfinite(logprobs).all()
 
 
@@ -111,7 +116,7 @@ def test_frequencies_follow_the_softmax():
     """Chi-square at 19 degrees of freedom: mean 19, deviation 6.2."""
     logits, count = torch.randn(20), 40_000
     draws = torch.rand(count, dtype=torch.float64)
-    ids, _ = choose(logits.expand(count, -1), draws, params(temperature=0.8))
+    ids, _ = choose_each(logits.expand(count, -1), draws, params(temperature=0.8))
     expected = (logits.double() / 0.8).softmax(-1) * count
     observed = torch.bincount(ids, minlength=20)
     assert float(((observed - expected) ** 2 / expected).sum()) < 19 + 5 * 6.2
@@ -121,7 +126,7 @@ def test_frequencies_follow_the_softmax_over_a_large_vocabulary():
     """Even draws hit every cell in proportion: block sums must not lose or shift mass. 49,152 ids in 192 blocks."""
     logits, count = torch.randn(49_152) * 2, 4096
     draws = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    ids, _ = choose(logits.expand(count, -1), draws, params())
+    ids, _ = choose_each(logits.expand(count, -1), draws, params())
     ends = logits.double().softmax(-1).cumsum(0)
     assert ids.tolist() == sorted(ids.tolist())
     assert (draws <= ends[ids] + 1e-6).all() and (draws >= ends[ids] - logits.double().softmax(-1)[ids] - 1e-6).all()
@@ -129,7 +134,7 @@ def test_frequencies_follow_the_softmax_over_a_large_vocabulary():
 
 def test_greedy_takes_the_lowest_id_among_equals_with_log_prob_zero():
     logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 5.0, 5.0, 5.0], [-torch.inf, 0.0, -1.0, 0.0]])
-    ids, logprobs = choose(logits, torch.full((3,), 0.99, dtype=torch.float64), params(temperature=0.0, top_p=0.5))
+    ids, logprobs = choose_each(logits, torch.full((3,), 0.99, dtype=torch.float64), params(temperature=0.0, top_p=0.5))
     assert ids.tolist() == [1, 0, 1]
     assert logprobs.tolist() == [0.0, 0.0, 0.0]
 
@@ -138,7 +143,7 @@ def test_equal_tokens_stay_or_go_together():
     """top_k=1 between two equals keeps both: renumbering the vocabulary cannot change the distribution."""
     logits = torch.tensor([[2.0, 0.0, 2.0]])
     for draw, token in ((0.25, 0), (0.75, 2)):
-        ids, logprobs = choose(logits, torch.tensor([draw], dtype=torch.float64), params(top_k=1))
+        ids, logprobs = choose_each(logits, torch.tensor([draw], dtype=torch.float64), params(top_k=1))
         assert ids.tolist() == [token]
         assert logprobs.tolist() == pytest.approx([math.log(0.5)])
 
@@ -148,9 +153,9 @@ def test_equal_tokens_stay_or_go_together():
 def test_logits_that_are_not_finite_give_nan_and_leave_other_rows_alone(bad, temperature):
     logits = torch.randn(2, 600)
     draws = torch.tensor([0.3, 0.3], dtype=torch.float64)
-    expected, _ = choose(logits[1:], draws[1:], params(temperature=temperature))
+    expected, _ = choose_each(logits[1:], draws[1:], params(temperature=temperature))
     logits[0, 300] = bad
-    ids, logprobs = choose(logits, draws, params(temperature=temperature))
+    ids, logprobs = choose_each(logits, draws, params(temperature=temperature))
     assert math.isnan(logprobs[0]) and not math.isnan(logprobs[1])
     assert ids[1] == expected[0] and 0 <= ids[0] < 600
 
@@ -158,7 +163,7 @@ def test_logits_that_are_not_finite_give_nan_and_leave_other_rows_alone(bad, tem
 def test_the_logits_are_left_as_they_were():
     logits = torch.randn(4, 300)
     before = logits.clone()
-    choose(logits, torch.rand(4, dtype=torch.float64), params(temperature=0.5, top_k=10, top_p=0.9, min_p=0.01))
+    choose_each(logits, torch.rand(4, dtype=torch.float64), params(temperature=0.5, top_k=10, top_p=0.9, min_p=0.01))
     assert torch.equal(logits, before)
 
 

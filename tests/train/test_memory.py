@@ -11,7 +11,8 @@ from torch import Tensor
 
 import outscore.train.check as check_module
 from outscore.config import parse_recipe
-from outscore.model.attention import Segment, TreeAttention
+from outscore.model.attention import TreeAttention
+from outscore.model.forest import Segment
 from outscore.train.check import check_recipe
 from outscore.train.memory import activation_bytes, cache_bytes, decoder_shape, in_words, peak_bytes, state_bytes
 

@@ -3,7 +3,8 @@
 A row is a forest laid out depth first: a prompt is a root, its completions are children, and a token sees its own
 segment up to itself and the whole of every ancestor segment. A dense mask over such a row costs (G·L)²; here the work
 is G·L²: each segment attends to itself causally, and the slice of tokens below a segment attends to that segment in
-one piece. The pieces are joined by log-sum-exp,
+one piece. A subtree of a few tokens is cheaper in one piece of its own, under a mask. The pieces are joined by
+log-sum-exp,
 
     lse = logaddexp(lse_a, lse_b),   out = out_a · exp(lse_a − lse) + out_b · exp(lse_b − lse),
 
@@ -25,8 +26,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from outscore.model.forest import Segment, check_forest, segment_positions, subtree_ends
+
 ATTENTION_NAME = "outscore"
 """The name under which the attention function is registered with transformers."""
+
+SMALL_SUBTREE = 128
+"""Tokens of a subtree that is attended in one piece, under a mask."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -77,32 +83,6 @@ AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """A run of tokens in a packed row that continues one parent.
-
-    >>> Segment(start=45, length=12, parent=0)  # a completion of the prompt that is segment 0
-    """
-
-    start: int
-    """Index of its first token in the row."""
-    length: int
-    """Number of tokens, at least 1."""
-    parent: int
-    """Index of the segment it continues, or -1 for a root."""
-
-
-def segment_positions(segments: Sequence[Segment]) -> list[int]:
-    """The position of every token of a row: a root starts at 0, a child where its parent ends."""
-    ends: list[int] = []
-    positions: list[int] = []
-    for segment in segments:
-        first = 0 if segment.parent < 0 else ends[segment.parent]
-        ends.append(first + segment.length)
-        positions.extend(range(first, first + segment.length))
-    return positions
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
     """A batch of equally shaped attention problems: queries of some tokens against keys of others."""
 
@@ -112,7 +92,8 @@ class _Piece:
     """Which of the flattened (problem, query) slots are real tokens; the others pad ragged ones. None if all are."""
     tokens: Int[Tensor, " kept"]
     """The row index of each kept slot; no token occurs twice."""
-    causal: bool
+    branching: bool | None
+    """Whether the problems are subtrees, which need a mask, or single segments; None where all keys are ancestors."""
 
 
 class TreeAttention:
@@ -127,16 +108,29 @@ class TreeAttention:
     """
 
     def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu") -> None:
-        _check_forest(segments)
+        check_forest(segments)
         self.segments = tuple(segments)
         self.device = torch.device(device)
         self.num_tokens = sum(segment.length for segment in segments)
         self.positions = torch.tensor(segment_positions(segments), device=self.device)
-        self._own = tuple(self._own_pieces())
-        self._cross = tuple(self._cross_pieces())
-        self._masks: dict[tuple[int, int, torch.dtype], Tensor | None] = {}
+        self._ends = subtree_ends(segments)
+        lengths = torch.tensor([segment.length for segment in segments])
+        # A token is seen from itself to the end of its segment's subtree.
+        self._seen_until = torch.tensor(self._ends).repeat_interleave(lengths).to(self.device)
+        whole = self._small_subtrees()
+        self._own = tuple(self._own_pieces(whole))
+        self._cross = tuple(self._cross_pieces(whole))
+        self._masks: dict[tuple[int, int | None, torch.dtype], Tensor | None] = {}
 
-    def _piece(self, queries: list[range], keys: list[range], causal: bool) -> _Piece:
+    def _small_subtrees(self) -> list[bool]:
+        """For each segment, whether it lies in a subtree that is one problem: the largest that are small."""
+        whole: list[bool] = []
+        for segment, end in zip(self.segments, self._ends, strict=True):
+            inherits = segment.parent >= 0 and whole[segment.parent]
+            whole.append(inherits or end - segment.start <= SMALL_SUBTREE)
+        return whole
+
+    def _piece(self, queries: list[range], keys: list[range], branching: bool | None) -> _Piece:
         width = max(len(run) for run in queries)
         padded = [[*run, *([run[0]] * (width - len(run)))] for run in queries]
         kept = [i * width + j for i, run in enumerate(queries) for j in range(len(run))]
@@ -149,62 +143,63 @@ class TreeAttention:
             key_index=torch.tensor(key_rows, device=self.device),
             kept=kept_index if len(kept) < query_index.numel() else None,
             tokens=query_index.flatten()[kept_index],
-            causal=causal,
+            branching=branching,
         )
 
-    def _own_pieces(self) -> Iterator[_Piece]:
-        # Padding a causal problem on the right changes nothing for its real queries, so segments of similar length
+    def _own_pieces(self, whole: Sequence[bool]) -> Iterator[_Piece]:
+        # Padding a causal problem on the right changes nothing for its real queries, so problems of similar length
         # share a batch.
-        buckets: dict[int, list[range]] = defaultdict(list)
-        for segment in self.segments:
-            buckets[_bucket(segment.length)].append(range(segment.start, segment.start + segment.length))
-        for _, runs in sorted(buckets.items()):
-            yield self._piece(runs, runs, causal=True)
+        buckets: dict[tuple[bool, int], list[range]] = defaultdict(list)
+        for index, segment in enumerate(self.segments):
+            if segment.parent >= 0 and whole[segment.parent]:
+                continue
+            run = range(segment.start, self._ends[index] if whole[index] else segment.start + segment.length)
+            buckets[len(run) > segment.length, _bucket(len(run))].append(run)
+        for (branching, _), runs in sorted(buckets.items()):
+            yield self._piece(runs, runs, branching)
 
-    def _cross_pieces(self) -> Iterator[_Piece]:
+    def _cross_pieces(self, whole: Sequence[bool]) -> Iterator[_Piece]:
         # Keys are never padded (that would need a mask): only segments of the same length share a batch, and of the
         # same depth, so that no token occurs twice in a piece.
-        subtree_end = [segment.start + segment.length for segment in self.segments]
-        depth = [0] * len(self.segments)
-        for index, segment in enumerate(self.segments):
-            depth[index] = 0 if segment.parent < 0 else depth[segment.parent] + 1
-        for index in range(len(self.segments) - 1, -1, -1):
-            parent = self.segments[index].parent
-            if parent >= 0:
-                subtree_end[parent] = max(subtree_end[parent], subtree_end[index])
+        depth: list[int] = []
         buckets: dict[tuple[int, int, int], tuple[list[range], list[range]]] = defaultdict(lambda: ([], []))
         for index, segment in enumerate(self.segments):
-            below = range(segment.start + segment.length, subtree_end[index])
-            if below:
+            depth.append(0 if segment.parent < 0 else depth[segment.parent] + 1)
+            below = range(segment.start + segment.length, self._ends[index])
+            if below and not whole[index]:
                 queries, keys = buckets[depth[index], segment.length, _bucket(len(below))]
                 queries.append(below)
                 keys.append(range(segment.start, segment.start + segment.length))
         for _, (queries, keys) in sorted(buckets.items()):
-            yield self._piece(queries, keys, causal=False)
+            yield self._piece(queries, keys, branching=None)
 
     def pieces(self) -> tuple[_Piece, ...]:
         """All pieces; together the own pieces come first and cover every token once."""
         return self._own + self._cross
 
     def mask(self, number: int, window: int | None, dtype: torch.dtype) -> Float[Tensor, "problem 1 query key"] | None:
-        """The additive mask of a piece, or None when causality alone decides (no window, or one no token can
-        outrun)."""
-        if window is None:
-            return None
+        """The additive mask of a piece, or None when causality alone decides (no branches, and no window or one that
+        no token can outrun)."""
         cache_key = (number, window, dtype)
         if cache_key not in self._masks:
-            self._masks[cache_key] = self._window_mask(self.pieces()[number], window, dtype)
+            self._masks[cache_key] = self._mask(self.pieces()[number], window, dtype)
         return self._masks[cache_key]
 
-    def _window_mask(self, piece: _Piece, window: int, dtype: torch.dtype) -> Tensor | None:
-        distance = self.positions[piece.query_index][:, :, None] - self.positions[piece.key_index][:, None, :]
-        if int(distance.max()) < window:
+    def _mask(self, piece: _Piece, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        if window is not None:
+            distance = self.positions[piece.query_index][:, :, None] - self.positions[piece.key_index][:, None, :]
+            if int(distance.max()) < window:
+                window = None
+        if window is None and not piece.branching:
             return None
-        visible = distance < window
-        if piece.causal:
-            width = piece.query_index.shape[1]
-            visible &= torch.ones(width, width, dtype=torch.bool, device=self.device).tril()
-        return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill(~visible, -torch.inf)[:, None]
+        visible = torch.ones(*piece.query_index.shape, piece.key_index.shape[1], dtype=torch.bool, device=self.device)
+        if piece.branching is not None:
+            visible.tril_()
+        if piece.branching:
+            visible &= piece.query_index[:, :, None] < self._seen_until[piece.key_index][:, None, :]
+        if window is not None:
+            visible &= distance < window
+        return torch.zeros(visible.shape, dtype=dtype, device=self.device).masked_fill_(~visible, -torch.inf)[:, None]
 
     def attend(
         self,
@@ -233,21 +228,6 @@ def _bucket(length: int) -> int:
     """Lengths that share a batch: padding wastes at most a third of it."""
     exponent = max(length.bit_length() - 2, 2)
     return -(-length // (1 << exponent)) << exponent
-
-
-def _check_forest(segments: Sequence[Segment]) -> None:
-    start, open_path = 0, [-1]
-    for index, segment in enumerate(segments):
-        if segment.length < 1 or segment.start != start:
-            raise ValueError(f"segment {index} must start at {start} and hold at least one token, got {segment}")
-        while open_path and open_path[-1] != segment.parent:
-            open_path.pop()
-        if not open_path:
-            raise ValueError(f"segment {index} continues segment {segment.parent}, whose subtree is already closed")
-        open_path.append(index)
-        start += segment.length
-    if not segments:
-        raise ValueError("a row needs at least one segment")
 
 
 def _gather(
@@ -294,7 +274,7 @@ class _FlashTree(torch.autograd.Function):
                 _gather(key, piece.key_index),
                 _gather(value, piece.key_index),
                 0.0,
-                piece.causal and mask is None,
+                piece.branching is not None and mask is None,
                 attn_mask=mask,
                 scale=scaling,
             )
@@ -336,7 +316,7 @@ class _FlashTree(torch.autograd.Function):
                 _gather(out, piece.query_index),
                 piece_lse.unflatten(0, piece.query_index.shape)[..., 0].transpose(1, 2),
                 0.0,
-                piece.causal and mask is None,
+                piece.branching is not None and mask is None,
                 attn_mask=mask,
                 scale=ctx.scaling,
             )
@@ -374,7 +354,7 @@ def _plain_tree(
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         mask = tree.mask(number, window, out.dtype)
-        if mask is None and piece.causal:
+        if mask is None and piece.branching is not None:
             width = scores.shape[-1]
             mask = torch.full((width, width), -torch.inf, device=scores.device, dtype=scores.dtype).triu(1)
         # A query that sees no key of this piece has an empty sum, log 0, without passing -inf − -inf through autograd.

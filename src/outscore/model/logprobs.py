@@ -18,7 +18,7 @@ CHUNK_LOGITS = 1 << 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenLogprobs:
-    """What the policy says of each loss-carrying token of a micro-batch, in the order of `GroupRows.targets`."""
+    """What the policy says of each loss-carrying token of a micro-batch, in the order of `GroupRows.order`."""
 
     logprobs: Float[Tensor, " token"]
     """log π(token | everything before it), at the sampling temperature."""
@@ -29,8 +29,9 @@ class TokenLogprobs:
 def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0) -> TokenLogprobs:
     """Forward the rows and evaluate their loss-carrying tokens; differentiable.
 
-    The head runs in chunks that are recomputed in the backward pass, so that memory grows with the chunk and not with
-    tokens × vocab.
+    Completions that begin alike share tokens, and so predictions: their log-probs are one number, to which the
+    gradients of all of them add up. The head runs in chunks that are recomputed in the backward pass, so that memory
+    grows with the chunk and not with tokens × vocab.
 
     Args:
         policy: the model.
@@ -52,8 +53,9 @@ def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0)
         )
         for part, targets in zip(predicting.split(chunk), rows.targets.split(chunk), strict=True)
     ]
+    logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
     return TokenLogprobs(
-        logprobs=torch.cat([logprobs for logprobs, _ in pieces]), entropy=torch.cat([entropy for _, entropy in pieces])
+        logprobs=logprobs.index_select(0, rows.predictions), entropy=entropy.index_select(0, rows.predictions)
     )
 
 

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from outscore.model.attention import Segment, TreeAttention
+from outscore.model.attention import TreeAttention
+from outscore.model.forest import Segment
 from outscore.model.policy import Layout, Policy
 
 

@@ -1,4 +1,4 @@
-"""Group rows: prompts and completions packed so that a prompt is forwarded once for its whole group.
+"""Group rows: prompts and completions packed so that what they have in common is forwarded once.
 
 This is the one place where targets are shifted: a completion's first token is predicted at its prompt's last token,
 every later one at the token before it. Everything downstream speaks of flat `token` axes over the tokens that carry
@@ -7,12 +7,13 @@ loss.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from outscore.model.attention import Segment, segment_positions
+from outscore.model.forest import Segment, prefix_forest, segment_positions
 from outscore.records import Completion
 
 
@@ -35,8 +36,10 @@ class TrainingGroup:
 class GroupRows:
     """Packed token rows and where in them each loss-carrying token is predicted.
 
-    In the `group_rows` layout there is one row, a forest of segments, and no padding. In the `separate_rows` layout
-    each completion has a row of its own, padded on the right, for models that cannot take a forest.
+    In the `group_rows` layout there is one row, a forest of segments, and no padding: a prompt stands there once for
+    its group, and so does every beginning that completions have in common, so that several loss-carrying tokens may
+    share one prediction. In the `separate_rows` layout each completion has a row of its own, padded on the right, for
+    models that cannot take a forest.
     """
 
     token_ids: Int[Tensor, "row slot"]
@@ -47,10 +50,12 @@ class GroupRows:
     """The forest of the single row; empty in the `separate_rows` layout."""
     lengths: tuple[int, ...]
     """Tokens in each row; the rest of the row is padding."""
-    sources: Int[Tensor, " token"]
-    """For each loss-carrying token, the flat (row · slots + slot) index of the token that predicts it."""
-    targets: Int[Tensor, " token"]
-    """The loss-carrying tokens themselves."""
+    sources: Int[Tensor, " prediction"]
+    """For each prediction, the flat (row · slots + slot) index of the token at which it is made."""
+    targets: Int[Tensor, " prediction"]
+    """For each prediction, the token that came."""
+    predictions: Int[Tensor, " token"]
+    """For each loss-carrying token, its prediction."""
     completion_index: Int[Tensor, " token"]
     """The completion, by its number in the batch, that each loss-carrying token belongs to."""
     order: Int[Tensor, " token"]
@@ -67,14 +72,13 @@ def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator
     """Fill micro-batches up to a token budget, keeping order; a group over budget continues in a row that repeats its
     prompt.
 
-    A single completion longer than the budget gets a micro-batch of its own: the budget bounds memory, it never drops
-    data.
+    What completions of a group have in common counts once. A single completion longer than the budget gets a
+    micro-batch of its own: the budget bounds memory, it never drops data.
     """
     batch: list[TrainingGroup] = []
     used = 0
     for group in groups:
-        for part in _fit(group, token_budget):
-            size = len(part.prompt_ids) + sum(len(completion.token_ids) for completion in part.completions)
+        for part, size in _fit(group, token_budget):
             if batch and used + size > token_budget:
                 yield batch
                 batch, used = [], 0
@@ -84,14 +88,33 @@ def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator
         yield batch
 
 
-def _fit(group: TrainingGroup, token_budget: int) -> Iterator[TrainingGroup]:
-    first, used = 0, len(group.prompt_ids)
+def _fit(group: TrainingGroup, token_budget: int) -> Iterator[tuple[TrainingGroup, int]]:
+    """Parts of a group that fit the budget, each with the number of its different tokens."""
+    first, tree = 0, _Prefixes()
     for i, completion in enumerate(group.completions):
-        if i > first and used + len(completion.token_ids) > token_budget:
-            yield _part(group, first, i)
-            first, used = i, len(group.prompt_ids)
-        used += len(completion.token_ids)
-    yield _part(group, first, len(group.completions))
+        size = len(group.prompt_ids) + tree.size
+        tree.add(completion.token_ids)
+        if i > first and len(group.prompt_ids) + tree.size > token_budget:
+            yield _part(group, first, i), size
+            first, tree = i, _Prefixes()
+            tree.add(completion.token_ids)
+    yield _part(group, first, len(group.completions)), len(group.prompt_ids) + tree.size
+
+
+class _Prefixes:
+    """Counts the different prefixes of what is added."""
+
+    def __init__(self) -> None:
+        self._root: dict[int, Any] = {}
+        self.size = 0
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        node = self._root
+        for token_id in token_ids:
+            if token_id not in node:
+                node[token_id] = {}
+                self.size += 1
+            node = node[token_id]
 
 
 def _part(group: TrainingGroup, first: int, last: int) -> TrainingGroup:
@@ -111,26 +134,22 @@ def flat_starts(completions: Sequence[Completion]) -> list[int]:
 
 
 def group_rows(groups: Sequence[TrainingGroup], starts: Sequence[int], device: torch.device | str = "cpu") -> GroupRows:
-    """Pack groups into one row, each prompt followed by its completions.
+    """Pack groups into one row: every prompt once, and once whatever else begins alike (see `prefix_forest`).
 
     Args:
         groups: the groups of one micro-batch.
         starts: `flat_starts` of all completions of the batch the groups come from.
         device: where the tensors go.
     """
-    ids: list[int] = []
-    segments: list[Segment] = []
+    members = [(group, i) for group in groups for i in range(len(group.completions))]
+    forest = prefix_forest(
+        [(*group.prompt_ids, *group.completions[i].token_ids) for group, i in members],
+        [len(group.prompt_ids) for group, _ in members],
+    )
     index = _TargetIndex(starts)
-    for group in groups:
-        parent = len(segments)
-        segments.append(Segment(start=len(ids), length=len(group.prompt_ids), parent=-1))
-        ids.extend(group.prompt_ids)
-        prompt_end = len(ids) - 1
-        for number, completion in zip(group.completion_index, group.completions, strict=True):
-            segments.append(Segment(start=len(ids), length=len(completion.token_ids), parent=parent))
-            index.add(number, completion, prompt_end, len(ids))
-            ids.extend(completion.token_ids)
-    return index.rows([ids], [segment_positions(segments)], tuple(segments), device)
+    for (group, i), places in zip(members, forest.places, strict=True):
+        index.add(group.completion_index[i], group.completions[i], places[len(group.prompt_ids) - 1 :])
+    return index.rows([forest.token_ids], [segment_positions(forest.segments)], forest.segments, device)
 
 
 def separate_rows(
@@ -138,13 +157,12 @@ def separate_rows(
 ) -> GroupRows:
     """One row for each completion, its prompt repeated, padded on the right: for models that cannot take group rows."""
     members = [(group, i) for group in groups for i in range(len(group.completions))]
-    width = max(len(group.prompt_ids) + len(group.completions[i].token_ids) for group, i in members)
+    rows = [[*group.prompt_ids, *group.completions[i].token_ids] for group, i in members]
+    width = max(map(len, rows))
     index = _TargetIndex(starts)
-    rows: list[list[int]] = []
-    for row, (group, i) in enumerate(members):
-        prompt_end = row * width + len(group.prompt_ids) - 1
-        index.add(group.completion_index[i], group.completions[i], prompt_end, prompt_end + 1)
-        rows.append([*group.prompt_ids, *group.completions[i].token_ids])
+    for number, ((group, i), row) in enumerate(zip(members, rows, strict=True)):
+        places = range(number * width + len(group.prompt_ids) - 1, number * width + len(row))
+        index.add(group.completion_index[i], group.completions[i], places)
     return index.rows(rows, [list(range(len(row))) for row in rows], (), device)
 
 
@@ -153,17 +171,17 @@ class _TargetIndex:
 
     def __init__(self, starts: Sequence[int]) -> None:
         self.starts = starts
-        self.sources: list[int] = []
-        self.targets: list[int] = []
+        self.predictions: dict[tuple[int, int], int] = {}
+        self.tokens: list[int] = []
         self.numbers: list[int] = []
         self.order: list[int] = []
 
-    def add(self, number: int, completion: Completion, prompt_end: int, first: int) -> None:
+    def add(self, number: int, completion: Completion, places: Sequence[int]) -> None:
+        """Add a completion, given where its prompt's last token and its own tokens are."""
         place = self.starts[number]
-        for t, (token, counts) in enumerate(zip(completion.token_ids, completion.counts, strict=True)):
+        for source, token, counts in zip(places, completion.token_ids, completion.counts, strict=False):
             if counts:
-                self.sources.append(prompt_end if t == 0 else first + t - 1)
-                self.targets.append(token)
+                self.tokens.append(self.predictions.setdefault((source, token), len(self.predictions)))
                 self.numbers.append(number)
                 self.order.append(place)
                 place += 1
@@ -188,8 +206,9 @@ class _TargetIndex:
             positions=padded(positions),
             segments=segments,
             lengths=tuple(len(row) for row in ids),
-            sources=flat(self.sources),
-            targets=flat(self.targets),
+            sources=flat([source for source, _ in self.predictions]),
+            targets=flat([token for _, token in self.predictions]),
+            predictions=flat(self.tokens),
             completion_index=flat(self.numbers),
             order=flat(self.order),
         )

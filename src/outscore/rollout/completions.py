@@ -69,27 +69,37 @@ def drafts(requests: Sequence[SampleRequest], *, seed: int, step: int) -> list[D
     ]
 
 
-def extend(rows: Sequence[Draft], logits: Float[Tensor, "row vocab"], policy: Policy, params: SamplingParams) -> None:
-    """Draw the next token of every row, and mark the rows that end with it.
+def extend(
+    rows: Sequence[Sequence[Draft]], logits: Float[Tensor, "row vocab"], policy: Policy, params: SamplingParams
+) -> None:
+    """Draw the next token of every draft, and mark those that end with it.
+
+    Args:
+        rows: the drafts that continue each row of logits.
+        logits: what the model says comes next.
+        policy: whose stop tokens end a draft.
+        params: how to draw.
 
     Raises:
         ValueError: if the model's logits are not finite.
     """
-    token_index = np.array([len(row.token_ids) for row in rows])
-    draws = uniforms(np.array([row.key for row in rows]), token_index)
-    ids, logprobs = choose(logits, torch.from_numpy(draws).to(logits.device), params)
-    for row, token_id, logprob in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
+    every = [draft for row in rows for draft in row]
+    owners = torch.tensor([index for index, row in enumerate(rows) for _ in row], device=logits.device)
+    token_index = np.array([len(draft.token_ids) for draft in every])
+    draws = uniforms(np.array([draft.key for draft in every]), token_index)
+    ids, logprobs = choose(logits, torch.from_numpy(draws).to(logits.device), owners, params)
+    for draft, token_id, logprob in zip(every, ids.tolist(), logprobs.tolist(), strict=True):
         if math.isnan(logprob):
             raise ValueError(
-                f"the model's logits are not finite at token {len(row.token_ids)} of sample {row.sample}: its weights "
-                f"hold NaN or infinity, or its precision ({policy.compute_dtype}) overflows"
+                f"the model's logits are not finite at token {len(draft.token_ids)} of sample {draft.sample}: its "
+                f"weights hold NaN or infinity, or its precision ({policy.compute_dtype}) overflows"
             )
-        row.token_ids.append(token_id)
-        row.logprobs.append(logprob)
+        draft.token_ids.append(token_id)
+        draft.logprobs.append(logprob)
         if token_id in policy.stop_token_ids:
-            row.finish = "stop"
-        elif len(row.token_ids) == params.max_new_tokens:
-            row.finish = "length"
+            draft.finish = "stop"
+        elif len(draft.token_ids) == params.max_new_tokens:
+            draft.finish = "length"
 
 
 def completed(row: Draft, policy: Policy) -> SampledCompletion:

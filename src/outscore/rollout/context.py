@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from outscore.model.attention import Segment, TreeAttention
+from outscore.model.attention import TreeAttention
+from outscore.model.forest import prefix_forest
 from outscore.rollout.kv import KeyValueTable, compaction
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -57,7 +58,7 @@ class PromptBlock:
     def remove(self, prompt: StoredPrompt) -> None:
         """Drop a prompt; the last one takes its entry."""
         for source, target in compaction(len(self.prompts), [prompt.entry]):
-            self.table.move([source], [target])
+            self.table.copy([source], [target])
             self.prompts[target] = self.prompts[source]
             self.prompts[target].entry = target
         self.prompts.pop()
@@ -78,18 +79,24 @@ class LiveRow(Protocol):
 
 
 class PrefillContext:
-    """Attention over several prompts packed in one row, storing their keys and values on the way."""
+    """Attention over several prompts packed in one row, storing their keys and values on the way.
 
-    def __init__(self, prompts: Sequence[StoredPrompt], device: torch.device) -> None:
-        starts = [0]
-        for prompt in prompts:
-            starts.append(starts[-1] + prompt.length)
+    Args:
+        prompts: where each prompt goes.
+        token_ids: the prompts. What they have in common stands in the row once.
+        device: where the model is.
+    """
+
+    def __init__(
+        self, prompts: Sequence[StoredPrompt], token_ids: Sequence[Sequence[int]], device: torch.device
+    ) -> None:
+        forest = prefix_forest(token_ids)
         self._prompts = prompts
-        self._tree = TreeAttention(
-            [Segment(start=s, length=p.length, parent=-1) for s, p in zip(starts, prompts, strict=False)], device
-        )
-        self.positions = self._tree.positions
-        self.last_tokens = torch.tensor(starts[1:], device=device) - 1
+        self._places = [torch.tensor(places, device=device) for places in forest.places]
+        self._tree = TreeAttention(forest.segments, device)
+        self.token_ids = torch.tensor([forest.token_ids], device=device)
+        self.positions = self._tree.positions[None]
+        self.last_tokens = torch.tensor([places[-1] for places in forest.places], device=device)
 
     def attend(
         self,
@@ -104,9 +111,9 @@ class PrefillContext:
     ) -> Float[Tensor, "1 token head value_dim"]:
         """See `outscore.model.attention.AttentionContext`."""
         layer = cast(int, module.layer_idx)
-        for segment, prompt in zip(self._tree.segments, self._prompts, strict=True):
-            tokens = slice(segment.start, segment.start + segment.length)
-            prompt.block.table.write(layer, prompt.entry, key[0, :, tokens], value[0, :, tokens])
+        for prompt, places in zip(self._prompts, self._places, strict=True):
+            states = (part[0].index_select(1, places) for part in (key, value))
+            prompt.block.table.write(layer, prompt.entry, *states)
         return self._tree.attend(
             module, query, key, value, scaling=scaling, sliding_window=sliding_window, softcap=softcap
         )
@@ -196,10 +203,10 @@ class DecodeContext:
         if not prompt.block.prompts:
             del self.blocks[prompt.block.num_tokens]
 
-    def move_rows(self, moves: Sequence[tuple[int, int]]) -> None:
-        """Rows changed places: (from, to) pairs."""
-        if moves:
-            self._own.move(*zip(*moves, strict=True))
+    def copy_rows(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Rows go, or branch, to other places: (from, to) pairs; no place is both."""
+        if copies:
+            self._own.copy(*zip(*copies, strict=True))
 
     def begin_step(self, rows: Sequence[LiveRow]) -> Int64[Tensor, "1 row"]:
         """Prepare to attend for these rows, in this order, and return the positions of their new tokens."""

@@ -1,14 +1,17 @@
 """The built-in sampling engine: every prompt is prefilled once for its group, and the batch holds live rows only.
 
-Scheduling is a function of ids and lengths, never of time: completions wait in request and sample order, and whenever
-rows are free the next ones take them. A row that ends leaves at once; the last row moves into its place. A prompt's
-keys and values are stored from the first of its samples to the last, so a group may be larger than the batch.
+A group is a tree that grows: as long as samples agree they are one row, computed once, and a row branches where they
+differ. A policy that is sure of most tokens is sampled for a fraction of the cost, and a larger group costs what is new
+in it.
+
+Scheduling is a function of ids and tokens, never of time: completions wait in request and sample order, and whenever
+there is room the next ones begin. A row that ends leaves at once; the last row moves into its place. A prompt's keys
+and values are stored from the first of its samples to the last, so a group may be larger than the batch.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from jaxtyping import Float
@@ -58,7 +61,7 @@ class GroupEngine:
         with torch.inference_mode(), self.policy.evaluating():
             rollout = _Rollout(self, requests, params, drafts(requests, seed=seed, step=step), on_finished)
             while rollout.waiting or rollout.rows:
-                if rollout.waiting and len(rollout.rows) < self.max_rows:
+                if rollout.waiting and rollout.num_live < self.max_rows:
                     rollout.admit()
                 else:
                     rollout.decode()
@@ -78,12 +81,22 @@ class _OpenGroup:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Row:
-    draft: Draft
+    """The samples of a group that are the same so far: what comes next is computed once for all of them."""
+
     prompt: StoredPrompt
+    drafts: list[Draft]
 
     @property
     def num_tokens(self) -> int:
-        return len(self.draft.token_ids)
+        return len(self.drafts[0].token_ids)
+
+    def branches(self) -> list["_Row"]:
+        """Rows of those that have not ended, apart by the token drawn last."""
+        following: dict[int, list[Draft]] = {}
+        for draft in self.drafts:
+            if draft.finish is None:
+                following.setdefault(draft.token_ids[-1], []).append(draft)
+        return [_Row(prompt=self.prompt, drafts=drafts) for drafts in following.values()]
 
 
 class _Rollout:
@@ -109,26 +122,48 @@ class _Rollout:
         self.device = self.policy.device
         self.context = DecodeContext(self.max_rows, params.max_new_tokens, self.device)
 
+    @property
+    def num_live(self) -> int:
+        """Samples that have begun and not ended: rows, if all of them differed."""
+        return sum(len(row.drafts) for row in self.rows)
+
     def admit(self) -> None:
-        """Fill the free rows with the next completions and draw their first tokens."""
-        free = self.max_rows - len(self.rows)
+        """Begin the next samples, as many as there is room for, and draw their first tokens."""
+        free = self.max_rows - self.num_live
         entering = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
-        self._prefill([request for request, _ in groupby(row.request for row in entering) if request not in self.open])
-        self.rows += [_Row(draft=draft, prompt=self.open[draft.request].prompt) for draft in entering]
-        # All first tokens of a group come from one distribution: the output layer is applied once for each prompt.
-        indices = {request: index for index, request in enumerate(dict.fromkeys(d.request for d in entering))}
-        hidden = torch.stack([self.open[request].last_hidden for request in indices])
-        repeats = torch.tensor([indices[draft.request] for draft in entering], device=self.device)
-        extend(entering, self.policy.logits(hidden).index_select(0, repeats), self.policy, self.params)
-        self._retire()
+        by_group: dict[int, list[Draft]] = {}
+        for draft in entering:
+            by_group.setdefault(draft.request, []).append(draft)
+        self._prefill([request for request in by_group if request not in self.open])
+        hidden = torch.stack([self.open[request].last_hidden for request in by_group])
+        extend(list(by_group.values()), self.policy.logits(hidden), self.policy, self.params)
+        for request, own in by_group.items():
+            self.rows += _Row(prompt=self.open[request].prompt, drafts=own).branches()
+        self._hand_out(entering)
 
     def decode(self) -> None:
-        """Feed every live row its last token and draw the next."""
+        """Feed every row its last token, draw the next for its samples, and part those that differ."""
         positions = self.context.begin_step(self.rows)
-        token_ids = torch.tensor([[row.draft.token_ids[-1] for row in self.rows]], device=self.device)
+        token_ids = torch.tensor([[row.drafts[0].token_ids[-1] for row in self.rows]], device=self.device)
         hidden = self.policy.hidden(token_ids, positions, self.context)[0]
-        extend([row.draft for row in self.rows], self.policy.logits(hidden), self.policy, self.params)
-        self._retire()
+        fed = self.rows
+        extend([row.drafts for row in fed], self.policy.logits(hidden), self.policy, self.params)
+        branches = [row.branches() for row in fed]
+        # The first branch keeps its row's place, the others get places behind, and the last rows fill what is left.
+        copies: list[tuple[int, int]] = []
+        self.rows = [own[0] if own else row for row, own in zip(fed, branches, strict=True)]
+        for place, own in enumerate(branches):
+            for branch in own[1:]:
+                copies.append((place, len(self.rows)))
+                self.rows.append(branch)
+        self.context.copy_rows(copies)
+        ended = [place for place, own in enumerate(branches) if not own]
+        moves = compaction(len(self.rows), ended)
+        self.context.copy_rows(moves)
+        for source, target in moves:
+            self.rows[target] = self.rows[source]
+        del self.rows[len(self.rows) - len(ended) :]
+        self._hand_out([draft for row in fed for draft in row.drafts])
 
     def _prefill(self, entering: Sequence[int]) -> None:
         """Store the prompts of these requests, packed in rows of `PREFILL_TOKENS`."""
@@ -144,34 +179,25 @@ class _Rollout:
         for pack in packs:
             prompts = [self.requests[request].prompt.token_ids for request in pack]
             stored = [self.context.add_prompt(len(token_ids)) for token_ids in prompts]
-            prefill = PrefillContext(stored, self.device)
-            token_ids = torch.tensor([[token_id for prompt in prompts for token_id in prompt]], device=self.device)
-            hidden = self.policy.hidden(token_ids, prefill.positions[None], prefill)[0]
+            prefill = PrefillContext(stored, prompts, self.device)
+            hidden = self.policy.hidden(prefill.token_ids, prefill.positions, prefill)[0]
             for request, prompt, last in zip(pack, stored, hidden[prefill.last_tokens], strict=True):
                 self.open[request] = _OpenGroup(
                     prompt=prompt, last_hidden=last, num_open=self.requests[request].num_samples
                 )
 
-    def _retire(self) -> None:
-        """Hand out the completions that have ended, drop their rows, and the prompts nobody continues."""
-        ended = [index for index, row in enumerate(self.rows) if row.draft.finish is not None]
-        for draft in sorted((self.rows[i].draft for i in ended), key=lambda draft: (draft.request, draft.sample)):
-            self._hand_out(draft)
-        moves = compaction(len(self.rows), ended)
-        self.context.move_rows(moves)
-        for source, target in moves:
-            self.rows[target] = self.rows[source]
-        del self.rows[len(self.rows) - len(ended) :]
-
-    def _hand_out(self, draft: Draft) -> None:
-        completion = completed(draft, self.policy)
-        self.finished[draft.request, draft.sample] = completion
-        group = self.open[draft.request]
-        group.num_open -= 1
-        if group.num_open == 0:
-            self.context.remove_prompt(group.prompt)
-            del self.open[draft.request]
-        if self.on_finished is not None:
-            # A reward that trains or caches a model of its own must not be handed inference tensors.
-            with torch.inference_mode(False), torch.enable_grad():
-                self.on_finished(draft.request, draft.sample, completion)
+    def _hand_out(self, drafts: Sequence[Draft]) -> None:
+        """Complete those that have ended, in request and sample order, and drop the prompts nobody continues."""
+        ended = [draft for draft in drafts if draft.finish is not None]
+        for draft in sorted(ended, key=lambda draft: (draft.request, draft.sample)):
+            completion = completed(draft, self.policy)
+            self.finished[draft.request, draft.sample] = completion
+            group = self.open[draft.request]
+            group.num_open -= 1
+            if group.num_open == 0:
+                self.context.remove_prompt(group.prompt)
+                del self.open[draft.request]
+            if self.on_finished is not None:
+                # A reward that trains or caches a model of its own must not be handed inference tensors.
+                with torch.inference_mode(False), torch.enable_grad():
+                    self.on_finished(draft.request, draft.sample, completion)

@@ -75,7 +75,7 @@ class KeyValueTable:
         values[entries, :, at] = value.transpose(0, 1)
         return keys, values
 
-    def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy entries over others; no target is also a source."""
         source_index, target_index = list(sources), list(targets)
         for keys, values in self._layers.values():

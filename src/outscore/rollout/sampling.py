@@ -1,4 +1,4 @@
-"""From logits and a uniform number to a token and its log-prob under the distribution truly sampled from.
+"""From logits and uniform numbers to a token and its log-prob under the distribution truly sampled from.
 
 The filters apply in the order temperature, top-k, top-p, min-p, each on what the ones before it left, and the result is
 renormalised. All three keep tokens whose logit reaches some value, so together they are one cutoff per row, and tokens
@@ -34,23 +34,27 @@ def check_params(params: SamplingParams) -> None:
 
 
 def choose(
-    logits: Float[Tensor, "row vocab"], uniforms: Float64[Tensor, " row"], params: SamplingParams
-) -> tuple[Int64[Tensor, " row"], Float64[Tensor, " row"]]:
-    """Choose one token in each row.
+    logits: Float[Tensor, "row vocab"],
+    uniforms: Float64[Tensor, " draw"],
+    rows: Int64[Tensor, " draw"],
+    params: SamplingParams,
+) -> tuple[Int64[Tensor, " draw"], Float64[Tensor, " draw"]]:
+    """Choose one token for each draw; any number of draws may be from one row.
 
     Args:
         logits: unnormalised log-probs; -inf marks an impossible token. Not changed.
-        uniforms: one number in [0, 1) for each row.
+        uniforms: one number in [0, 1) for each draw.
+        rows: the row each draw is from.
         params: temperature and filters; temperature 0 takes the most probable token, the lowest id among equals.
 
     Returns:
-        The token ids, and their log-probs after temperature, filters and renormalisation (0 where greedy). A row whose
-        logits hold NaN or +inf gets the log-prob NaN and an id without meaning.
+        The token ids, and their log-probs after temperature, filters and renormalisation (0 where greedy). A draw from
+        a row whose logits hold NaN or +inf gets the log-prob NaN and an id without meaning.
     """
     if params.temperature == 0:
         ids = logits.argmax(-1)  # the first of equals, as torch documents
         peak = logits.gather(1, ids[:, None])[:, 0].double()
-        return ids, peak - peak
+        return ids[rows], (peak - peak)[rows]
     num_rows, vocab = logits.shape
     peak = logits.amax(-1, keepdim=True)
     num_blocks = -(-vocab // _BLOCK)
@@ -63,33 +67,35 @@ def choose(
         tempered.masked_fill_(tempered < _cutoff(tempered, params), -torch.inf)
     tempered.exp_()
     blocks = weights.view(num_rows, num_blocks, _BLOCK)
-    ids, total = _invert(blocks, uniforms[:, None])
+    ids, total = _invert(blocks, uniforms[:, None], rows)
     ids = ids.clamp_max(vocab - 1)  # a row of NaN points past the end; any id will do, for its log-prob is NaN
-    logprobs = (logits.gather(1, ids) - peak).double() / params.temperature - total.log()
-    return ids[:, 0], logprobs[:, 0]
+    logprobs = (logits[rows, ids] - peak[rows, 0]).double() / params.temperature - total.log()
+    return ids, logprobs
 
 
 def _invert(
-    blocks: Float[Tensor, "row block id"], uniforms: Float64[Tensor, "row 1"]
-) -> tuple[Int64[Tensor, "row 1"], Float64[Tensor, "row 1"]]:
-    """The inverse CDF at two levels, block and id within it, and the sum of each row's weights.
+    blocks: Float[Tensor, "row block id"], uniforms: Float64[Tensor, "draw 1"], rows: Int64[Tensor, " draw"]
+) -> tuple[Int64[Tensor, " draw"], Float64[Tensor, " draw"]]:
+    """The inverse CDF at two levels, block and id within it, and the sum of each draw's weights.
 
     Sums over blocks stay in the weights' own precision; one number per block and one block per row accumulate in fp64.
     """
-    ends = blocks.sum(-1).double().cumsum(-1)
+    ends = blocks.sum(-1).double().cumsum(-1).index_select(0, rows)
     total = ends[:, -1:]
     target = uniforms * total
     block = _first_above(ends, target)
     end = ends.gather(1, block)
     start = torch.where(block > 0, ends.gather(1, (block - 1).clamp_min(0)), 0.0)
-    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(-1)
+    inside = blocks[rows, block[:, 0]].double().cumsum(-1)
     # The fp64 sum of the block differs from its own sum by rounding: the target keeps its *share* of the block.
     share = (target - start) / (end - start)
     offset = _first_above(inside, share * inside[:, -1:])
-    return block * _BLOCK + offset, total
+    return (block * _BLOCK + offset)[:, 0], total[:, 0]
 
 
-def _first_above(cumulative: Float64[Tensor, "row slot"], target: Float64[Tensor, "row 1"]) -> Int64[Tensor, "row 1"]:
+def _first_above(
+    cumulative: Float64[Tensor, "draw slot"], target: Float64[Tensor, "draw 1"]
+) -> Int64[Tensor, "draw 1"]:
     """The first slot whose cumulative sum exceeds the target: a slot of weight 0 adds nothing and is never the first.
     A target that rounding lifted to the very end is taken just below it, so that the last slot with weight answers."""
     below_end = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))

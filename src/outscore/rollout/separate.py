@@ -66,7 +66,7 @@ class SeparateEngine:
             logits = output.logits[:, -1]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             live = [index for index, row in enumerate(rows) if row.finish is None]
-            extend([rows[index] for index in live], logits[live], self.policy, params)
+            extend([[rows[index]] for index in live], logits[live], self.policy, params)
             # A row that has ended repeats its last token; nothing reads what it predicts.
             token_ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=self.policy.device)
 
