@@ -123,8 +123,8 @@ class SamplingSettings(Settings):
     """Keep the smallest set of tokens whose probability reaches p."""
     min_p: float = Field(0.0, ge=0, le=1)
     """Keep tokens at least this fraction as probable as the most probable."""
-    max_rows: int = Field(64, ge=1)
-    """Completions decoded at the same time."""
+    max_rows: int = Field(256, ge=1)
+    """Completions decoded at the same time. Memory grows with what is different in them."""
 
 
 class StageSettings(Settings):

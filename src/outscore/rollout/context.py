@@ -188,9 +188,8 @@ class DecodeContext:
     def __init__(self, max_rows: int, max_tokens: int, device: torch.device) -> None:
         self.blocks: dict[int, PromptBlock] = {}
         self._own = KeyValueTable()
-        self._max_tokens = max_tokens
+        self._max_rows, self._max_tokens = max_rows, max_tokens
         self._device = device
-        self._own.reserve(max_rows, min(32, max_tokens))
 
     def add_prompt(self, length: int) -> StoredPrompt:
         """Make a place for a prompt."""
@@ -206,14 +205,23 @@ class DecodeContext:
     def copy_rows(self, copies: Sequence[tuple[int, int]]) -> None:
         """Rows go, or branch, to other places: (from, to) pairs; no place is both."""
         if copies:
+            self._make_room(max(target for _, target in copies) + 1, 0)
             self._own.copy(*zip(*copies, strict=True))
+
+    def _make_room(self, num_rows: int, num_tokens: int) -> None:
+        """Storage doubles: it grows with the rows and tokens there are, not with those there might be."""
+        own = self._own
+        if num_rows > own.num_entries or num_tokens > own.num_tokens:
+            own.reserve(
+                own.num_entries if num_rows <= own.num_entries else min(2 * num_rows, self._max_rows),
+                own.num_tokens if num_tokens <= own.num_tokens else min(max(2 * num_tokens, 32), self._max_tokens),
+            )
 
     def begin_step(self, rows: Sequence[LiveRow]) -> Int64[Tensor, "1 row"]:
         """Prepare to attend for these rows, in this order, and return the positions of their new tokens."""
         counts = [row.num_tokens for row in rows]
         self._longest = max(counts)
-        if self._longest > self._own.num_tokens:
-            self._own.reserve(0, min(max(self._longest, 2 * self._own.num_tokens), self._max_tokens))
+        self._make_room(len(rows), self._longest)
         self._equal = min(counts) == self._longest
         self._counts = torch.tensor(counts, device=self._device)
         self._at = self._counts - 1

@@ -20,7 +20,7 @@ from outscore.train.setup import Workshop, answer_limit, stage_algorithm
 from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
 
-EVALUATION_ROWS = 128
+EVALUATION_ROWS = 256
 """Completions decoded at once in an evaluation, which keeps no activations."""
 
 
