@@ -42,6 +42,8 @@ def test_rows_and_functions_make_a_run_that_resumes(tmp_path: Path) -> None:
         outscore.resume(tmp_path / "run")
     with pytest.raises(ValueError, match=r"own rewards \(shorter\)"):
         outscore.resume(tmp_path / "run", task=ROWS)
+    with pytest.raises(ValueError, match=r"the rewards shorter × 1, format_tags × 0.4, and is given last_number × 1:"):
+        outscore.resume(tmp_path / "run", task=ROWS, rewards=[last_number])
     assert outscore.resume(tmp_path / "run", task=ROWS, rewards=rewards).finished
 
 

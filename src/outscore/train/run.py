@@ -94,16 +94,20 @@ def resume(
     given.
 
     Raises:
-        ValueError: if there is no run at `path`, another process is writing it, objects must be given again, or it has
-            checkpoints and none is sound; the run is then as it was.
+        ValueError: if there is no run at `path`, another process is writing it, objects must be given again or are
+            others, or it has checkpoints and none is sound; the run is then as it was.
     """
     run = RunDirectory.open(Path(path))
     config = run.config()
     facts = config.pop(FACTS)
-    recipe, own_task, own_rewards = _with_objects(
-        parse_recipe(config, where=str(run.path / "config.yaml")), task, rewards
-    )
-    _check_objects(recipe, path, task=task, rewards=rewards)
+    written = parse_recipe(config, where=str(run.path / "config.yaml"))
+    recipe, own_task, own_rewards = _with_objects(written, task, rewards)
+    _check_objects(written, path, task=task, rewards=rewards)
+    if recipe.rewards != written.rewards:
+        raise ValueError(
+            f"{path} was started with the rewards {_names(written.rewards)}, and is given {_names(recipe.rewards)}: "
+            "give the same ones, of the same names and weights"
+        )
     progress, found = None, None
     with run.lock():
         found, notes = newest_sound(run)
@@ -154,6 +158,12 @@ def _with_objects(
         own_rewards = Rewards(rewards, on_failure=data.get("on_reward_failure", "stop"))
         data["rewards"] = [_recorded(spec, made) for spec, made in zip(rewards, own_rewards.rewards, strict=True)]
     return parse_recipe(data), own_task, own_rewards
+
+
+def _names(rewards: Sequence[str | Mapping[str, Any]]) -> str:
+    """Rewards of a recipe, for a message: `a × 0.5, b`."""
+    parts = [each if isinstance(each, Mapping) else {"name": each} for each in rewards]
+    return ", ".join(f"{part['name']} × {part['weight']:g}" if "weight" in part else part["name"] for part in parts)
 
 
 def _recorded(spec: RewardSpec, made: Reward) -> str | Mapping[str, Any]:
