@@ -273,7 +273,8 @@ class DecodeContext:
         """See `outscore.model.attention.AttentionContext`; the tokens here are the rows given to `begin_step`."""
         layer = cast(int, module.layer_idx)
         num_rows, num_heads = query.shape[2], key.shape[1]
-        grouped = query[0].transpose(0, 1).unflatten(1, (num_heads, -1))
+        # The kernels read runs of memory: a query may come as a transposed product (`outscore.rollout.linear`).
+        grouped = query[0].transpose(0, 1).contiguous().unflatten(1, (num_heads, -1))
         keys, values = self._own.append(layer, self._entries, self._at, key[0], value[0])
         own, own_lse = _attend_part(
             grouped,

@@ -22,6 +22,7 @@ from outscore.records import SampledCompletion, SampledGroup, SampleRequest, Sam
 from outscore.rollout.completions import Draft, check_requests, completed, drafts, extend, groups
 from outscore.rollout.context import DecodeContext, PrefillContext, StoredPrompt
 from outscore.rollout.kv import compaction
+from outscore.rollout.linear import turned_round
 from outscore.rollout.protocol import OnFinished
 
 PREFILL_TOKENS = 4096
@@ -58,7 +59,7 @@ class GroupEngine:
     ) -> list[SampledGroup]:
         """See `Sampler.sample`."""
         check_requests(requests, params, self.policy.context_length)
-        with torch.inference_mode(), self.policy.evaluating():
+        with torch.inference_mode(), self.policy.evaluating(), turned_round(self.policy.model):
             rollout = _Rollout(self, requests, params, drafts(requests, seed=seed, step=step), on_finished)
             while rollout.waiting or rollout.rows:
                 if rollout.waiting and rollout.num_live < self.max_rows:
