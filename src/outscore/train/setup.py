@@ -23,7 +23,6 @@ from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.tasks import Task, make_task, render
 from outscore.tasks.templates import check_template
-from outscore.train.allocator import keep_freed_memory
 from outscore.train.evaluate import Judge
 
 
@@ -121,7 +120,6 @@ def prepare(
         ImportError: if a package is missing that the recipe needs.
     """
     check_before_loading(recipe)
-    keep_freed_memory()
     task = make_task(**recipe.task) if task is None else task
     rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure) if rewards is None else rewards
     judge = make_judge(recipe, rewards)
