@@ -8,6 +8,7 @@ are copies, and their gradients add up.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 WORTH = 8
 """A branch is worth its join (see `outscore.model.attention`) if it saves one token for so many below it."""
@@ -75,6 +76,30 @@ class PrefixForest:
     """Its forest."""
     places: list[list[int]]
     """For each sequence, the index in the row of each of its tokens."""
+
+
+class PrefixCount:
+    """Counts the different beginnings of the sequences that are added.
+
+    >>> count = PrefixCount()
+    >>> count.add((5, 6, 7))
+    >>> count.add((5, 6, 8))
+    >>> count.size
+    4
+    """
+
+    def __init__(self) -> None:
+        self._root: dict[int, Any] = {}
+        self.size = 0
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Add a sequence."""
+        node = self._root
+        for token_id in token_ids:
+            if token_id not in node:
+                node[token_id] = {}
+                self.size += 1
+            node = node[token_id]
 
 
 def prefix_forest(sequences: Sequence[Sequence[int]], shared: Sequence[int] | None = None) -> PrefixForest:

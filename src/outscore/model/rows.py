@@ -7,13 +7,12 @@ loss.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from outscore.model.forest import Segment, prefix_forest, segment_positions
+from outscore.model.forest import PrefixCount, Segment, prefix_forest, segment_positions
 from outscore.records import Completion
 
 
@@ -90,31 +89,15 @@ def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator
 
 def _fit(group: TrainingGroup, token_budget: int) -> Iterator[tuple[TrainingGroup, int]]:
     """Parts of a group that fit the budget, each with the number of its different tokens."""
-    first, tree = 0, _Prefixes()
+    first, tree = 0, PrefixCount()
     for i, completion in enumerate(group.completions):
         size = len(group.prompt_ids) + tree.size
         tree.add(completion.token_ids)
         if i > first and len(group.prompt_ids) + tree.size > token_budget:
             yield _part(group, first, i), size
-            first, tree = i, _Prefixes()
+            first, tree = i, PrefixCount()
             tree.add(completion.token_ids)
     yield _part(group, first, len(group.completions)), len(group.prompt_ids) + tree.size
-
-
-class _Prefixes:
-    """Counts the different prefixes of what is added."""
-
-    def __init__(self) -> None:
-        self._root: dict[int, Any] = {}
-        self.size = 0
-
-    def add(self, token_ids: Sequence[int]) -> None:
-        node = self._root
-        for token_id in token_ids:
-            if token_id not in node:
-                node[token_id] = {}
-                self.size += 1
-            node = node[token_id]
 
 
 def _part(group: TrainingGroup, first: int, last: int) -> TrainingGroup:

@@ -10,7 +10,15 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-~=*#@"
 SHARES = (
-    *("accuracy", "zero_variance", "truncated", "scoring_failures", "clip_fraction", "mismatch_capped"),
+    *(
+        "accuracy",
+        "zero_variance",
+        "truncated",
+        "scoring_failures",
+        "distinct_tokens",
+        "clip_fraction",
+        "mismatch_capped",
+    ),
     *("greedy", "pass@", "maj@"),
 )
 """Metrics, or beginnings of their names, that are shares of one and are shown in per cent."""

@@ -21,7 +21,15 @@ from outscore.report.text import fold, format_seconds, format_value, is_share, s
 CURVES = ("reward", "accuracy")
 """Metrics drawn as sparklines; a stage without them shows its loss."""
 BESIDE = (
-    *("reward_std", "zero_variance", "truncated", "scoring_failures", "completion_length", "entropy"),
+    *(
+        "reward_std",
+        "zero_variance",
+        "truncated",
+        "scoring_failures",
+        "completion_length",
+        "distinct_tokens",
+        "entropy",
+    ),
     *("ref_kl", "approx_kl", "clip_fraction_low", "clip_fraction_high", "sampler_kl", "grad_norm", "lr"),
 )
 """Metrics named below the sparklines, in this order, where a stage has them."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outscore.config import PolicySettings
+from outscore.model.forest import PrefixCount
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.advantages import group_advantages, is_zero_variance
 from outscore.objectives.algorithms import Algorithm
@@ -266,12 +267,17 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
     lengths = [float(len(drawn.completion.token_ids)) for drawn in completions]
     spreads = [float(rewards[valid].std(correction=0)) for rewards, valid in map(_rewards, groups) if bool(valid.any())]
     total = float(len(completions))
+    beginnings = [PrefixCount() for _ in groups]
+    for group, count in zip(groups, beginnings, strict=True):
+        for drawn in group.sampled.completions:
+            count.add(drawn.completion.token_ids)
     return {
         "reward": (sum(score.reward for score in scores), float(len(scores))),
         "reward_std": (sum(spreads), float(len(spreads))),
         "zero_variance": (float(sum(_is_flat(group) for group in groups)), float(len(groups))),
         "replaced_groups": (float(num_replaced), 1.0),
         "completion_length": (sum(lengths), total),
+        "distinct_tokens": (float(sum(count.size for count in beginnings)), sum(lengths)),
         "truncated": (float(sum(drawn.finish == "length" for drawn in completions)), total),
         "scoring_failures": (total - len(scores), total),
     }
