@@ -40,6 +40,14 @@ def test_without_scale_the_difference_to_the_mean_is_left() -> None:
     assert _advantages([3, 0, 0], scale="none").tolist() == pytest.approx([2.0, -1.0, -1.0], abs=1e-12)
 
 
+def test_divided_by_the_mean_a_rare_success_weighs_as_much_as_it_is_rare() -> None:
+    # mean 1/4: (1 - 1/4) / (1/4) and (0 - 1/4) / (1/4)
+    assert _advantages([0, 1, 0, 0], scale="mean").tolist() == [-1.0, 3.0, -1.0, -1.0]
+    assert _advantages([0.5, 1.5], scale="mean").tolist() == [-0.5, 0.5]
+    with pytest.raises(ValueError, match=r"scale='mean' needs rewards that are never negative, got -1.0"):
+        _advantages([-1, 3], scale="mean")
+
+
 def test_epsilon_is_added_to_the_standard_deviation() -> None:
     # population standard deviation 0.5: 0.5 / (0.5 + 0.5)
     assert _advantages([1, 0], eps=0.5).tolist() == [0.5, -0.5]
@@ -48,7 +56,7 @@ def test_epsilon_is_added_to_the_standard_deviation() -> None:
 @pytest.mark.parametrize("reward", [0.1, 0.7, 1 / 3, 1e-8, -123.456, 0.0])
 @pytest.mark.parametrize("size", [2, 3, 7, 8, 16, 64])
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
-@pytest.mark.parametrize("scale", ["population_std", "sample_std", "none"])
+@pytest.mark.parametrize("scale", ["population_std", "sample_std", "mean", "none"])
 def test_equal_rewards_give_exactly_zero_in_float32(reward: float, size: int, baseline: str, scale: str) -> None:
     rewards = torch.full((size,), reward, dtype=torch.float32)
     advantages = group_advantages(rewards, baseline=baseline, scale=scale, eps=0.0)  # type: ignore[arg-type]

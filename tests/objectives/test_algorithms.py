@@ -18,6 +18,7 @@ def test_the_presets() -> None:
         "grpo": ("group_mean", "population_std", "token", 0.2, 0.2, "completion_mean", 0.04),
         "grpo-r1": ("group_mean", "population_std", "sequence", 10.0, 10.0, "completion_mean", 0.001),
         "dr-grpo": ("group_mean", "none", "token", 0.2, 0.2, "constant", 0.0),
+        "maxrl": ("group_mean", "mean", "token", 0.2, 0.2, "completion_mean", 0.0),
         "dapo-loss": ("group_mean", "population_std", "token", 0.2, 0.28, "token_mean", 0.0),
     }
     assert all(row.kl_estimator == "k3" and row.kl_place == "loss" for row in ALGORITHMS.values())
@@ -43,7 +44,7 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
     ("name", "overrides", "message"),
     [
         ("gpro", {}, r"'gpro' is not known; did you mean `grpo`\?"),
-        ("zzz", {}, "known: sft, grpo, grpo-r1, dr-grpo, dapo-loss"),
+        ("zzz", {}, "known: sft, grpo, grpo-r1, dr-grpo, maxrl, dapo-loss"),
         ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
         ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean `token`"),

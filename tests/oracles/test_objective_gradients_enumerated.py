@@ -99,6 +99,25 @@ def test_over_all_groups_of_a_bandit_the_mean_baseline_shrinks_the_policy_gradie
     )
 
 
+@pytest.mark.parametrize("group_size", [2, 3, 5])
+def test_over_all_groups_maxrl_ascends_the_truncated_series_of_log_p(group_size: int) -> None:
+    """E[gradient] = sum over k < G - 1 of (1 - p)^k, times grad p: the first terms of grad log p = grad p / p.
+
+    The right answers alone, weighed 1/K, give G terms; the baseline takes the last one away, since it is only there
+    in groups with a right answer.
+    """
+    logits = torch.tensor([0.3, -0.5, 1.1], dtype=torch.float64)
+    right = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    probabilities = torch.softmax(logits, -1)
+    p = probabilities @ right
+    gradient_of_p = probabilities * (right - p)
+    series = sum((1 - p) ** k for k in range(group_size - 1))
+    row = algorithm("maxrl", aggregation="constant", aggregation_constant=1, advantage_eps=0.0)
+    torch.testing.assert_close(
+        _expected_gradient(row, logits, right, group_size), series * gradient_of_p, rtol=0.0, atol=1e-12
+    )
+
+
 @pytest.mark.parametrize("cap", [0.3, 1.2, 1e9])
 def test_a_mismatch_weight_without_cap_undoes_a_wrong_sampler_and_a_cap_leaves_the_stated_bias(cap: float) -> None:
     """E over the sampler of min(anchor/sampler, C) A grad log pi, by enumeration of the actions."""

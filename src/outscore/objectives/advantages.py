@@ -8,8 +8,8 @@ from torch import Tensor
 
 Baseline = Literal["group_mean", "leave_one_out", "none"]
 """What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), or nothing."""
-Scale = Literal["population_std", "sample_std", "none"]
-"""What the difference is divided by: the standard deviation with /n, with /(n - 1), or nothing."""
+Scale = Literal["population_std", "sample_std", "mean", "none"]
+"""What the difference is divided by: the standard deviation with /n, with /(n - 1), the mean (MaxRL), or nothing."""
 
 _ROUNDING_UNITS = 4.0
 """Rewards closer than this many units in the last place of the largest are one reward, computed in two orders."""
@@ -49,10 +49,11 @@ def group_advantages(
     eps: float,
     valid: Bool[Tensor, " completion"] | None = None,
 ) -> Float[Tensor, " completion"]:
-    """Advantages of the completions of ONE group: (reward - baseline) / (standard deviation + eps).
+    """Advantages of the completions of ONE group: (reward - baseline) / (standard deviation, or mean, + eps).
 
-    DeepSeekMath (arXiv 2402.03300, 4.1.2) with `baseline="group_mean"`; leave-one-out is RLOO (arXiv 2402.14740). The
-    standard deviation is always taken about the group mean. Statistics are computed in float64 and returned in the
+    DeepSeekMath (arXiv 2402.03300, 4.1.2) with `baseline="group_mean"`; leave-one-out is RLOO (arXiv 2402.14740);
+    division by the mean, for rewards that are never negative, is MaxRL (arXiv 2602.02710). The standard deviation is
+    always taken about the group mean. Statistics are computed in float64 and returned in the
     rewards' dtype.
 
     A group without variance (`is_zero_variance`) gets exactly 0 everywhere, as does a completion that is not valid;
@@ -60,7 +61,7 @@ def group_advantages(
     is compared: the advantage of a valid completion is its reward, whatever its group (rejection sampling: reward 1 or
     0).
 
-    Raises ValueError when a valid reward is NaN or infinite.
+    Raises ValueError when a valid reward is NaN or infinite, or is negative where the scale is the mean.
     """
     mask = _checked_valid(rewards, valid)
     if baseline == "none" and scale == "none":
@@ -78,7 +79,13 @@ def group_advantages(
         difference = centred * (num_scored / (num_scored - 1))
     else:
         difference = scored
-    if scale != "none":
+    if scale == "mean":
+        if bool((scored < 0).any()):
+            raise ValueError(
+                f"scale='mean' needs rewards that are never negative, got {float(scored.min())}; use 'population_std'"
+            )
+        difference = difference / (scored.mean() + eps)
+    elif scale != "none":
         num_degrees = num_scored if scale == "population_std" else num_scored - 1
         difference = difference / ((centred.square().sum() / num_degrees).sqrt() + eps)
     advantages[mask] = difference.to(rewards.dtype)

@@ -33,7 +33,7 @@ class Algorithm:
     scale: Scale
     """What the difference is divided by."""
     advantage_eps: float = 1e-6
-    """Added to the standard deviation, in units of the reward. A group without variance is 0 whatever this is."""
+    """Added to what the difference is divided by, in units of the reward. A group without variance is 0 anyway."""
     ratio_level: RatioLevel = "token"
     """Whether policy / anchor, the KL and the mismatch weight are those of a token or of the whole completion."""
     surrogate: Surrogate
@@ -169,6 +169,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         replace(_GRPO, name="grpo-r1", ratio_level="sequence", clip_low=10.0, clip_high=10.0, kl_coef=0.001),
         # arXiv 2503.20783: neither the standard deviation nor 1/|o|. Set aggregation_constant to max_new_tokens.
         replace(_GRPO, name="dr-grpo", scale="none", aggregation="constant", kl_coef=0.0),
+        # arXiv 2602.02710: maximises log p(right) instead of p(right), as far as G samples can tell. Rewards 0 and 1.
+        replace(_GRPO, name="maxrl", scale="mean", kl_coef=0.0),
         # DAPO's loss (arXiv 2503.14476) without its dynamic sampling and overlong shaping.
         replace(_GRPO, name="dapo-loss", aggregation="token_mean", clip_high=0.28, kl_coef=0.0),
     )
