@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := pyproject.toml constraints.txt
+MODEL ?= models/smollm2-135m
+WORKLOAD ?= short
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev lint test test-learning format clean
+.PHONY: help demo install dev lint test test-learning bench format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,6 +30,10 @@ test: lint  ## lint, types, and every test that takes seconds
 
 test-learning: dev  ## the long tests: train, and assert that something was learnt
 	$(BIN)/python -m pytest -m "(slow or learning) and not peer and not gpu"
+
+bench: dev  ## TRL and Outscore in turn on the same work: make bench MODEL=models/smollm2-135m WORKLOAD=short
+	$(PIP) install --quiet -c constraints.txt -e '.[peer]'
+	$(BIN)/python benchmarks/against_trl.py $(MODEL) --workload $(WORKLOAD)
 
 format: dev  ## let ruff fix and format
 	$(BIN)/ruff check --fix .

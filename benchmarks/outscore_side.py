@@ -1,0 +1,115 @@
+"""Steps of Outscore, a JSON line each: python benchmarks/outscore_side.py MODEL WORKLOAD STEPS."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from workloads import WORKLOADS
+
+from outscore.config import parse_recipe
+from outscore.model.policy import Policy
+from outscore.records import SampledGroup, SampleRequest, SamplingParams
+from outscore.rewards import Rewards
+from outscore.rollout import Sampler, engine
+from outscore.rollout.completions import Draft, extend
+from outscore.tasks import make_task
+from outscore.train.build import build_stage
+from outscore.train.memory import peak_bytes
+from outscore.train.setup import prepare
+from outscore.train.step import update
+
+
+class ForcedSampler:
+    """The engine, with every completion ended at its own length by the end token, and nowhere else."""
+
+    def __init__(self, sampler: Sampler, policy: Policy, lengths: Sequence[int], group_size: int) -> None:
+        self.sampler, self.policy = sampler, policy
+        self.lengths, self.group_size = lengths, group_size
+
+    def sample(self, requests: Sequence[SampleRequest], params: SamplingParams, **options: Any) -> list[SampledGroup]:
+        with self._forced():
+            return self.sampler.sample(requests, params, **options)
+
+    @contextmanager
+    def _forced(self) -> Iterator[None]:
+        stops = self.policy.stop_token_ids
+        end = min(stops)
+
+        def forced(rows: Sequence[Sequence[Draft]], *args: Any) -> None:
+            extend(rows, *args)
+            for draft in (draft for row in rows for draft in row):
+                last = len(draft.token_ids) == self.lengths[draft.request * self.group_size + draft.sample]
+                draft.finish = "stop" if last else None
+                if last:
+                    draft.token_ids[-1] = end
+
+        self.policy.stop_token_ids = frozenset()
+        engine.extend = forced
+        try:
+            yield
+        finally:
+            self.policy.stop_token_ids, engine.extend = stops, extend
+
+
+def main(model: str, name: str, steps: int) -> None:
+    """Take the steps and print what each took."""
+    work = WORKLOADS[name]
+    prompts = work.prompts(AutoTokenizer.from_pretrained(model))
+    recipe = parse_recipe(
+        {
+            "model": {"source": str(Path(model).resolve())},
+            "task": {"kind": "python", "name": "benchmark"},
+            "prompt": {"template": "none"},
+            "rewards": [{"kind": "python", "name": "table"}],
+            "evaluation": {"problems": 0},
+            "stages": [
+                {
+                    "algorithm": "grpo",
+                    "steps": steps,
+                    "prompts_per_step": work.num_prompts,
+                    "group_size": work.group_size,
+                    "sampling": {"max_new_tokens": work.longest},
+                    "optimizer": {"lr": 1e-6, "warmup_steps": 0},
+                    "cells": {"kl_coef": 0.0},
+                }
+            ],
+        }
+    )
+
+    def table(completions: Sequence[str], **columns: Any) -> list[float]:
+        return work.rewards()
+
+    task = make_task("data", rows=[{"question": text, "answer": ""} for text in prompts])
+    workshop = prepare(recipe, task=task, rewards=Rewards([table]))
+    stage = build_stage(recipe, 0, workshop)
+    sampler = ForcedSampler(stage.source.sampler, workshop.policy, work.lengths(), work.group_size)
+    source = dataclasses.replace(stage.source, sampler=sampler)
+    for step in range(1, steps + 1):
+        started = time.perf_counter()
+        collected = source.collect(step)
+        collected_at = time.perf_counter()
+        update(stage.learner, collected.batch, stage.plan)
+        ended = time.perf_counter()
+        distinct, tokens = collected.metrics["distinct_tokens"]
+        line = {
+            "seconds": ended - started,
+            "sample": collected.seconds["sample"],
+            "score": collected.seconds["score"],
+            "update": ended - collected_at,
+            "tokens": tokens,
+            "distinct": distinct / tokens,
+            "peak_bytes": peak_bytes().get("rss"),
+            "threads": torch.get_num_threads(),
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,104 @@
+"""Steps of TRL's GRPOTrainer, a JSON line each: python benchmarks/trl_side.py MODEL WORKLOAD STEPS DTYPE.
+
+What TRL's defaults add to the work is switched off: checkpoints, shuffling, logging of completions, gradient
+checkpointing, a reference model.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+from workloads import WORKLOADS
+
+
+class ForcedLengths(LogitsProcessor):
+    """Every row ends with the end token at its own length, and nowhere else."""
+
+    def __init__(self, lengths: Sequence[int], prompt_tokens: int, end: int) -> None:
+        self.lengths, self.prompt_tokens, self.end = torch.tensor(lengths), prompt_tokens, end
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        last = self.lengths == input_ids.shape[1] - self.prompt_tokens + 1
+        scores[:, self.end] = -torch.inf
+        scores[last] = -torch.inf
+        scores[last, self.end] = 0.0
+        return scores
+
+
+def main(model: str, name: str, steps: int, dtype: str) -> None:
+    """Take the steps and print what each took."""
+    work = WORKLOADS[name]
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    seconds = {"sample": 0.0, "started": 0.0}
+
+    def table(completions: Sequence[Any], **columns: Any) -> list[float]:
+        return work.rewards()
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **options: Any) -> None:
+            seconds.update(sample=0.0, started=time.perf_counter())
+
+        def on_step_end(self, *args: Any, **options: Any) -> None:
+            total = time.perf_counter() - seconds["started"]
+            line = {
+                "seconds": total,
+                "sample": seconds["sample"],
+                "update": total - seconds["sample"],
+                "tokens": sum(work.lengths()),
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "threads": torch.get_num_threads(),
+            }
+            print(json.dumps(line), flush=True)
+
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=table,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": text} for text in work.prompts(tokenizer)]),
+            callbacks=[Clock()],
+            args=GRPOConfig(
+                output_dir=directory,
+                per_device_train_batch_size=work.num_completions,
+                num_generations=work.group_size,
+                max_completion_length=work.longest,
+                max_steps=steps,
+                learning_rate=1e-6,
+                lr_scheduler_type="constant",
+                beta=0.0,
+                loss_type="grpo",
+                scale_rewards="group",
+                bf16=dtype == "bf16-autocast",
+                use_cpu=not torch.cuda.is_available(),
+                gradient_checkpointing=False,
+                shuffle_dataset=False,
+                save_strategy="no",
+                report_to=[],
+                logging_steps=1,
+                disable_tqdm=True,
+                model_init_kwargs={"dtype": "bfloat16" if dtype == "bf16" else "float32"},
+            ),
+        )
+        generate = trainer.model.generate
+        forced = ForcedLengths(work.lengths(), work.prompt_tokens, tokenizer.eos_token_id)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            made = generate(*args, logits_processor=LogitsProcessorList([forced]), **options)
+            seconds["sample"] += time.perf_counter() - started
+            return made
+
+        trainer.model.generate = timed
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
