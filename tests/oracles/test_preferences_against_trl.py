@@ -45,12 +45,10 @@ def _trl_loss(now: Tensor, ref: Tensor, mask: Tensor, *, loss_type: str, beta: f
     model = _Model(now * mask)
     trainer = SimpleNamespace(
         model=model,
-        ref_model=_Model(ref * mask),
         accelerator=same,
         aux_loss_enabled=False,
         ld_alpha=None,
-        precompute_ref_logps=False,
-        args=SimpleNamespace(gradient_checkpointing_kwargs=None, gradient_checkpointing=False),
+        precompute_ref_logps=True,
         f_divergence_type="reverse_kl",
         loss_types=[loss_type],
         loss_weights=[1.0],
@@ -61,9 +59,11 @@ def _trl_loss(now: Tensor, ref: Tensor, mask: Tensor, *, loss_type: str, beta: f
         _total_train_tokens=0,
         _tp_size=1,
     )
-    model.is_gradient_checkpointing = False  # type: ignore[attr-defined]
     prompt = torch.zeros(len(mask), NUM_PROMPT, dtype=torch.long)
+    better, worse = (ref * mask).sum(1).chunk(2)
     inputs = {
+        "ref_chosen_logps": better,
+        "ref_rejected_logps": worse,
         "input_ids": torch.zeros(len(mask), NUM_PROMPT + mask.shape[1], dtype=torch.long),
         "attention_mask": torch.cat([prompt + 1, mask], 1),
         "completion_mask": torch.cat([prompt, mask], 1),
