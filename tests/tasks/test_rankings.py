@@ -160,16 +160,17 @@ def test_held_out_preferences_share_no_question_with_training():
 
 
 def test_slips_in_arithmetic_are_plausible_and_change_nothing_else():
-    plain, paired = make_task("arithmetic"), make_task("arithmetic", num_preferences=50)
+    plain, paired = make_task("arithmetic"), make_task("arithmetic", num_preferences=50, num_slips=3)
     assert plain.train_problems() == paired.train_problems() and plain.eval_problems() == paired.eval_problems()
     assert plain.eval_rankings() == [] and len(paired.eval_rankings()) == 200
     seen = {each.id for each in (*paired.train_problems(), *paired.eval_problems())}
     for ranking in paired.train_rankings():
         assert ranking.problem.id not in seen
-        right, wrong = ranking.responses
-        answers = [re.search(r"<answer>\n(\d+)\n", text)[1] for text in (right, wrong)]
-        assert answers[0] == ranking.problem.answer != answers[1]
-        # In the wrong solution exactly one step is a false equation.
-        steps = re.findall(r"(\d+)([+-])(\d+)=(\d+)", wrong)
-        false = [s for s in steps if int(s[0]) + (1 if s[1] == "+" else -1) * int(s[2]) != int(s[3])]
-        assert len(false) == 1
+        assert ranking.ranks == (0, 1, 1, 1) and len(set(ranking.responses)) == 4
+        answers = [re.search(r"<answer>\n(\d+)\n", text)[1] for text in ranking.responses]
+        assert answers[0] == ranking.problem.answer and ranking.problem.answer not in answers[1:]
+        # In a wrong solution exactly one step is a false equation.
+        for wrong in ranking.responses[1:]:
+            steps = re.findall(r"(\d+)([+-])(\d+)=(\d+)", wrong)
+            false = [s for s in steps if int(s[0]) + (1 if s[1] == "+" else -1) * int(s[2]) != int(s[3])]
+            assert len(false) == 1

@@ -12,18 +12,21 @@ A problem is `47+38=`. Its demonstration, in the tags of spec A37, works the col
 Every step is a true equation: an addition carries the tens of the column before, a subtraction that needs a loan takes
 ten (`52-17=` is worked `12-7=5 5-1=4 4-1=3`), and what is carried or paid back is a step of its own. So two hundred
 facts about two small numbers are all there is to know; a step of three numbers, as `4+3+1=8`, would need twice as many.
-The answer's digits can be read off. A preference pair is such a solution and one with a slip in it: one step gives a
-number that is off by one, and everything after it follows from that. Sums are of two numbers with `digits` digits;
-differences never fall below zero.
+The answer's digits can be read off. Preferences set such a solution above others with a slip in them: one step gives a
+wrong number, and everything after it follows from that. Sums are of two numbers with `digits` digits; differences never
+fall below zero.
 """
 
 import random
 from collections.abc import Sequence
+from itertools import islice
 from typing import ClassVar
 
 from outscore.records import Demonstration, Problem, Ranking
 
 OPERATIONS = ("+", "-")
+LARGEST = 18
+"""The largest result of a step: 9+9."""
 RESPONSE = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
 
 
@@ -40,7 +43,7 @@ def work(left: int, operation: str, right: int, *, slip: tuple[int, int] | None 
     """The worked columns and the answer that is read off them. The one place that sets the format.
 
     `slip` is (step, error): the result of that step, 0 for the first, is wrong by so much; what is carried on is the
-    wrong number. ValueError where there is no such step, or its result would be negative.
+    wrong number. ValueError where there is no such step, or a result would not be one that steps have.
 
     >>> work(47, "+", 38, slip=(1, -1))
     ('7+8=15 4+3=6 6+1=7', 75)
@@ -51,8 +54,8 @@ def work(left: int, operation: str, right: int, *, slip: tuple[int, int] | None 
         result = evaluate(first, operation, second)
         if slip is not None and slip[0] == len(steps):
             result += slip[1]
-        if result < 0:
-            raise ValueError(f"slip={slip!r} makes a step of {left}{operation}{right} negative")
+        if not 0 <= result <= LARGEST:
+            raise ValueError(f"slip={slip!r} makes a step of {left}{operation}{right} {result}: not of 0 to {LARGEST}")
         steps.append(f"{first}{operation}{second}={result}")
         return result
 
@@ -81,10 +84,10 @@ class ArithmeticTask:
     """Distinct problems, drawn once from `seed`, in four sets that share none: train, eval, demonstrations and
     preferences.
 
-    Each preference is a pair of a right solution and one with a slip; with any, there is also one for each eval
-    problem. How many there are changes nothing about the other sets. `digits` is 2 or 3, for both numbers; `operations`
-    are of "+" and "-". ValueError where the options ask for more distinct problems than there are (8,100 sums and 4,095
-    differences of two-digit numbers).
+    A preference is a right solution above `num_slips` others, each with a slip of its own; the others are equals. Where
+    there are preferences there is also one for each eval problem. They change nothing about the other sets. `digits` is
+    2 or 3, for both numbers; `operations` are of "+" and "-". ValueError where the options ask for more distinct
+    problems than there are (8,100 sums and 4,095 differences of two-digit numbers).
     """
 
     name = "arithmetic"
@@ -100,6 +103,7 @@ class ArithmeticTask:
         num_eval: int = 200,
         num_demonstrations: int = 400,
         num_preferences: int = 0,
+        num_slips: int = 1,
         digits: int = 2,
         operations: Sequence[str] = OPERATIONS,
         seed: int = 0,
@@ -113,6 +117,7 @@ class ArithmeticTask:
             ("num_eval", num_eval, 1),
             ("num_demonstrations", num_demonstrations, 0),
             ("num_preferences", num_preferences, 0),
+            ("num_slips", num_slips, 1),
         ):
             if count < least:
                 raise ValueError(f"task arithmetic: {key}={count!r} must be at least {least}")
@@ -130,8 +135,8 @@ class ArithmeticTask:
         self._demonstrations = [_demonstration(*each) for each in drawn[num_eval : num_eval + num_demonstrations]]
         rest = drawn[num_eval + num_demonstrations :]
         self._train = [_problem(*each) for each in rest[:num_train]]
-        self._preferences = [_preference(*each, seed) for each in rest[num_train:]]
-        self._eval_preferences = [_preference(*each, seed) for each in drawn[:num_eval] if num_preferences]
+        self._preferences = [_preference(*each, num_slips, seed) for each in rest[num_train:]]
+        self._eval_preferences = [_preference(*each, 1, seed) for each in drawn[:num_eval] if num_preferences]
 
     def train_problems(self) -> Sequence[Problem]:
         """Problems to train on."""
@@ -146,11 +151,11 @@ class ArithmeticTask:
         return self._demonstrations
 
     def train_rankings(self) -> Sequence[Ranking]:
-        """Pairs of a right solution and one with a slip."""
+        """A right solution above others with slips, for each problem."""
         return self._preferences
 
     def eval_rankings(self) -> Sequence[Ranking]:
-        """The same for the eval problems; empty without preferences to train on."""
+        """A right solution above one with a slip, for each eval problem; empty without preferences to train on."""
         return self._eval_preferences
 
 
@@ -196,16 +201,19 @@ def _solution(left: int, operation: str, right: int, slip: tuple[int, int] | Non
     return RESPONSE.format(reasoning=reasoning, answer=answer)
 
 
-def _preference(left: int, operation: str, right: int, seed: int) -> Ranking:
-    """The right solution and one with a slip that changes the answer, at a step and in a direction drawn at random."""
+def _preference(left: int, operation: str, right: int, num_slips: int, seed: int) -> Ranking:
+    """The right solution above others, each with a slip that changes the answer: step and wrong number drawn at random,
+    no slip twice."""
     generator = random.Random(f"outscore slip {seed} {left}{operation}{right}")
-    slips = [(step, error) for step in range(len(columns(left, operation, right).split())) for error in (-1, 1)]
-    wrong = [slip for slip in slips if _misleads(left, operation, right, slip)]
-    slip = generator.choice(wrong)
+    steps = range(len(columns(left, operation, right).split()))
+    slips = [(step, error) for step in steps for error in range(-LARGEST, LARGEST + 1) if error]
+    generator.shuffle(slips)
+    wrong = islice((slip for slip in slips if _misleads(left, operation, right, slip)), num_slips)
+    solutions = [_solution(left, operation, right, slip) for slip in wrong]
     return Ranking(
         problem=_problem(left, operation, right),
-        responses=(_solution(left, operation, right), _solution(left, operation, right, slip)),
-        ranks=(0, 1),
+        responses=(_solution(left, operation, right), *solutions),
+        ranks=(0, *(1 for _ in solutions)),
     )
 
 

@@ -94,15 +94,15 @@ def build_evaluator(
     measures: list[Measure] = []
     # A ranking that is all ties cannot be told right or wrong.
     if rankings := [group for group in workshop.eval_rankings if len(set(group.ranks)) > 1]:
-        in_stage = isinstance(stage, PreferenceSettings)
+        own = stage if isinstance(stage, PreferenceSettings) else None
         measures.append(
             PreferenceMeasure(
                 rankings=rankings,
                 policy=workshop.policy,
                 token_budget=stage.token_budget if stage else TOKEN_BUDGET,
-                reference=reference if in_stage else None,
-                algorithm=stage_algorithm(stage) if in_stage else None,
-                ties=stage.ties if isinstance(stage, PreferenceSettings) else "drop",
+                reference=reference if own else None,
+                algorithm=stage_algorithm(own) if own else None,
+                ties=own.ties if own else "drop",
             )
         )
     if not workshop.eval_prompts and not measures:

@@ -89,8 +89,8 @@ def _judge_findings(task: Task, workshop: Workshop) -> list[Finding]:
 
 
 def _prompt_findings(workshop: Workshop) -> list[Finding]:
-    given = [*workshop.demonstrations, *workshop.rankings]
-    prompts: Sequence[Prompt] = workshop.train_prompts or [group.prompt for group in given]
+    given = [group.prompt for group in workshop.demonstrations] + [group.prompt for group in workshop.rankings]
+    prompts: Sequence[Prompt] = workshop.train_prompts or given
     lengths = sorted(len(prompt.token_ids) for prompt in prompts)
     detail = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}; the first: {prompts[0].text!r}"
     findings = [Finding(what="prompts", status="ok", detail=detail)]
