@@ -7,7 +7,7 @@ the nearest right one. Defaults work on a laptop. Command-line overrides are dot
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -163,6 +163,17 @@ class SftSettings(StageSettings):
     """Demonstrations in a step."""
 
 
+class PreferenceSettings(StageSettings):
+    """Training on the task's preferences: groups of completions in the order somebody liked them."""
+
+    algorithm: Literal["dpo", "dpo-mean", "cdpo", "ipo"] = "dpo"
+    """A row of the table of algorithms whose source is preferences."""
+    batch_size: int = Field(16, ge=1)
+    """Pairs or rankings in a step."""
+    ties: Literal["drop", "half"] = "drop"
+    """What a pair of equal rank says: nothing, or that either is the better one with chance 1/2."""
+
+
 class PolicySettings(StageSettings):
     """Training on groups sampled from the policy itself: GRPO and its relatives."""
 
@@ -215,7 +226,20 @@ def _with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
 
 
 def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
-    return SftSettings if value.get("algorithm") == "sft" else PolicySettings
+    return _KINDS.get(str(value.get("algorithm")), PolicySettings)
+
+
+_KINDS: Mapping[str, type[StageSettings]] = {
+    name: kind
+    for kind in (SftSettings, PreferenceSettings)
+    for name in get_args(kind.model_fields["algorithm"].annotation)
+}
+"""Algorithm -> its kind of stage, where that is not sampling from the policy."""
+_GIVEN: Mapping[type[StageSettings], str] = {
+    SftSettings: "supervised fine-tuning: a demonstration is a group of one",
+    PreferenceSettings: "preferences: their completions are given, not sampled",
+}
+"""Why a key about sampling has no effect on a kind of stage."""
 
 
 class EvaluationSettings(Settings):
@@ -229,6 +253,8 @@ class EvaluationSettings(Settings):
     """Sampled completions of each problem, for pass@k and maj@k between stages; 1 evaluates greedily only."""
     temperature: float = Field(1.0, gt=0)
     """Temperature of those samples."""
+    max_new_tokens: int = Field(0, ge=0)
+    """Limit on an answer; 0 takes the most that a stage's sampling allows, or 256 where no stage samples."""
     correct: str = ""
     """The reward that says whether an answer is correct: where it gives its greatest value, 1 for one of your own.
     Empty takes the last listed whose greatest value is 1, else the last of your own."""
@@ -333,7 +359,8 @@ def _explain(detail: Any, data: Mapping[str, Any]) -> str:
         wrong = str(detail["loc"][-1])
         known = _keys_at(detail["loc"][:-1], data)
         if wrong in PolicySettings.model_fields and "stages" in detail["loc"]:
-            return f"key `{location}` has no effect on supervised fine-tuning: a demonstration is a group of one"
+            kind = _stage_kind(data["stages"][detail["loc"][1]])
+            return f"key `{location}` has no effect on {_GIVEN[kind]}"
         return f"unknown key `{location}` (value {detail['input']!r}){nearest(wrong, known)}"
     if detail["type"] == "missing":
         return f"key `{location}` is missing"

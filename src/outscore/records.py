@@ -7,6 +7,7 @@ prompt with the completions that answer it and what is known of each.
     rollout -> SampledGroup               (G completions, each with the log-probs it was sampled with)
     rewards -> ScoredGroup                (each completion with a Score or a ScoringFailure)
     tasks -> DemonstrationGroup           (one completion that is to be imitated)
+    tasks -> RankedGroup                  (K completions in the order they were liked, ties allowed)
 
 Axis words: token, completion, group. Log-probs are natural logarithms.
 """
@@ -53,6 +54,51 @@ class Demonstration:
     """The question that was answered."""
     response: str
     """The text of the answer, without a stop token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranking:
+    """A problem with responses in the order somebody liked them: a preference pair, or K responses with ties.
+
+    >>> Ranking(problem=problem, responses=("good", "bad", "as bad"), ranks=(0, 1, 1))
+    """
+
+    problem: Problem
+    """The question that was answered."""
+    responses: tuple[str, ...]
+    """The texts, without stop tokens; at least two."""
+    ranks: tuple[int, ...]
+    """The rank of each, 0 for the best; equal ranks are a tie."""
+
+    def __post_init__(self) -> None:
+        assert len(self.ranks) == len(self.responses) >= 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rating:
+    """A problem with one response and the reward it should have."""
+
+    problem: Problem
+    """The question that was answered."""
+    response: str
+    """The text, without a stop token."""
+    reward: float
+    """What a reward model should say of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledSolution:
+    """A problem with a solution in steps, and what somebody said of each step (as PRM800K)."""
+
+    problem: Problem
+    """The question that was answered."""
+    steps: tuple[str, ...]
+    """The texts of the steps, in order; together they are the solution."""
+    labels: tuple[int, ...]
+    """For each step 1 (right), 0 (neither) or -1 (wrong)."""
+
+    def __post_init__(self) -> None:
+        assert len(self.labels) == len(self.steps)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +174,21 @@ class DemonstrationGroup:
     """What the model reads."""
     completion: Completion
     """What it should have written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankedGroup:
+    """A prompt with K completions in the order somebody liked them."""
+
+    prompt: Prompt
+    """What the model reads."""
+    completions: tuple[Completion, ...]
+    """The answers; at least two."""
+    ranks: tuple[int, ...]
+    """The rank of each, 0 for the best; equal ranks are a tie."""
+
+    def __post_init__(self) -> None:
+        assert len(self.ranks) == len(self.completions) >= 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,19 @@ def test_the_presets() -> None:
         "dr-grpo": ("group_mean", "none", "token", 0.2, 0.2, "constant", 0.0),
         "maxrl": ("group_mean", "mean", "token", 0.2, 0.2, "completion_mean", 0.0),
         "dapo-loss": ("group_mean", "population_std", "token", 0.2, 0.28, "token_mean", 0.0),
+        "dpo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
+        "dpo-mean": ("none", "none", "token", 0.2, 0.2, "completion_mean", 2.0),
+        "cdpo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
+        "ipo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
     }
+    pairwise = {row.name: (row.surrogate, row.label_smoothing) for row in ALGORITHMS.values() if row.is_pairwise}
+    assert pairwise == {
+        "dpo": ("logistic", 0.0),
+        "dpo-mean": ("logistic", 0.0),
+        "cdpo": ("logistic", 0.1),
+        "ipo": ("squared", 0.0),
+    }
+    assert set(pairwise) == {name for name, row in ALGORITHMS.items() if row.source == "preferences"}
     assert all(row.kl_estimator == "k3" and row.kl_place == "loss" for row in ALGORITHMS.values())
     assert {name for name, row in ALGORITHMS.items() if row.source == "demonstrations"} == {"sft"}
     sft = ALGORITHMS["sft"]
@@ -44,7 +56,7 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
     ("name", "overrides", "message"),
     [
         ("gpro", {}, r"'gpro' is not known; did you mean `grpo`\?"),
-        ("zzz", {}, "known: sft, grpo, grpo-r1, dr-grpo, maxrl, dapo-loss"),
+        ("zzz", {}, "known: sft, grpo, grpo-r1, dr-grpo, maxrl, dapo-loss, dpo"),
         ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
         ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean `token`"),

@@ -159,9 +159,9 @@ BAD_FILES = {
     "unknown ending": ("d.txt", "a", r"d\.txt: files end in \.jsonl.*, not '\.txt'"),
     "missing column": (
         "d.jsonl",
-        '{"prompt": "a", "gold": 1}',
+        '{"query": "a", "gold": 1}',
         r"d\.jsonl:1: no column 'question' \(for question\); "
-        r"present: 'prompt', 'gold'",
+        r"present: 'query', 'gold'",
     ),
     "missing in a row": (
         "d.jsonl",

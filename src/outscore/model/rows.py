@@ -67,17 +67,19 @@ class GroupRows:
         return self.token_ids.numel()
 
 
-def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator[list[TrainingGroup]]:
+def split_groups(
+    groups: Sequence[TrainingGroup], token_budget: int, *, whole: bool = False
+) -> Iterator[list[TrainingGroup]]:
     """Fill micro-batches up to a token budget, keeping order; a group over budget continues in a row that repeats its
-    prompt.
+    prompt, unless groups are to stay `whole`.
 
-    What completions of a group have in common counts once. A single completion longer than the budget gets a
-    micro-batch of its own: the budget bounds memory, it never drops data.
+    What completions of a group have in common counts once. What must stay together and is longer than the budget, a
+    completion or a whole group, gets a micro-batch of its own: the budget bounds memory, it never drops data.
     """
     batch: list[TrainingGroup] = []
     used = 0
     for group in groups:
-        for part, size in _fit(group, token_budget):
+        for part, size in [(group, num_distinct_tokens(group))] if whole else _fit(group, token_budget):
             if batch and used + size > token_budget:
                 yield batch
                 batch, used = [], 0
@@ -85,6 +87,14 @@ def split_groups(groups: Sequence[TrainingGroup], token_budget: int) -> Iterator
             used += size
     if batch:
         yield batch
+
+
+def num_distinct_tokens(group: TrainingGroup) -> int:
+    """Tokens that a group takes in a row: its prompt's, and its completions' different beginnings."""
+    tree = PrefixCount()
+    for completion in group.completions:
+        tree.add(completion.token_ids)
+    return len(group.prompt_ids) + tree.size
 
 
 def _fit(group: TrainingGroup, token_budget: int) -> Iterator[tuple[TrainingGroup, int]]:

@@ -13,6 +13,18 @@ from outscore.objectives.estimators import (
 )
 from outscore.objectives.kl import KlEstimator, KlPlace, kl_estimate, kl_per_completion
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.preferences import (
+    PairLoss,
+    PairObjective,
+    Pairs,
+    Ties,
+    completion_log_ratios,
+    pair_accuracy,
+    pair_losses,
+    preference_loss,
+    preference_metrics,
+    ranked_pairs,
+)
 from outscore.objectives.ratios import RatioLevel, completion_sums, log_ratio, truncated_importance_weights
 from outscore.objectives.surrogates import Surrogate, clipped_surrogate, clipped_tokens, log_likelihood
 
@@ -25,15 +37,20 @@ __all__ = [
     "KlEstimator",
     "KlPlace",
     "LossTerms",
+    "PairLoss",
+    "PairObjective",
+    "Pairs",
     "RatioLevel",
     "Scale",
     "Source",
     "Surrogate",
+    "Ties",
     "add_loss_terms",
     "algorithm",
     "bootstrap_interval",
     "clipped_surrogate",
     "clipped_tokens",
+    "completion_log_ratios",
     "completion_sums",
     "group_advantages",
     "is_zero_variance",
@@ -43,8 +60,13 @@ __all__ = [
     "log_ratio",
     "maj_at_k",
     "mean_interval",
+    "pair_accuracy",
+    "pair_losses",
     "pass_at_k",
     "policy_loss",
+    "preference_loss",
+    "preference_metrics",
+    "ranked_pairs",
     "token_weights",
     "truncated_importance_weights",
     "wilson_interval",

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Aggregation = Literal["completion_mean", "token_mean", "constant"]
-"""Mean over completions of their means (GRPO), mean over all tokens (DAPO), or a fixed length (Dr. GRPO)."""
+Aggregation = Literal["completion_mean", "completion_sum", "token_mean", "constant"]
+"""Mean over completions of their means (GRPO) or of their sums, mean over all tokens (DAPO), or a fixed length (Dr.
+GRPO). Of preferences, whose loss is a mean over pairs: whether a completion's log-ratio is its tokens' mean or sum."""
 
 
 def token_weights(
@@ -27,6 +28,7 @@ def token_weights(
     """The weight of each token in the objective.
 
         completion_mean   1 / (num_completions * |o|)         DeepSeekMath eq. 3
+        completion_sum    1 / num_completions                 the log-prob of a whole completion
         token_mean        1 / num_tokens                      DAPO, arXiv 2503.14476
         constant          1 / (num_completions * constant)    Dr. GRPO, arXiv 2503.20783
 
@@ -39,7 +41,9 @@ def token_weights(
         raise ValueError(f"num_completions={num_completions}, num_tokens={num_tokens}: a batch has at least 1 of each")
     if aggregation == "completion_mean":
         return 1.0 / (num_completions * completion_lengths[completion_index].to(dtype))
-    if aggregation == "token_mean":
+    if aggregation == "completion_sum":
+        denominator = num_completions
+    elif aggregation == "token_mean":
         denominator = num_tokens
     elif constant is None or constant < 1:
         raise ValueError(

@@ -9,11 +9,15 @@ from outscore.inputs import nearest
 from outscore.objectives.advantages import Baseline, Scale
 from outscore.objectives.aggregation import Aggregation
 from outscore.objectives.kl import KlEstimator, KlPlace
+from outscore.objectives.preferences import PairLoss, PairObjective
 from outscore.objectives.ratios import RatioLevel
 from outscore.objectives.surrogates import Surrogate
 
-Source = Literal["demonstrations", "policy"]
-"""Where completions come from: a data set, or samples of the policy that is trained."""
+Source = Literal["demonstrations", "policy", "preferences"]
+"""Where completions come from: a data set of responses, samples of the policy that is trained, or a data set of ranked
+responses."""
+PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
+"""The surrogates that compare two completions whose order is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +54,16 @@ class Algorithm:
     """Which estimate of KL(policy || reference) is the penalty; `outscore.objectives.kl` says what each one's gradient
     is."""
     kl_coef: float = 0.0
-    """beta; at 0 there is no penalty and no reference model is needed."""
+    """beta; at 0 there is no penalty and no reference model is needed. DPO and IPO have no term of their own for it: it
+    is the beta in their loss."""
     kl_place: KlPlace = "loss"
     """Whether the penalty is a term of the loss or is taken off the reward."""
     mismatch_cap: float | None = None
     """Cap of the truncated importance weight anchor / sampler; None leaves the weight out."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, averaged over tokens as the objective is; needs the entropy of every token."""
+    label_smoothing: float = 0.0
+    """The chance that a preference is the wrong way round (cDPO)."""
 
     def __post_init__(self) -> None:
         _check_cells(_cells(self))
@@ -69,7 +76,27 @@ class Algorithm:
     @property
     def compares_completions(self) -> bool:
         """Whether a group needs two completions or more to say anything."""
-        return self.baseline != "none" or self.scale != "none"
+        return self.baseline != "none" or self.scale != "none" or self.is_pairwise
+
+    @property
+    def is_pairwise(self) -> bool:
+        """Whether the loss is one of pairs of completions whose order is given."""
+        return self.surrogate in PAIRWISE
+
+    @property
+    def pair_objective(self) -> PairObjective:
+        """The cells that a loss of pairs has."""
+        return PairObjective(
+            kind="logistic" if self.surrogate == "logistic" else "squared",
+            beta=self.kl_coef,
+            per_token=self.aggregation == "completion_mean",
+            label_smoothing=self.label_smoothing,
+        )
+
+    @property
+    def penalises_kl(self) -> bool:
+        """Whether the KL to the reference is a term of the loss by itself."""
+        return self.kl_coef > 0.0 and self.kl_place == "loss" and not self.is_pairwise
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -103,8 +130,18 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
     constant = cells["aggregation_constant"]
     if constant is not None and (not isinstance(constant, int) or isinstance(constant, bool) or constant < 1):
         raise ValueError(f"aggregation_constant={constant!r}: must be a whole number of tokens, at least 1")
+    _check_number("label_smoothing", cells["label_smoothing"], low=0.0)
+    if cells["label_smoothing"] >= 0.5:
+        raise ValueError(
+            f"label_smoothing={cells['label_smoothing']}: must be below 0.5, where preferences say nothing"
+        )
     if cells["source"] == "demonstrations":
         _check_demonstrations(cells)
+    if cells["source"] == "preferences":
+        _check_preferences(cells)
+    elif cells["surrogate"] in PAIRWISE or cells["label_smoothing"]:
+        key = "surrogate" if cells["surrogate"] in PAIRWISE else "label_smoothing"
+        raise ValueError(f"{key}={cells[key]!r} is about pairs, but source={cells['source']!r} has no preferences")
 
 
 def _check_demonstrations(cells: Mapping[str, Any]) -> None:
@@ -128,6 +165,26 @@ def _check_demonstrations(cells: Mapping[str, Any]) -> None:
             f"mismatch_cap={cells['mismatch_cap']} weighs tokens by their sampler's log-probs, which "
             "source='demonstrations' does not have; leave it out"
         )
+
+
+def _check_preferences(cells: Mapping[str, Any]) -> None:
+    """ValueError for a cell that means nothing where completions come in a given order."""
+    wanted = {
+        "surrogate": PAIRWISE,
+        "baseline": ("none",),
+        "scale": ("none",),
+        "ratio_level": ("token",),
+        "aggregation": ("completion_sum", "completion_mean"),
+        "kl_place": ("loss",),
+        "mismatch_cap": (None,),
+    }
+    for key, choices in wanted.items():
+        if cells[key] not in choices:
+            raise ValueError(
+                f"{key}={cells[key]!r} has no meaning where source='preferences'; use {' or '.join(map(repr, choices))}"
+            )
+    if not cells["kl_coef"] > 0:
+        raise ValueError(f"kl_coef={cells['kl_coef']}: it is the beta of the loss of preferences, and must be above 0")
 
 
 def _check_number(key: str, value: object, *, low: float, or_infinite: bool = False) -> None:
@@ -160,6 +217,17 @@ _GRPO = Algorithm(
     kl_coef=0.04,
 )
 
+# Rafailov et al. (arXiv 2305.18290) eq. 7, its beta of 0.1.
+_DPO = Algorithm(
+    name="dpo",
+    source="preferences",
+    baseline="none",
+    scale="none",
+    surrogate="logistic",
+    aggregation="completion_sum",
+    kl_coef=0.1,
+)
+
 ALGORITHMS: dict[str, Algorithm] = {
     row.name: row
     for row in (
@@ -173,6 +241,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         replace(_GRPO, name="maxrl", scale="mean", kl_coef=0.0),
         # DAPO's loss (arXiv 2503.14476) without its dynamic sampling and overlong shaping.
         replace(_GRPO, name="dapo-loss", aggregation="token_mean", clip_high=0.28, kl_coef=0.0),
+        _DPO,
+        # DeepSeekMath (arXiv 2402.03300) app. A.1.4: each log-ratio divided by |o|. A mean is |o| times smaller than a
+        # sum, so beta is larger.
+        replace(_DPO, name="dpo-mean", aggregation="completion_mean", kl_coef=2.0),
+        # Mitchell's note on conservative DPO: a tenth of the labels taken to be wrong.
+        replace(_DPO, name="cdpo", label_smoothing=0.1),
+        # arXiv 2310.12036 eq. 17, tau as kl_coef.
+        replace(_DPO, name="ipo", surrogate="squared"),
     )
 }
 """The presets by name."""

@@ -10,11 +10,12 @@ from torch import Tensor
 from outscore.objectives.aggregation import token_weights
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_estimate
+from outscore.objectives.preferences import Pairs, preference_loss, preference_metrics
 from outscore.objectives.ratios import RatioLevel, bounded_exp, log_ratio, truncated_importance_weights
 from outscore.objectives.surrogates import clipped_surrogate, clipped_tokens, log_likelihood
 
 TokenMean = tuple[Float[Tensor, ""], int]
-"""A metric as (sum over tokens, number of tokens)."""
+"""A metric as (sum, count), over tokens or over pairs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +32,7 @@ class LossTerms:
     """The summands of the loss (`policy`, `kl`, `entropy`), signs and coefficients included; they add up over
     micro-batches."""
     means: Mapping[str, TokenMean]
-    """Metrics that average over tokens."""
+    """Metrics that average over tokens, or over pairs."""
     maxima: Mapping[str, Float[Tensor, ""]]
     """Metrics that are the largest value over tokens."""
 
@@ -46,6 +47,8 @@ class _Tokens:
     """How many completions `index` can name."""
     weights: Float[Tensor, " token"]
     """How much each token counts."""
+    lengths: Int[Tensor, " completion"]
+    """Counted tokens of each completion in the whole batch."""
     anchor: Float[Tensor, " token"]
     """Log-probs of the trainer's policy when the update began."""
     advantages: Float[Tensor, " token"] | None
@@ -54,10 +57,17 @@ class _Tokens:
     """Log-probs of the reference policy, if there is one."""
     sampler: Float[Tensor, " token"] | None
     """Log-probs under which the tokens were sampled, if known."""
+    pairs: Pairs | None
+    """The pairs of this micro-batch's completions, where preferences are given."""
 
     def log_ratio(self, numerator: Tensor, denominator: Tensor, level: RatioLevel) -> Tensor:
         """log(numerator / denominator) of each token or of its completion."""
         return log_ratio(numerator, denominator, self.index, level=level, num_completions=self.num_indices)
+
+    def compared(self) -> tuple[Tensor, Tensor, Tensor, Pairs]:
+        """What a loss of pairs takes beside the policy's log-probs."""
+        assert self.ref is not None and self.pairs is not None
+        return self.ref, self.index, self.lengths, self.pairs
 
 
 def policy_loss(
@@ -73,22 +83,25 @@ def policy_loss(
     sampler_logprobs: Float[Tensor, " token"] | None = None,
     ref_logprobs: Float[Tensor, " token"] | None = None,
     entropy: Float[Tensor, " token"] | None = None,
+    pairs: Pairs | None = None,
 ) -> LossTerms:
-    """-sum over tokens of weight * (mismatch weight * surrogate - kl_coef * KL + entropy_coef * entropy).
+    """-sum over tokens of weight * (mismatch weight * surrogate - kl_coef * KL + entropy_coef * entropy), or, where the
+    surrogate is one of pairs, the sum over pairs of their weight and loss.
 
     Log-probs are in nats, flat, of counted completion tokens only. `completion_index` names each token's completion in
     `completion_lengths`, the counted tokens of each completion in the whole batch. `num_completions` and `num_tokens`
     count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. With ratio level
-    "sequence" a completion must lie whole in one micro-batch.
+    "sequence" a completion must lie whole in one micro-batch, and so must both of a pair; `pairs` are those of the
+    whole batch.
 
     `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
     exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
     algorithm uses them. Half precision is raised to float32 first. Raises ValueError when something required is
     missing or a completion is cut.
     """
-    _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy)
-    if algorithm.ratio_level == "sequence":
-        _check_whole(completion_index, completion_lengths)
+    _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
+    if algorithm.ratio_level == "sequence" or algorithm.is_pairwise:
+        _check_whole(completion_index, completion_lengths, algorithm)
     policy = _at_least_float32(policy_logprobs)
     weights = token_weights(
         completion_index,
@@ -103,10 +116,12 @@ def policy_loss(
         index=completion_index,
         num_indices=completion_lengths.numel(),
         weights=weights,
+        lengths=completion_lengths,
         anchor=_constant(policy if anchor_logprobs is None else anchor_logprobs),
         advantages=None if advantages is None else advantages.detach().to(policy.dtype),
         ref=None if ref_logprobs is None else _constant(ref_logprobs),
         sampler=None if sampler_logprobs is None else _constant(sampler_logprobs),
+        pairs=None if pairs is None else pairs.to(policy).within(_present(completion_index, completion_lengths)),
     )
     parts = _parts(policy, tokens, algorithm)
     coefficients = _coefficients(policy, tokens, algorithm)
@@ -153,6 +168,8 @@ def add_loss_terms(micro_batches: Sequence[LossTerms]) -> dict[str, tuple[float,
 
 def _parts(policy: Tensor, tokens: _Tokens, row: Algorithm) -> dict[str, Tensor]:
     """The summands of the loss that are functions of the policy's log-probs."""
+    if row.is_pairwise:
+        return {"policy": preference_loss(policy, *tokens.compared(), row.pair_objective)}
     if row.surrogate == "clipped":
         assert tokens.advantages is not None
         policy_log_ratio = tokens.log_ratio(policy, tokens.anchor, row.ratio_level)
@@ -164,7 +181,7 @@ def _parts(policy: Tensor, tokens: _Tokens, row: Algorithm) -> dict[str, Tensor]
         mismatch = tokens.log_ratio(tokens.anchor, tokens.sampler, row.ratio_level)
         gain = truncated_importance_weights(mismatch, cap=row.mismatch_cap)[0] * gain
     parts = {"policy": -(tokens.weights * gain).sum()}
-    if row.kl_coef > 0.0 and row.kl_place == "loss":
+    if row.penalises_kl:
         assert tokens.ref is not None
         ref_log_ratio = tokens.log_ratio(policy, tokens.ref, row.ratio_level)
         parts["kl"] = row.kl_coef * (tokens.weights * kl_estimate(ref_log_ratio, estimator=row.kl_estimator)).sum()
@@ -200,7 +217,10 @@ def _metrics(
         # Samples are the anchor's, so k3 of anchor / policy estimates KL(anchor || policy).
         per_token["approx_kl"] = kl_estimate(tokens.anchor - policy, estimator="k3")
         maxima["ratio_max"] = _largest(bounded_exp(policy - tokens.anchor))
-    if tokens.ref is not None:
+    if row.is_pairwise and tokens.ref is not None:
+        # The completions are nobody's samples; were they the reference's, this would be KL(reference || policy).
+        per_token["forward_kl"] = kl_estimate(tokens.ref - policy, estimator="k3")
+    elif tokens.ref is not None:
         per_token["ref_kl"] = kl_estimate(policy - tokens.ref, estimator="k3")
     if tokens.sampler is not None:
         per_token["sampler_kl"] = kl_estimate(tokens.sampler - tokens.anchor, estimator="k3")
@@ -211,17 +231,30 @@ def _metrics(
             per_token |= {"mismatch_weight": weights, "mismatch_capped": capped}
     if entropy is not None:
         per_token["entropy"] = entropy
-    return {name: (value.to(policy.dtype).sum(), value.numel()) for name, value in per_token.items()}, maxima
+    of_pairs = preference_metrics(policy, *tokens.compared(), row.pair_objective) if row.is_pairwise else {}
+    means = {name: (value.to(policy.dtype).sum(), value.numel()) for name, value in (per_token | of_pairs).items()}
+    return means, maxima
+
+
+def _present(completion_index: Tensor, completion_lengths: Tensor) -> Tensor:
+    """For each completion whether tokens of it are here."""
+    return torch.bincount(completion_index, minlength=completion_lengths.numel()) > 0
 
 
 def _check_inputs(
-    row: Algorithm, advantages: Tensor | None, sampler: Tensor | None, ref: Tensor | None, entropy: Tensor | None
+    row: Algorithm,
+    advantages: Tensor | None,
+    sampler: Tensor | None,
+    ref: Tensor | None,
+    entropy: Tensor | None,
+    pairs: Pairs | None,
 ) -> None:
     """ValueError naming what the algorithm uses and was not given."""
     required = {
         "advantages": (advantages, row.surrogate == "clipped", f"surrogate={row.surrogate!r}"),
         "sampler_logprobs": (sampler, row.mismatch_cap is not None, f"mismatch_cap={row.mismatch_cap}"),
         "ref_logprobs": (ref, row.kl_coef > 0.0 and row.kl_place == "loss", f"kl_coef={row.kl_coef}"),
+        "pairs": (pairs, row.is_pairwise, f"surrogate={row.surrogate!r}"),
         "entropy": (entropy, row.entropy_coef != 0.0, f"entropy_coef={row.entropy_coef}"),
     }
     for name, (given, needed, cell) in required.items():
@@ -229,15 +262,16 @@ def _check_inputs(
             raise ValueError(f"algorithm {row.name!r} with {cell} needs {name}, which is None")
 
 
-def _check_whole(completion_index: Tensor, completion_lengths: Tensor) -> None:
+def _check_whole(completion_index: Tensor, completion_lengths: Tensor, row: Algorithm) -> None:
     """ValueError when a completion's tokens are only partly here: its ratio would be that of a fragment."""
     present = torch.bincount(completion_index, minlength=completion_lengths.numel())
     cut = (present > 0) & (present != completion_lengths)
     if bool(cut.any()):
         which = int(cut.nonzero()[0])
+        needs = f"surrogate={row.surrogate!r}" if row.is_pairwise else "ratio_level='sequence'"
         raise ValueError(
             f"completion {which} has {int(completion_lengths[which])} tokens but {int(present[which])} are in this "
-            "micro-batch; ratio_level='sequence' needs completions whole"
+            f"micro-batch; {needs} needs completions whole"
         )
 
 

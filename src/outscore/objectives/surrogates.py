@@ -8,8 +8,9 @@ from torch import Tensor
 
 from outscore.objectives.ratios import bounded_exp
 
-Surrogate = Literal["clipped", "log_likelihood"]
-"""PPO's clipped ratio times the advantage, or the log-likelihood times a coefficient."""
+Surrogate = Literal["clipped", "log_likelihood", "logistic", "squared"]
+"""PPO's clipped ratio times the advantage, the log-likelihood times a coefficient, or, of pairs, what
+`outscore.objectives.preferences` has."""
 
 
 def clipped_surrogate(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-HEADLINES = ("greedy", "pass@1", "accuracy", "reward")
+HEADLINES = ("greedy", "pass@1", "accuracy", "reward", "preference_accuracy", "likelihood_accuracy")
 """Which metric ranks evaluations when nobody says: the first of these that is there."""
 
 
@@ -62,14 +62,17 @@ def best(evaluations: Sequence[Evaluation], metric: str | None = None) -> tuple[
     Only the last stage counts, the one of the last evaluation: what an earlier stage ended with is where this one
     began. Without a metric, the first of `HEADLINES` that the last evaluation has. None when no evaluation has it.
     """
+    metric = metric or (headline(evaluations[-1]) if evaluations else None)
     if metric is None:
-        named = [name for name in HEADLINES if evaluations and name in evaluations[-1].metrics]
-        if not named:
-            return None
-        metric = named[0]
+        return None
     last = [e for e in evaluations if e.stage == evaluations[-1].stage]
     ranked = [e for e in reversed(last) if math.isfinite(e.metrics.get(metric, math.nan))]
     return (metric, max(ranked, key=lambda e: e.metrics[metric])) if ranked else None
+
+
+def headline(found: Evaluation) -> str | None:
+    """The metric that ranks an evaluation: the first of `HEADLINES` that it has; None where it has none."""
+    return next((name for name in HEADLINES if name in found.metrics), None)
 
 
 def finite(value: float) -> float | None:

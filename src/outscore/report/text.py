@@ -12,6 +12,8 @@ ASCII_BARS = "_.-~=*#@"
 SHARES = (
     *(
         "accuracy",
+        "preference_accuracy",
+        "likelihood_accuracy",
         "zero_variance",
         "truncated",
         "scoring_failures",

@@ -18,7 +18,7 @@ from outscore.report.progress import Progress
 from outscore.report.rows import PART_PREFIX, CompletionRow
 from outscore.report.text import fold, format_seconds, format_value, is_share, shorten, sparkline, visible
 
-CURVES = ("reward", "accuracy")
+CURVES = ("reward", "accuracy", "preference_accuracy")
 """Metrics drawn as sparklines; a stage without them shows its loss."""
 BESIDE = (
     *(
@@ -30,6 +30,7 @@ BESIDE = (
         "distinct_tokens",
         "entropy",
     ),
+    *("margin", "chosen_logprob", "forward_kl"),
     *("ref_kl", "approx_kl", "clip_fraction_low", "clip_fraction_high", "sampler_kl", "grad_norm", "lr"),
 )
 """Metrics named below the sparklines, in this order, where a stage has them."""

@@ -10,6 +10,7 @@ from outscore.records import (
     Demonstration,
     Problem,
     Prompt,
+    Ranking,
     SampledCompletion,
     SampledGroup,
     Score,
@@ -33,6 +34,17 @@ class Task(Protocol):
 
     def demonstrations(self) -> Sequence[Demonstration]:
         """Responses to imitate; empty where the task has none."""
+
+
+@runtime_checkable
+class RankingTask(Task, Protocol):
+    """A task that also has completions in the order somebody liked them."""
+
+    def train_rankings(self) -> Sequence[Ranking]:
+        """Pairs and rankings to train on; empty where there are none."""
+
+    def eval_rankings(self) -> Sequence[Ranking]:
+        """Pairs and rankings of held-out problems."""
 
 
 class Scorer(Protocol):

@@ -6,40 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from outscore.records import Demonstration, Message, Problem
+from outscore.records import Demonstration, LabelledSolution, Message, Problem, Ranking, Rating
 from outscore.tasks.base import question_text
+from outscore.tasks.columns import FEEDBACK_ROLES, ColumnMap, resolve
+from outscore.tasks.rankings import implicit_prompt, labelled_of, pair_of, ranking_of, rating_of, reply
 from outscore.tasks.readers import Row, check_exists, read_file, read_hub
-
-RESERVED_COLUMNS = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric"})
-"""Names that reward functions receive other things by."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ColumnMap:
-    """Which column holds what; None where there is none.
-
-    >>> ColumnMap(question="prompt", answer="solution")
-    """
-
-    question: str | None = None
-    """Plain text, or a list of chat messages."""
-    messages: str | None = None
-    """Chat messages instead of a question; a closing assistant message is the demonstration."""
-    answer: str | None = None
-    """The gold answer, text or a number."""
-    answer_after: str | None = None
-    """The gold answer is what follows this mark's last occurrence ("####" for GSM8K)."""
-    demonstration: str | None = None
-    """A response to imitate."""
-    id: str | None = None
-    """A unique id; without it the id is a hash of the question."""
-    population: str | None = None
-    """The group of people or the domain the row belongs to."""
-
-    def columns(self) -> Mapping[str, str]:
-        """Role -> column, for the roles that are columns."""
-        roles = ("question", "messages", "answer", "demonstration", "id", "population")
-        return {role: getattr(self, role) for role in roles if getattr(self, role) is not None}
 
 
 class DataTask:
@@ -47,10 +18,12 @@ class DataTask:
 
     Held-out problems come from `eval_path` or `eval_split`, or are the rows whose id hashes into the lowest
     `eval_fraction` of all hashes: a row's side does not depend on the other rows. A training row with the question of
-    a held-out one is left out. Without `question` or `messages` the column `question` is used, or else `messages`;
-    without `answer` the column `answer` if there is one. Every column reaches the rewards by its own name. ValueError
-    for whatever is wrong with the data, naming file, line and the columns present; ImportError for `hub` without the
-    package `datasets`.
+    a held-out one is left out. Without `question` or `messages` the column `question` is used, or else `messages`, or
+    `prompt`, whose demonstration is then the column `response` or `completion`; without `answer` the column `answer` if
+    there is one. Preferences (`chosen` and `rejected`, or `completions` and `ranking`), labels of steps (`completions`
+    and `labels`) and ratings (`expected_reward`) are read where there are such columns. Every other column reaches the
+    rewards by its own name. ValueError for whatever is wrong with the data, naming file, line and the columns present;
+    ImportError for `hub` without the package `datasets`.
 
     >>> DataTask(path="problems.jsonl", question="prompt", answer="solution", eval_fraction=0.1)
     """
@@ -73,6 +46,12 @@ class DataTask:
         demonstration: str | None = None,
         id: str | None = None,
         population: str | None = None,
+        chosen: str | None = None,
+        rejected: str | None = None,
+        completions: str | None = None,
+        ranking: str | None = None,
+        labels: str | None = None,
+        rating: str | None = None,
         num_train: int | None = None,
         num_eval: int | None = None,
         name: str | None = None,
@@ -89,6 +68,12 @@ class DataTask:
             demonstration=demonstration,
             id=id,
             population=population,
+            chosen=chosen,
+            rejected=rejected,
+            completions=completions,
+            ranking=ranking,
+            labels=labels,
+            rating=rating,
         )
         read = _read(path, hub, subset, split) if rows is None else _given(rows)
         train = _entries(read, asked, self.name)
@@ -121,18 +106,40 @@ class DataTask:
             if each.response is not None
         ]
 
+    def train_rankings(self) -> Sequence[Ranking]:
+        """Pairs and rankings to train on."""
+        return [each.feedback for each in self._train if isinstance(each.feedback, Ranking)]
+
+    def eval_rankings(self) -> Sequence[Ranking]:
+        """Pairs and rankings of held-out problems."""
+        return [each.feedback for each in self._eval if isinstance(each.feedback, Ranking)]
+
+    def train_ratings(self) -> Sequence[Rating]:
+        """Rated responses to train on."""
+        return [each.feedback for each in self._train if isinstance(each.feedback, Rating)]
+
+    def eval_ratings(self) -> Sequence[Rating]:
+        """Rated responses to held-out problems."""
+        return [each.feedback for each in self._eval if isinstance(each.feedback, Rating)]
+
+    def labelled_solutions(self) -> Sequence[LabelledSolution]:
+        """The training rows whose steps are labelled."""
+        return [each.feedback for each in self._train if isinstance(each.feedback, LabelledSolution)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A row that has been understood.
 
-    >>> Entry(problem=problem, response=None, hold_out_key="problems/3f2a")
+    >>> Entry(problem=problem, response=None, feedback=None, hold_out_key="problems/3f2a")
     """
 
     problem: Problem
     """Question, answer and columns."""
     response: str | None
     """The demonstration, if the row has one."""
+    feedback: Ranking | Rating | LabelledSolution | None
+    """What was said about completions, if the row says anything."""
     hold_out_key: str
     """What is hashed to decide whether the row is held out: rows with the same question share it unless ids are
     given."""
@@ -196,7 +203,7 @@ def _given(rows: Any) -> list[Row]:
 
 
 def _entries(rows: Sequence[Row], asked: ColumnMap, name: str) -> list[Entry]:
-    mapping = _resolve(rows, asked)
+    mapping = resolve(rows, asked)
     entries: list[Entry] = []
     places: dict[str, str] = {}
     for row in rows:
@@ -206,38 +213,6 @@ def _entries(rows: Sequence[Row], asked: ColumnMap, name: str) -> list[Entry]:
     return entries
 
 
-def _resolve(rows: Sequence[Row], asked: ColumnMap) -> ColumnMap:
-    """Fill in the default columns; ValueError if a column is nowhere in the data or has a reserved name."""
-    present = {column: None for row in rows for column in row.values}
-    reserved = sorted(RESERVED_COLUMNS.intersection(present))
-    if reserved:
-        raise ValueError(
-            f"{rows[0].where}: the column {reserved[0]!r} must be renamed: it is a name of the reward contract"
-        )
-    question, messages, answer = asked.question, asked.messages, asked.answer
-    if question is None and messages is None:
-        question, messages = (
-            (None, "messages") if "question" not in present and "messages" in present else ("question", None)
-        )
-    if answer is None and "answer" in present:
-        answer = "answer"
-    mapping = ColumnMap(
-        question=question,
-        messages=messages,
-        answer=answer,
-        answer_after=asked.answer_after,
-        demonstration=asked.demonstration,
-        id=asked.id,
-        population=asked.population,
-    )
-    for role, column in mapping.columns().items():
-        if column not in present:
-            raise ValueError(
-                f"{rows[0].where}: no column {column!r} (for {role}); present: {', '.join(map(repr, present))}"
-            )
-    return mapping
-
-
 def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -> Entry:
     for role in ("question", "messages", "id"):
         column = getattr(mapping, role)
@@ -245,20 +220,46 @@ def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -
             raise ValueError(
                 f"{row.where}: the row has no {column!r} (for {role}); it has: {', '.join(map(repr, row.values))}"
             )
-    question, response = _question(row, mapping)
+    pair: tuple[str, str] | None = None
+    if mapping.has_implicit_prompt:
+        assert mapping.chosen is not None and mapping.rejected is not None
+        value, *sides = implicit_prompt(row, mapping.chosen, mapping.rejected)
+        question: str | tuple[Message, ...] = value if isinstance(value, str) else _messages(row.where, "chosen", value)
+        response, pair = None, (sides[0], sides[1])
+    else:
+        question, response = _question(row, mapping)
     text = question_text(Problem(id="", question=question, answer=None, columns={}))
     key = f"{name}/{row.values[mapping.id] if mapping.id else _digest(text)[:12]}"
     if mapping.id and key in places:
         raise ValueError(f"{row.where}: the id {row.values[mapping.id]!r} is already that of {places[key]}")
     population = row.values.get(mapping.population) if mapping.population else None
+    hidden = {"question", "answer", *(getattr(mapping, role) for role in FEEDBACK_ROLES[:-1])}
     problem = Problem(
         id=key if mapping.id else _unused(key, places),
         question=question,
         answer=_answer(row, mapping),
-        columns={column: value for column, value in row.values.items() if column not in ("question", "answer")},
+        columns={column: value for column, value in row.values.items() if column not in hidden},
         population=None if population is None else str(population),
     )
-    return Entry(problem=problem, response=response, hold_out_key=key)
+    feedback = _feedback(row, mapping, problem, pair)
+    rated = isinstance(feedback, Rating)
+    return Entry(problem=problem, response=None if rated else response, feedback=feedback, hold_out_key=key)
+
+
+def _feedback(
+    row: Row, mapping: ColumnMap, problem: Problem, pair: tuple[str, str] | None
+) -> Ranking | Rating | LabelledSolution | None:
+    """What a row says about completions; None where it says nothing."""
+    if mapping.rating and mapping.demonstration and row.values.get(mapping.rating) is not None:
+        return rating_of(row, problem, mapping.demonstration, mapping.rating)
+    if mapping.completions and mapping.ranking and row.values.get(mapping.ranking) is not None:
+        return ranking_of(row, problem, mapping.completions, mapping.ranking)
+    if mapping.completions and mapping.labels and row.values.get(mapping.labels) is not None:
+        return labelled_of(row, problem, mapping.completions, mapping.labels)
+    if mapping.chosen and mapping.rejected:
+        chosen, rejected = pair or (reply(row, mapping.chosen)[1], reply(row, mapping.rejected)[1])
+        return pair_of(row, problem, chosen, rejected)
+    return None
 
 
 def _question(row: Row, mapping: ColumnMap) -> tuple[str | tuple[Message, ...], str | None]:
@@ -267,6 +268,8 @@ def _question(row: Row, mapping: ColumnMap) -> tuple[str | tuple[Message, ...], 
     assert column is not None
     value = row.values[column]
     response = row.values.get(mapping.demonstration) if mapping.demonstration else None
+    if isinstance(response, list) and mapping.demonstration:
+        _, response = reply(row, mapping.demonstration)
     if response is not None and not isinstance(response, str):
         raise ValueError(f"{row.where}: {mapping.demonstration!r} must be text, not {type(response).__name__}")
     if isinstance(value, str) and mapping.messages is None:

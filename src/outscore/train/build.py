@@ -6,22 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings, Recipe, SftSettings
+from outscore.config import PolicySettings, PreferenceSettings, Recipe, SftSettings, StageSettings
 from outscore.model.adapters import trainable_parameters
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_per_completion
 from outscore.records import ScoredGroup
 from outscore.rollout import make_sampler
-from outscore.train.evaluate import Evaluator
+from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.loop import Stage
 from outscore.train.optim import make_optimizer
+from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.setup import Workshop, answer_limit, stage_algorithm
 from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
 
 EVALUATION_ROWS = 256
 """Completions decoded at once in an evaluation, which keeps no activations."""
+TOKEN_BUDGET = 4096
+"""Tokens forwarded at once in an evaluation outside a stage."""
 
 
 def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
@@ -51,6 +54,14 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
             stage=index,
             penalty=reward_penalty(learner, settings, row) if row.kl_coef > 0 and row.kl_place == "reward" else None,
         )
+    elif isinstance(settings, PreferenceSettings):
+        source = PreferenceSource(
+            rankings=workshop.rankings,
+            batch_size=settings.batch_size,
+            ties=settings.ties,
+            seed=recipe.seed,
+            stage=index,
+        )
     else:
         assert isinstance(settings, SftSettings)
         source = DemonstrationSource(
@@ -70,14 +81,31 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
             epochs=epochs,
         ),
         sampler=sampler,
-        evaluator=build_evaluator(recipe, workshop),
+        evaluator=build_evaluator(recipe, workshop, settings, learner.reference),
         judge=workshop.judge,
     )
 
 
-def build_evaluator(recipe: Recipe, workshop: Workshop) -> Evaluator | None:
-    """The evaluator a recipe asks for; None where there is nothing to evaluate on."""
-    if not workshop.eval_prompts:
+def build_evaluator(
+    recipe: Recipe, workshop: Workshop, stage: StageSettings | None = None, reference: Reference | None = None
+) -> Evaluator | None:
+    """The evaluator a recipe asks for, in a stage with its reference or outside; None where there is nothing to
+    evaluate on."""
+    measures: list[Measure] = []
+    # A ranking that is all ties cannot be told right or wrong.
+    if rankings := [group for group in workshop.eval_rankings if len(set(group.ranks)) > 1]:
+        own = stage if isinstance(stage, PreferenceSettings) else None
+        measures.append(
+            PreferenceMeasure(
+                rankings=rankings,
+                policy=workshop.policy,
+                token_budget=stage.token_budget if stage else TOKEN_BUDGET,
+                reference=reference if own else None,
+                algorithm=stage_algorithm(own) if own else None,
+                ties=own.ties if own else "drop",
+            )
+        )
+    if not workshop.eval_prompts and not measures:
         return None
     return Evaluator(
         prompts=workshop.eval_prompts,
@@ -87,6 +115,7 @@ def build_evaluator(recipe: Recipe, workshop: Workshop) -> Evaluator | None:
         temperature=recipe.evaluation.temperature,
         max_new_tokens=answer_limit(recipe),
         seed=recipe.seed,
+        measures=measures,
     )
 
 

@@ -52,6 +52,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings.append(_task_finding(task, workshop))
     findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
+    findings += _preference_findings(workshop)
     findings.append(_memory(recipe, workshop))
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, PolicySettings) and not any(isinstance(s, PolicySettings) for s in recipe.stages[:index]):
@@ -88,7 +89,8 @@ def _judge_findings(task: Task, workshop: Workshop) -> list[Finding]:
 
 
 def _prompt_findings(workshop: Workshop) -> list[Finding]:
-    prompts: Sequence[Prompt] = workshop.train_prompts or [group.prompt for group in workshop.demonstrations]
+    given = [group.prompt for group in workshop.demonstrations] + [group.prompt for group in workshop.rankings]
+    prompts: Sequence[Prompt] = workshop.train_prompts or given
     lengths = sorted(len(prompt.token_ids) for prompt in prompts)
     detail = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}; the first: {prompts[0].text!r}"
     findings = [Finding(what="prompts", status="ok", detail=detail)]
@@ -96,6 +98,14 @@ def _prompt_findings(workshop: Workshop) -> list[Finding]:
     status: Literal["ok", "fail"] = "ok" if names else "fail"
     findings.append(Finding(what="stop tokens", status=status, detail=", ".join(map(str, names)) or "none is known"))
     return findings
+
+
+def _preference_findings(workshop: Workshop) -> list[Finding]:
+    """How many preferences there are, and whether any is held out to tell whether they are learnt."""
+    if not workshop.rankings:
+        return []
+    detail = f"{len(workshop.rankings)} pairs and rankings to train on, {len(workshop.eval_rankings)} held out"
+    return [Finding(what="preferences", status="ok" if workshop.eval_rankings else "warn", detail=detail)]
 
 
 def _memory(recipe: Recipe, workshop: Workshop) -> Finding:

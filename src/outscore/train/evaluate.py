@@ -1,7 +1,8 @@
 """Held-out evaluation: greedy accuracy, pass@k and maj@k with confidence intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from outscore.objectives.estimators import Estimate, maj_at_k, mean_interval, pass_at_k, wilson_interval
 from outscore.records import Prompt, SampledGroup, SampleRequest, SamplingParams, Score, ScoredGroup
@@ -41,12 +42,25 @@ class Judge:
         return [self.extract(drawn.completion.text) for drawn in group.completions]
 
 
+class Measure(Protocol):
+    """Something else to find out in an evaluation: nothing is sampled for it."""
+
+    @property
+    def num_problems(self) -> int:
+        """On how many held-out items it is found out."""
+        ...
+
+    def run(self, tell: Tell = tell_nobody) -> Mapping[str, Estimate | float]:
+        """The metrics of the model as it stands."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluator:
-    """Evaluates a sampler on held-out prompts."""
+    """Evaluates a sampler on held-out prompts, and whatever else there is to measure."""
 
     prompts: Sequence[Prompt]
-    """Held-out prompts."""
+    """Held-out prompts; with none, nothing is sampled."""
     rewards: Rewards
     """The rewards of the run."""
     judge: Judge
@@ -59,6 +73,8 @@ class Evaluator:
     """Limit on new tokens."""
     seed: int
     """The run's seed."""
+    measures: Sequence[Measure] = ()
+    """What is found out in every evaluation besides."""
 
     def run(
         self,
@@ -71,28 +87,33 @@ class Evaluator:
         greedy_only: bool = False,
         tell: Tell = tell_nobody,
     ) -> Evaluation:
-        """Evaluate; the metrics are `greedy`, and with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`.
+        """Evaluate; the metrics are `greedy`, with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and
+        those of the measures.
 
         `tell` hears how far it is.
         """
-        greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
-        hits = [bool(self.judge.correct(group)[0]) for group in greedy]
-        found = {"greedy": wilson_interval(sum(hits), len(hits))}
-        rewards: dict[str, float] = {}
-        if self.samples > 1 and not greedy_only:
+        found: dict[str, Estimate | float] = {}
+        if self.prompts:
+            greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
+            hits = [bool(self.judge.correct(group)[0]) for group in greedy]
+            found["greedy"] = wilson_interval(sum(hits), len(hits))
+        if self.prompts and self.samples > 1 and not greedy_only:
             groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature, tell=tell)
             found |= self._sampled(groups)
             totals = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
-            rewards = {"reward": sum(totals) / len(totals)} if totals else {}
+            found |= {"reward": sum(totals) / len(totals)} if totals else {}
+        for measure in self.measures:
+            found |= measure.run(tell)
+        estimates = {name: value for name, value in found.items() if isinstance(value, Estimate)}
         return Evaluation(
             label=label,
             stage=stage,
             step=step,
             policy_version=policy_version,
-            num_problems=len(self.prompts),
+            num_problems=len(self.prompts) or max(measure.num_problems for measure in self.measures),
             samples=1 if greedy_only else self.samples,
-            metrics={**{name: estimate.value for name, estimate in found.items()}, **rewards},
-            intervals={name: (estimate.low, estimate.high) for name, estimate in found.items()},
+            metrics={name: value.value if isinstance(value, Estimate) else value for name, value in found.items()},
+            intervals={name: (estimate.low, estimate.high) for name, estimate in estimates.items()},
         )
 
     def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate]:

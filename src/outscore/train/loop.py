@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from outscore.config import EvaluationSettings, PolicySettings, Recipe, StageSettings
 from outscore.records import StepReport
 from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
+from outscore.report.evaluation import headline
 from outscore.rollout import Sampler
 from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
 from outscore.train.evaluate import Evaluator, Judge
@@ -16,9 +17,6 @@ from outscore.train.memory import peak_bytes
 from outscore.train.optim import NotFiniteError
 from outscore.train.sources import Collected, Source
 from outscore.train.step import Learner, Metrics, UpdatePlan, update
-
-RANKING = "greedy"
-"""The metric that says which evaluation is the best; every evaluation has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +192,9 @@ class StageRun:
 
 def ranked(progress: Progress, found: Evaluation, step: int) -> tuple[Progress, bool]:
     """The progress with this evaluation taken into account, and whether it is the best of its stage."""
-    value = found.metrics[RANKING]
+    name = headline(found)
+    assert name is not None, "an evaluation measures something"
+    value = found.metrics[name]
     better = progress.best_value is None or value > progress.best_value
     if better:
         return dataclasses.replace(progress, best_value=value, best_step=step, evaluations_since_best=0), True

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from outscore.config import PolicySettings, SftSettings, StageSettings
+from outscore.config import PolicySettings, PreferenceSettings, SftSettings, StageSettings
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.objectives.algorithms import Algorithm
 from outscore.train.setup import Workshop
@@ -153,6 +153,15 @@ def _micro_batch(workshop: Workshop, stage: StageSettings) -> int:
     """The most tokens forwarded at once: what the budget allows, or all that an update has."""
     if isinstance(stage, SftSettings):
         sizes = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in workshop.demonstrations]
+        return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
+    if isinstance(stage, PreferenceSettings):
+        # A group stays whole; without shared beginnings, which is the most it can take.
+        grouped = workshop.policy.layout == "group_rows"
+        sizes = [
+            len(g.prompt.token_ids) * (1 if grouped else len(g.completions))
+            + sum(len(c.token_ids) for c in g.completions)
+            for g in workshop.rankings
+        ]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
     assert isinstance(stage, PolicySettings)
     prompt, new = _longest_prompt(workshop), stage.sampling.max_new_tokens

@@ -1,7 +1,7 @@
 """From a recipe to what a run works with: model, prompts, rewards. Everything that can be wrong is found here, before
 any work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 
-from outscore.config import ModelSettings, PolicySettings, Recipe, SamplingSettings, SftSettings, StageSettings
+from outscore.config import (
+    ModelSettings,
+    PolicySettings,
+    PreferenceSettings,
+    Recipe,
+    SamplingSettings,
+    SftSettings,
+    StageSettings,
+)
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
 from outscore.model.load import LoadedModel, encode, load_model, stop_token_ids, turn_end_id, weights_sha256
@@ -17,11 +25,11 @@ from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
-from outscore.objectives.algorithms import Algorithm, algorithm
-from outscore.records import Completion, DemonstrationGroup, Problem, Prompt
+from outscore.objectives.algorithms import Algorithm, Source, algorithm
+from outscore.records import Completion, DemonstrationGroup, Problem, Prompt, RankedGroup, Ranking
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
-from outscore.tasks import Task, make_task, render
+from outscore.tasks import RankingTask, Task, make_task, render
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
 
@@ -40,12 +48,20 @@ class Workshop:
     """Held-out prompts."""
     demonstrations: Sequence[DemonstrationGroup]
     """Demonstrations, if a stage needs them."""
+    rankings: Sequence[RankedGroup]
+    """Preferences to train on, if a stage needs them."""
+    eval_rankings: Sequence[RankedGroup]
+    """Preferences on held-out problems, if a stage trains on preferences."""
     rewards: Rewards
     """What scores completions."""
     judge: Judge
     """What is correct."""
     facts: Mapping[str, Any]
     """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
+
+
+SOURCES: Mapping[type[StageSettings], Source] = {SftSettings: "demonstrations", PreferenceSettings: "preferences"}
+"""Where a kind of stage has its completions from; the policy where it is not named."""
 
 
 def stage_algorithm(stage: StageSettings) -> Algorithm:
@@ -55,7 +71,7 @@ def stage_algorithm(stage: StageSettings) -> Algorithm:
         ValueError: naming the stage, if the algorithm or a cell is not known or does not fit the stage.
     """
     cells = dict(stage.cells)
-    source = "policy" if isinstance(stage, PolicySettings) else "demonstrations"
+    source = SOURCES.get(type(stage), "policy")
     if cells.get("source", source) != source:
         raise ValueError(
             f"stage `{stage.label}`: cells.source = {cells['source']!r} does not fit algorithm {stage.algorithm!r}, "
@@ -126,21 +142,30 @@ def prepare(
     policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
     needs_rollouts = not evaluation_only and any(isinstance(stage, PolicySettings) for stage in recipe.stages)
     needs_demonstrations = not evaluation_only and any(isinstance(stage, SftSettings) for stage in recipe.stages)
+    needs_rankings = any(isinstance(stage, PreferenceSettings) for stage in recipe.stages)
 
-    def prompts(problems: Sequence[Problem]) -> list[Prompt]:
-        return [render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in problems]
+    def prompts(problems: Sequence[Problem], room: int) -> list[Prompt]:
+        return [render_prompt(problem, policy, recipe, room=room) for problem in problems]
 
-    train = prompts(task.train_problems()) if needs_rollouts else []
+    train = prompts(task.train_problems(), sampling_limit(recipe)) if needs_rollouts else []
     if needs_rollouts and not train:
         raise ValueError(f"task: {task.name} has no training problems")
     held_out = task.eval_problems()[: recipe.evaluation.problems] if recipe.rewards else []
     demonstrations = demonstration_groups(task, policy, recipe) if needs_demonstrations else []
+    rankings: list[RankedGroup] = []
+    if needs_rankings and not evaluation_only:
+        rankings = ranked_groups(train_rankings(task), policy, recipe)
+    shown = (
+        task.eval_rankings()[: recipe.evaluation.problems] if needs_rankings and isinstance(task, RankingTask) else []
+    )
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
         train_prompts=train,
-        eval_prompts=prompts(held_out),
+        eval_prompts=prompts(held_out, answer_limit(recipe)),
         demonstrations=demonstrations,
+        rankings=rankings,
+        eval_rankings=ranked_groups(shown, policy, recipe),
         rewards=rewards,
         judge=judge,
         facts=found,
@@ -210,11 +235,16 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def answer_limit(recipe: Recipe) -> int:
-    """New tokens that an answer may have in an evaluation, and that every sampled prompt leaves room for: the most that
-    a stage's sampling allows, or sampling's default where no stage samples."""
+def sampling_limit(recipe: Recipe) -> int:
+    """New tokens that every sampled prompt leaves room for: the most that a stage's sampling allows, or sampling's
+    default where no stage samples."""
     allowed = [stage.sampling.max_new_tokens for stage in recipe.stages if isinstance(stage, PolicySettings)]
     return max(allowed, default=SamplingSettings().max_new_tokens)
+
+
+def answer_limit(recipe: Recipe) -> int:
+    """New tokens that an answer may have in an evaluation: what the recipe says, or as many as a stage may sample."""
+    return recipe.evaluation.max_new_tokens or sampling_limit(recipe)
 
 
 def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, *, room: int) -> Prompt:
@@ -247,23 +277,57 @@ def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[Dem
         ValueError: if there is none, or one does not fit into the model's context with its prompt.
     """
     groups = []
-    end = cache(partial(end_token_id, policy))
+    answered = partial(_answered, "demonstration", policy, recipe, cache(partial(end_token_id, policy)))
     for demonstration in task.demonstrations():
-        problem = demonstration.problem
-        prompt = render_prompt(problem, policy, recipe, room=0)
-        template = check_template(problem, policy.tokenizer, recipe.prompt.template, recipe.prompt.system)
-        ids = (*encode(policy.tokenizer, demonstration.response), end(template == "chat"))
-        total = len(prompt.token_ids) + len(ids)
-        if policy.context_length is not None and total > policy.context_length:
-            raise ValueError(
-                f"demonstration {problem.id!r} has {total} tokens with its prompt, more than the model's context of "
-                f"{policy.context_length}: shorten it or leave it out; its prompt begins {prompt.text[:80]!r}"
-            )
-        completion = Completion(token_ids=ids, text=demonstration.response, counts=(True,) * len(ids))
+        prompt, [completion] = answered(demonstration.problem, [demonstration.response])
         groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
     if not groups:
         raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")
     return groups
+
+
+def train_rankings(task: Task) -> Sequence[Ranking]:
+    """The task's preferences to train on; ValueError where it has none."""
+    rankings = task.train_rankings() if isinstance(task, RankingTask) else []
+    if not rankings:
+        raise ValueError(
+            f"stages: training on preferences needs pairs or rankings, and task {task.name} has none (columns `chosen` "
+            "and `rejected`, or `completions` and `ranking`)"
+        )
+    return rankings
+
+
+def ranked_groups(rankings: Sequence[Ranking], policy: Policy, recipe: Recipe) -> list[RankedGroup]:
+    """Preferences as groups, each completion closed by its end token.
+
+    Raises:
+        ValueError: if one does not fit into the model's context with its prompt.
+    """
+    groups = []
+    answered = partial(_answered, "preference", policy, recipe, cache(partial(end_token_id, policy)))
+    for ranking in rankings:
+        prompt, completions = answered(ranking.problem, ranking.responses)
+        groups.append(RankedGroup(prompt=prompt, completions=tuple(completions), ranks=ranking.ranks))
+    return groups
+
+
+def _answered(
+    what: str, policy: Policy, recipe: Recipe, end: Callable[[bool], int], problem: Problem, responses: Sequence[str]
+) -> tuple[Prompt, list[Completion]]:
+    """The prompt of a problem, and the responses to it with their end token."""
+    prompt = render_prompt(problem, policy, recipe, room=0)
+    template = check_template(problem, policy.tokenizer, recipe.prompt.template, recipe.prompt.system)
+    completions = []
+    for response in responses:
+        ids = (*encode(policy.tokenizer, response), end(template == "chat"))
+        total = len(prompt.token_ids) + len(ids)
+        if policy.context_length is not None and total > policy.context_length:
+            raise ValueError(
+                f"{what} {problem.id!r} has {total} tokens with its prompt, more than the model's context of "
+                f"{policy.context_length}: shorten it or leave it out; its prompt begins {prompt.text[:80]!r}"
+            )
+        completions.append(Completion(token_ids=ids, text=response, counts=(True,) * len(ids)))
+    return prompt, completions
 
 
 def end_token_id(policy: Policy, is_chat: bool) -> int:
@@ -291,6 +355,9 @@ def _characters(task: Task | None) -> str:
         raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
     problems = [*task.train_problems(), *task.eval_problems()]
     demonstrations = task.demonstrations()
-    texts = [p.question for p in [*problems, *(d.problem for d in demonstrations)] if isinstance(p.question, str)]
+    rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []
+    answered = [*problems, *(d.problem for d in demonstrations), *(r.problem for r in rankings)]
+    texts = [p.question for p in answered if isinstance(p.question, str)]
     texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
+    texts += [response for ranking in rankings for response in ranking.responses]
     return "".join(sorted({character for text in texts for character in text}))

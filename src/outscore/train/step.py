@@ -19,6 +19,7 @@ from outscore.model.precision import MasterWeights
 from outscore.model.rows import GroupRows, TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
 from outscore.train.optim import learning_rate, take_step
 
@@ -44,6 +45,8 @@ class Batch:
     """What the sampler drew the tokens with; None for demonstrations."""
     temperature: float
     """The sampling temperature, which also divides the logits in training."""
+    pairs: Pairs | None = None
+    """Which completions were liked better than which, where that is what is trained on."""
 
     @property
     def starts(self) -> list[int]:
@@ -146,7 +149,7 @@ def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algori
     Exact: their gradient is zero, and the denominators, which count them, are handed in from the whole batch.
     """
     starts = batch.starts
-    others = (algorithm.kl_coef > 0 and algorithm.kl_place == "loss") or algorithm.entropy_coef != 0
+    others = algorithm.penalises_kl or algorithm.entropy_coef != 0
     advantages = None if batch.advantages is None else batch.advantages.cpu()
 
     def moves(number: int) -> bool:
@@ -232,7 +235,9 @@ def accumulate(
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = sum(starts[number + 1] - starts[number] for number in numbers)
     reported = []
-    micros = list(split_groups(live_groups(batch, part, plan.algorithm), plan.token_budget))
+    live = live_groups(batch, part, plan.algorithm)
+    # A pair is compared where both of it are forwarded.
+    micros = list(split_groups(live, plan.token_budget, whole=batch.pairs is not None))
     for done, micro in enumerate(micros, start=1):
         rows = pack(policy, micro, starts)
         now = token_logprobs(policy, rows, temperature=batch.temperature)
@@ -244,6 +249,7 @@ def accumulate(
             num_completions=len(numbers),
             num_tokens=max(num_tokens, 1),
             entropy=now.entropy,
+            pairs=batch.pairs,
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
         terms.loss.backward()
