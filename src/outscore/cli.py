@@ -12,6 +12,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from outscore.studies.registry import STUDIES
+
 app = typer.Typer(
     name="outscore",
     help="Post-train language models by reinforcement: sample a group of completions for each prompt, score them, "
@@ -70,7 +72,7 @@ def demo(
 
     with _explained():
         recipe = files("outscore") / "recipes" / "demo.yaml"
-        _train(str(recipe), overrides, run or _free_run("demo"))
+        _train(str(recipe), overrides, run or _free_path(Path("runs") / "demo"))
 
 
 @app.command()
@@ -237,6 +239,40 @@ def init(directory: Annotated[Path, typer.Argument(help="The directory to write;
             typer.echo(line)
 
 
+@app.command(epilog="Studies: " + "; ".join(f"{s.name}: {s.summary} ({s.source})" for s in STUDIES.values()))
+def reproduce(
+    name: Annotated[str, typer.Argument(help=f"A study: {', '.join(STUDIES)}.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Options of the study: figures=[2] features=same", metavar="key=value")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds; the paper's by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for tables, curves and figures; reproduced/NAME by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Repeat a published experiment: its figures and tables, and what the paper says held against what was measured.
+
+    Figures are drawn by matplotlib (the extra `plots`). The directory must not exist.
+    """
+    with _explained():
+        from outscore.studies.output import as_data, view, write_result
+        from outscore.studies.plots import require_matplotlib
+        from outscore.studies.progress import progress_bar
+        from outscore.studies.registry import run_study
+
+        require_matplotlib()
+        path = out or _free_path(Path("reproduced") / name)
+        with progress_bar() as progress:
+            result = run_study(name, num_seeds=seeds, overrides=overrides or (), progress=progress)
+        write_result(result, path)
+        if as_json:
+            _print_json({**as_data(result), "directory": str(path)})
+        else:
+            rich.console.Console().print(view(result))
+            typer.echo(f"{path} holds tables, curves and figures")
+
+
 @app.command()
 def algorithms(as_json: AsJson = False) -> None:
     """Print the table of algorithms: each is a row of choices, and a recipe may override any cell."""
@@ -279,12 +315,12 @@ def _train(recipe: str, overrides: list[str] | None, run: Path | None) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-def _free_run(name: str) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, … that does not exist."""
-    path, number = Path("runs") / name, 1
+def _free_path(wanted: Path) -> Path:
+    """The path, or the first of path-2, path-3, … that does not exist."""
+    path, number = wanted, 1
     while path.exists():
         number += 1
-        path = Path("runs") / f"{name}-{number}"
+        path = wanted.with_name(f"{wanted.name}-{number}")
     return path
 
 

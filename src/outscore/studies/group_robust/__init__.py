@@ -1,0 +1,1 @@
+"""The bandit experiment of Group Robust Preference Optimization (arXiv 2405.20304)."""

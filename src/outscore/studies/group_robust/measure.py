@@ -1,0 +1,117 @@
+"""One family of methods on one scenario: the published iterations, and the exact optimum."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outscore.objectives.log_linear import (
+    PairData,
+    WeightRule,
+    feature_margins,
+    margin_losses,
+    mirror_descent,
+    robust_least_squares,
+)
+from outscore.objectives.log_linear_optimum import fixed_weight_optimum, robust_optimum
+from outscore.studies.group_robust.bandit import NUM_POPULATIONS, BanditData, policy_quality
+from outscore.studies.group_robust.settings import KIND, Family, Method, Steps
+
+_NUM_RECORDS = 50
+"""Points of a curve."""
+METRICS = ("max_loss", "mean_loss", "max_error", "max_gap", "max_kl")
+"""Of the validation pairs: the larger of the populations' losses, and the mean loss. In the test states: the largest
+relative and absolute reward error, and KL, of a population."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What one family of a figure came to."""
+
+    methods: Sequence[Method]
+    """Along the axis `method`."""
+    steps: Int[Tensor, " record"]
+    """Iterations at each record."""
+    curves: dict[str, Float[Tensor, "record method seed"]]
+    """METRICS along the published iterations."""
+    weights: Float[Tensor, "record method seed population"]
+    """alpha."""
+    optimum: dict[str, Float[Tensor, "method seed"]]
+    """METRICS at the exact optimum, which no step size touches."""
+
+
+def measure(
+    data: BanditData, methods: Sequence[Method], family: Family, steps: Steps, progress: Callable[[int], None]
+) -> Found:
+    """Run the methods, from the same theta in each seed, and follow them over the published iterations.
+
+    `progress` is told the iteration now and then.
+    """
+    num_seeds, num_methods = len(data.initial), len(methods)
+    pairs = PairData.of(data.train.repeat(num_methods, 1, 1), data.train_index)
+    rule = WeightRule.stacked(*(_rule(method, pairs.shares, num_seeds, steps.weight_step) for method in methods))
+    initial = data.initial.repeat(num_methods, 1)
+    every = max(1, steps.num_steps // _NUM_RECORDS)
+    if family == "DPO":
+        way = mirror_descent(
+            pairs,
+            rule,
+            initial,
+            kind=KIND[family],
+            beta=steps.beta,
+            step_size=steps.step_size,
+            num_steps=steps.num_steps,
+            record_every=every,
+            progress=progress,
+        )
+    else:
+        way = robust_least_squares(pairs, rule, initial, beta=steps.beta, num_steps=steps.num_steps, record_every=every)
+    shape = (len(way.steps), num_methods, num_seeds, -1)
+    best = torch.stack([_optimum(data, method, family, steps.beta) for method in methods])
+    return Found(
+        methods=methods,
+        steps=way.steps,
+        curves=_metrics(way.params.reshape(shape), data, family, steps.beta),
+        weights=way.weights.reshape(shape),
+        optimum=_metrics(best, data, family, steps.beta),
+    )
+
+
+def _rule(method: Method, shares: Tensor, num_seeds: int, weight_step: float) -> WeightRule:
+    if method.weighting == "robust":
+        return WeightRule.robust(num_seeds, NUM_POPULATIONS, step_size=weight_step, tradeoff=method.chi)
+    return WeightRule.constant(_fixed(method, shares).expand(num_seeds, -1))
+
+
+def _fixed(method: Method, shares: Tensor) -> Tensor:
+    return shares if method.weighting == "plain" else torch.full_like(shares, 1.0 / NUM_POPULATIONS)
+
+
+def _optimum(data: BanditData, method: Method, family: Family, beta: float) -> Tensor:
+    pairs = PairData.of(data.train, data.train_index)
+    if method.weighting == "robust":
+        return robust_optimum(pairs, kind=KIND[family], beta=beta, tradeoff=method.chi)[0]
+    weights = _fixed(method, pairs.shares).expand(len(data.train), -1)
+    return fixed_weight_optimum(pairs, weights, kind=KIND[family], beta=beta)
+
+
+def _metrics(params: Tensor, data: BanditData, family: Family, beta: float) -> dict[str, Tensor]:
+    """METRICS of theta[..., seed, feature], by seed."""
+    pairs = PairData.of(data.validation, data.validation_index)
+    margins = feature_margins(pairs.differences.expand(*params.shape[:-2], -1, -1, -1), params)
+    losses = margin_losses(margins, kind=KIND[family], beta=beta) @ pairs.averaging
+    quality = policy_quality(params, data.test)
+    return {
+        "max_loss": losses.amax(dim=-1),
+        "mean_loss": losses @ pairs.shares,
+        "max_error": quality.reward_error.amax(dim=-1),
+        "max_gap": quality.reward_gap.amax(dim=-1),
+        "max_kl": quality.kl.amax(dim=-1),
+    }
+
+
+def mean_and_sem(values: Float[Tensor, "*any seed"]) -> tuple[Float[Tensor, "*any"], Float[Tensor, "*any"]]:
+    """Mean over seeds and its standard error (sample standard deviation / sqrt n)."""
+    return values.mean(dim=-1), values.std(dim=-1) / values.shape[-1] ** 0.5

@@ -1,0 +1,52 @@
+"""The table of studies. A new one is a module with a function `run`, and a row here."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from outscore.inputs import apply_overrides, checked_options, nearest
+from outscore.studies.records import Progress, Study, StudyResult
+
+STUDIES = {
+    row.name: row
+    for row in (
+        Study(
+            name="group-robust-bandit",
+            summary="preferences of two populations: GR-DPO and GR-IPO against DPO, IPO and importance sampling",
+            source="Group Robust Preference Optimization, arXiv 2405.20304, figures 2 and 4 to 12",
+            module="outscore.studies.group_robust.study",
+            num_seeds=20,
+        ),
+    )
+}
+"""The studies by name. Rows import nothing heavy: `--help` lists them."""
+
+MIN_SEEDS = 2
+"""A standard error needs two."""
+
+
+def run_study(
+    name: str,
+    *,
+    num_seeds: int | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress = lambda part, done, total: None,
+) -> StudyResult:
+    """Run a study with its default options but for `overrides`, given as `key=value`.
+
+    Raises ValueError naming the nearest right word for an unknown study or option, and for a value of the wrong type or
+    fewer than two seeds.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"study {name!r} is not known{nearest(name, STUDIES)}")
+    study = STUDIES[name]
+    seeds = study.num_seeds if num_seeds is None else num_seeds
+    if seeds < MIN_SEEDS:
+        raise ValueError(f"--seeds {seeds}: a standard error needs at least {MIN_SEEDS}")
+    run: Callable[..., StudyResult] = importlib.import_module(study.module).run
+    given: Mapping[str, Any] = apply_overrides({}, overrides)
+    for key in ("num_seeds", "progress"):
+        if key in given:
+            raise ValueError(f"study {name!r} has no option {key!r}; the number of seeds is --seeds")
+    options = checked_options(run, given, where=f"study {name!r}")
+    return run(num_seeds=seeds, progress=progress, **options)
