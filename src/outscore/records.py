@@ -153,7 +153,7 @@ class Score:
     """The total that training sees: the weighted sum of the parts, one that does not apply counting as its mean over
     the group."""
     parts: Mapping[str, float | None]
-    """Each reward by name, before weighting; None where a reward said it does not apply."""
+    """Each reward by name, before shaping and weighting; None where a reward said it does not apply."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

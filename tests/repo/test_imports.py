@@ -26,7 +26,7 @@ MAY_IMPORT = {
 """Room -> the other rooms it may import. What is not listed here (`cli`, the package itself) may import any room."""
 
 HEAVY_OR_OPTIONAL = ["accelerate", "datasets", "gguf", "math_verify", "peft", "reasoning_gym", "tensorboard", "trackio"]
-HEAVY_OR_OPTIONAL += ["matplotlib", "trl", "typer", "wandb"]
+HEAVY_OR_OPTIONAL += ["jsonschema", "matplotlib", "py3langid", "trl", "typer", "wandb"]
 
 OWN_PROCESS = {"outscore.rewards.math_worker"}
 """Modules that only ever run as a process of their own, started by code that has asked for the extra."""

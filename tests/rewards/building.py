@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from outscore.records import Completion, Problem, Prompt, SampledCompletion, SampledGroup
+from outscore.records import Completion, Problem, Prompt, SampledCompletion, SampledGroup, Score
+from outscore.rewards import Rewards
 
 
 def group(
@@ -28,3 +29,10 @@ def group(
     return SampledGroup(
         prompt=Prompt(problem=problem, text="rendered", token_ids=(1,)), completions=tuple(drawn), slot=slot, attempt=0
     )
+
+
+def scores(spec: Any, *texts: str, **problem: Any) -> list[float | None]:
+    """The reward's own values for completions of one problem; None also where it failed."""
+    rewards = Rewards([spec], on_failure="exclude")
+    [scored] = rewards.score([group(*texts, **problem)], step=1).groups
+    return [score.parts[rewards.names[0]] if isinstance(score, Score) else None for score in scored.scores]

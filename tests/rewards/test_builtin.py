@@ -3,10 +3,9 @@
 import re
 
 import pytest
-from rewards.building import group
+from rewards.building import scores
 
-from outscore.records import Score
-from outscore.rewards import BUILTIN_REWARDS, Rewards, make_reward
+from outscore.rewards import make_reward
 
 AS_PRINTED = r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$"
 """The pattern of spec A37, letter by letter."""
@@ -25,13 +24,6 @@ SOURCE_INCORRECT = (
     "number of egg-laying hens. So, the number of egg-laying hens is 325 - 20 = 305./reasoning>\n\n"
     "<answer>305</answer>\n"
 )
-
-
-def scores(spec, *texts, **problem):
-    """The reward's own values for completions of one problem."""
-    rewards = Rewards([spec], on_failure="exclude")
-    [scored] = rewards.score([group(*texts, **problem)], step=1).groups
-    return [score.parts[rewards.names[0]] if isinstance(score, Score) else None for score in scored.scores]
 
 
 MALFORMED = [
@@ -122,21 +114,18 @@ def test_chat_completions_score_as_plain_ones(name):
     assert scores(name, ONE_LINE, "", answer="85", question=messages) == scores(name, ONE_LINE, "", answer="85")
 
 
-@pytest.mark.parametrize("name", sorted(set(BUILTIN_REWARDS) - {"gym", "math_verify"}))
+@pytest.mark.parametrize("name", ["format_tags", "answer_exact", "answer_numeric", "last_number", "tag_answer"])
 def test_no_value_exceeds_what_the_reward_calls_full(name):
     reward = make_reward(name)
     assert reward.full == max(value for value in scores(name, ONE_LINE, "", answer="85"))
-
-
-def test_every_built_in_reward_is_called_what_it_is_registered_as():
-    assert [make_reward(name).name for name in BUILTIN_REWARDS] == list(BUILTIN_REWARDS)
 
 
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
         ({"name": "format_tags", "tags": "answer"}, r"reward 'format_tags': tags = 'answer' must be a list"),
-        ({"name": "format_tags", "tags": ["answer"]}, r"tags = \['answer'\] must be two names"),
+        ({"name": "format_tags", "tags": []}, r"tags = \[\] must be different names, such as"),
+        ({"name": "format_tags", "tags": ["answer", "answer"]}, r"must be different names"),
         ({"name": "last_number", "tolerance": "x"}, r"reward 'last_number': tolerance = 'x' must be a valid number"),
         ({"name": "answer_exact", "form": "tags"}, r"form = 'tags'.*did you mean `tag`"),
         ({"name": "last_number", "tolerance": -1}, r"tolerance = -1.0 must be 0 or above"),

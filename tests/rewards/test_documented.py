@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from rewards.building import group
+from rewards.building import group, scores
 
 from outscore.rewards import BUILTIN_REWARDS, Rewards
 
@@ -37,6 +37,21 @@ def test_the_examples_score_as_the_table_says():
     [scored] = rewards.score([group(*texts, answer="277")], step=1).groups
     expected = [[float(cell) for cell in row[1:]] for row in examples]
     assert [[score.parts[name] for name in names] for score in scored.scores] == expected
+
+
+def test_each_of_the_other_examples_scores_as_its_row_says():
+    rows = tables("rewards.md")
+    first = next(index for index, row in enumerate(rows) if row[0].startswith("entry in")) + 1
+    examples = [row for row in rows[first:] if len(row) == 4]
+    assert len(examples) > 20
+    for entry, text, gold, value in examples:
+        [scored] = scores(yaml.safe_load(entry), text, answer=gold or None, question="How many eggs do the hens lay?")
+        assert scored == pytest.approx(float(value.replace("−", "-")), abs=1e-4), entry
+
+
+def test_the_shaping_shown_is_read():
+    specs = yaml.safe_load(next(each for each in blocks("rewards.md", "yaml") if "only_if" in each))["rewards"]
+    assert [each.shaping.only_if for each in Rewards(specs).rewards] == [None, "format_tags", None]
 
 
 def test_the_reward_in_ten_lines_works(tmp_path):

@@ -100,3 +100,39 @@ def extract_answer(text: str, form: AnswerForm = "auto") -> str | None:
     found = tag_content(text)
     found = boxed(text) if found is None else found
     return last_number(text) if found is None else found
+
+
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_THOUGHT = ("think", "reasoning")
+
+
+def fenced_block(text: str) -> str | None:
+    """What stands in the last ``` block that is closed, its line ends kept; None where there is none.
+
+    >>> fenced_block("so:\\n```python\\nx = 1\\n```\\n")
+    'x = 1\\n'
+    """
+    blocks: list[str] = _FENCE.findall(text)
+    return blocks[-1] if blocks else None
+
+
+def chain_of_thought(text: str) -> str:
+    """The reasoning of a completion: what stands in its <think> or <reasoning> tag.
+
+    A tag that is never closed holds all that follows it, and one that is only closed (its opening may be part of the
+    prompt) all before it. Without such a tag it is the text before the last <answer> tag or \\boxed{}, else all of it.
+
+    >>> chain_of_thought("<think>7+8=15</think> 15"), chain_of_thought("7+8=15</think> 15")
+    ('7+8=15', '7+8=15')
+    """
+    for tag in _THOUGHT:
+        opening, closing = text.find(f"<{tag}>"), text.rfind(f"</{tag}>")
+        start = opening + len(tag) + 2 if opening >= 0 else 0
+        if closing >= start:
+            return text[start:closing]
+        if opening >= 0:
+            return text[start:]
+    for mark in ("<answer>", "\\boxed{"):
+        if mark in text:
+            return text[: text.rfind(mark)]
+    return text

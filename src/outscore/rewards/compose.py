@@ -12,6 +12,7 @@ from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure
 from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState, items_of
 from outscore.rewards.judge import OnFailure, Outcome, judge
 from outscore.rewards.loading import make_reward
+from outscore.rewards.shaping import Shaper
 
 Metrics = Mapping[str, tuple[float, float]]
 """Name -> (sum, count)."""
@@ -77,6 +78,7 @@ class Rewards:
                 raise ValueError(f"rewards: two are called {name!r}; give one of them another `label`")
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so that nothing would be learned; give one a weight")
+        self._shaped = Shaper(self.names, [each.full for each in self.rewards], [each.shaping for each in self.rewards])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,10 +88,10 @@ class Rewards:
     @property
     def full(self) -> float | None:
         """The greatest total; None where a reward does not say its greatest value or counts negatively."""
-        counted = [reward for reward in self.rewards if reward.weight]
-        if any(reward.full is None or reward.weight < 0 for reward in counted):
+        counted = [(each.weight, each.shaping.full(each.full)) for each in self.rewards if each.weight]
+        if any(full is None or weight < 0 for weight, full in counted):
             return None
-        return math.fsum(reward.weight * (reward.full or 0.0) for reward in counted)
+        return math.fsum(weight * (full or 0.0) for weight, full in counted)
 
     def named(self, name: str) -> Reward:
         """The reward of this name; ValueError names the nearest."""
@@ -175,7 +177,11 @@ class Rewards:
         sound = [place for place, failure in zip(places, failures, strict=True) if failure is None]
         parts = {place: [outcome.values[place] for outcome in outcomes] for place in sound}
         totals = dict(
-            zip(sound, group_totals(list(parts.values()), [each.weight for each in self.rewards]), strict=True)
+            zip(
+                sound,
+                group_totals(self._shaped(list(parts.values())), [each.weight for each in self.rewards]),
+                strict=True,
+            )
         )
         scores: list[Score | ScoringFailure] = []
         for place, failure in zip(places, failures, strict=True):

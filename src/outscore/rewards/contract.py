@@ -18,6 +18,7 @@ from typing import Any
 from outscore.inputs import nearest
 from outscore.records import SampledGroup
 from outscore.rewards.answers import extract_answer
+from outscore.rewards.shaping import Shaping
 
 RewardFunction = Callable[..., Any]
 """Keyword arguments in; a list of float or None out, or an awaitable of one."""
@@ -98,6 +99,8 @@ class Reward:
     """The greatest value it gives, if known."""
     extract: Callable[[str], str | None] = extract_answer
     """Completion text -> the answer this reward looks at, for tables and majority votes."""
+    shaping: Shaping = field(default_factory=Shaping)
+    """What becomes of its values before they are weighted; the parts that are kept stay what it said."""
 
     @property
     def is_async(self) -> bool:

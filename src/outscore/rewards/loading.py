@@ -16,8 +16,9 @@ from outscore.inputs import checked_options, nearest
 from outscore.records import PYTHON
 from outscore.rewards.builtin import BUILTIN_REWARDS
 from outscore.rewards.contract import Reward, RewardFunction
+from outscore.rewards.shaping import SHAPING_KEYS, shaping_of
 
-_KEYS = ("name", "weight", "label")
+_KEYS = ("name", "weight", "label", *SHAPING_KEYS)
 
 
 def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, folder: Path | None = None) -> Reward:
@@ -25,8 +26,8 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
 
     Args:
         spec: a built-in name; `file.py:function` or `module:function`; a function; a mapping with one of these as
-            `name`, and `weight` (default 1), `label` (what columns call it; default its own name) and the reward's
-            options; or a `Reward`, which is returned as it is.
+            `name`, and `weight` (default 1), `label` (what columns call it; default its own name), how it is shaped
+            (`outscore.rewards.shaping`) and the reward's options; or a `Reward`, which is returned as it is.
         folder: what `file.py` paths are relative to; the working directory if not given.
 
     Raises:
@@ -57,12 +58,16 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
         raise ValueError(f"reward {reward.name!r}: weight = {weight!r} must be a finite number")
     if not isinstance(label, str) or not label:
         raise ValueError(f"reward {reward.name!r}: label = {label!r} must be text")
-    return replace(reward, weight=float(weight), name=label)
+    return replace(reward, weight=float(weight), name=label, shaping=shaping_of(label, given, reward.full))
 
 
 def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
     if source in BUILTIN_REWARDS:
-        return BUILTIN_REWARDS[source](**_checked(source, BUILTIN_REWARDS[source], options))
+        checked = _checked(source, BUILTIN_REWARDS[source], options)
+        for key, parameter in inspect.signature(BUILTIN_REWARDS[source]).parameters.items():
+            if parameter.default is parameter.empty and key not in checked:
+                raise ValueError(f"reward {source!r} needs the option {key!r}")
+        return BUILTIN_REWARDS[source](**checked)
     place, colon, name = source.rpartition(":")
     if not colon and source.endswith(".py"):
         raise ValueError(f"rewards: {source!r} is a file; name the function in it too, as in '{source}:my_reward'")
