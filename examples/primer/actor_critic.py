@@ -2,9 +2,9 @@
 
     python examples/primer/actor_critic.py
 
-REINFORCE pushes every action up that was followed by something positive, some a little more than others: most of that is
-noise. Subtracting a baseline that does not depend on the action leaves the mean of the gradient as it is and takes away
-variance. The best guess of the return is the state's value, and what remains is the *advantage*:
+REINFORCE pushes every action up that was followed by something positive, some a little more than others: most of that
+is noise. Subtracting a baseline that does not depend on the action leaves the mean of the gradient as it is and takes
+away variance. The best guess of the return is the state's value, and what remains is the *advantage*:
 
     A(s,a) = Q(s,a) - V(s)            ∇J = E_π[Σ_t γ^t A(S_t,A_t) ∇log π(A_t|S_t)]
     critic: δ = R + γ V(S') - V(S),   V(S) ← V(S) + α_V δ
@@ -16,8 +16,8 @@ environment is enough to estimate an advantage, once a critic has been learnt.
 
 import numpy as np
 from bellman import greedy_policy, optimal_action_values, solve_values, start_value
-from environments import MDP, Array, chain, draw, gridworld
-from reinforce import ARM_REWARDS, bandit_gradients, episodes_until, expected_bandit_gradient, grad_log_policy, softmax
+from environments import ARM_REWARDS, MDP, Array, chain, draw, gridworld
+from reinforce import bandit_gradients, episodes_until, expected_bandit_gradient, grad_log_policy, softmax
 
 
 def bandit_gradient_variance(logits: Array, baseline: float) -> float:
@@ -70,7 +70,7 @@ def main() -> None:
         print(
             f"{name}: earns {[round(float(run[2][-1] / best), 3) for run in runs]} of the optimum {best:.3f};", end=" "
         )
-        print(f"95 % of it after {[episodes_until(run[2], 0.95 * best) for run in runs]} episodes;", end=" ")
+        print(f"95 % of it after {[episodes_until(curve, 0.95 * best) for _, _, curve in runs]} episodes;", end=" ")
         policy, values, _ = runs[0]
         print(f"critic at the start {values[mdp.start]:.3f}, true {solve_values(mdp, policy)[mdp.start]:.3f}")
 

@@ -2,9 +2,10 @@
 
     python examples/primer/continuous_actions.py
 
-A bandit whose action is any real number: R = -(a - 0.73)² + noise. Q-learning needs max_a Q(a), which over a continuum is
-an optimization problem of its own at every step; all that a table can do is to cut the axis into a grid, and then the
-answer is never finer than the grid, whose size grows as the power of the number of dimensions. A policy needs no maximum:
+A bandit whose action is any real number: R = -(a - 0.73)² + noise. Q-learning needs max_a Q(a), which over a continuum
+is an optimization problem of its own at every step. A table can only cut the axis into a grid: the answer is never
+finer than the grid, a finer grid has fewer pulls for each point, and its size is exponential in the number of dimensions.
+A policy needs no maximum:
 
     π(a) = N(μ, σ²)      ∂log π/∂μ = (a - μ)/σ²      ∂log π/∂log σ = (a - μ)²/σ² - 1
     ∇J = E[(R - b) ∇log π(a)],  b the mean reward of the batch's other samples

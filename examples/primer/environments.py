@@ -1,7 +1,7 @@
-"""Environments small enough to be known completely: a chain with one delayed reward, and a gridworld with traps.
+"""Environments small enough to be known completely: a bandit, a chain with one delayed reward, and a gridworld.
 
 A finite *Markov decision process*: an *agent* in a *state* s chooses an *action* a, and the *environment* answers with
-a *reward* and the next state s'. Both environments are written down as the tables P(s'|s,a) and R(s,a,s'), so that
+a *reward* and the next state s'. They are written down as the tables P(s'|s,a) and R(s,a,s'), so that
 `bellman.py` can compute what is optimal. The methods of the other files may only call `step`.
 """
 
@@ -47,6 +47,18 @@ class MDP:
         """The environment's answer: (next state, reward, whether the episode has ended)."""
         following = draw(self.transition[state, action], rng)
         return following, float(self.reward[state, action, following]), bool(self.terminal[following])
+
+
+ARM_REWARDS = np.array([1.0, 1.5, 2.0])
+"""What the arms of the bandit pay."""
+
+
+def bandit() -> MDP:
+    """The smallest environment, three arms: one state, one action, one reward, and the episode ends."""
+    transition, reward = np.zeros((2, 3, 2)), np.zeros((2, 3, 2))
+    transition[:, :, 1] = 1.0
+    reward[0, :, 1] = ARM_REWARDS
+    return MDP(transition=transition, reward=reward, terminal=np.array([False, True]), start=0, discount=0.9)
 
 
 def chain(num_states: int = 5, slip: float = 0.1, discount: float = 0.9) -> MDP:

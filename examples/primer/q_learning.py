@@ -8,8 +8,8 @@ The Bellman equation of Q* with the expectation replaced by the one step that wa
 
 Source: Watkins & Dayan, Q-learning, Machine Learning 8, 1992; Sutton & Barto eq. 6.8. It converges to Q* if every
 action is tried again and again in every state (ε-greedy: the best action, or any with probability ε), and if α falls,
-neither too fast nor too slowly: Σ α = ∞, Σ α² < ∞. Here α = 1 / (1 + (1 - γ) n) at the n-th visit of a pair (Wainwright,
-arXiv 1905.06265).
+neither too fast nor too slowly: Σ α = ∞, Σ α² < ∞. Here α = 1 / (1 + (1 - γ) n) at the n-th visit of a pair
+(Wainwright, arXiv 1905.06265).
 """
 
 import numpy as np

@@ -2,21 +2,18 @@
 
     python examples/primer/reinforce.py
 
-The policy itself is what is learnt, a softmax of parameters θ. The gradient of the expected return is an expectation, so
-samples estimate it, whatever the environment does and however many actions there are:
+The policy itself is what is learnt, a softmax of parameters θ. The gradient of the expected return is an expectation,
+so samples estimate it, whatever the environment does and however many actions there are:
 
     ∇J(θ) = E_π[Σ_t γ^t G_t ∇log π(A_t|S_t)]
 
-Source: Williams, Machine Learning 8, 1992; the policy gradient theorem, Sutton et al. 1999; Sutton & Barto section 13.3.
-For a softmax of logits, ∇log π(a) = onehot(a) - π. Rewards before t could not be caused by A_t; G_t leaves them out.
+Source: Williams, Machine Learning 8, 1992; the policy gradient theorem, Sutton et al. 1999; Sutton & Barto section
+13.3. For a softmax of logits, ∇log π(a) = onehot(a) - π. A_t did not cause the rewards before it: G_t leaves them out.
 """
 
 import numpy as np
 from bellman import discounted_returns, greedy_policy, optimal_action_values, run_episode, start_value
-from environments import MDP, Array, chain, gridworld
-
-ARM_REWARDS = np.array([1.0, 1.5, 2.0])
-"""A bandit with three arms, the smallest environment: one state, one action, one reward."""
+from environments import ARM_REWARDS, MDP, Array, chain, gridworld
 
 
 def softmax(logits: Array) -> Array:
