@@ -1,8 +1,8 @@
 """CartPole: keep a pole upright on a cart by pushing it left (0) or right (1), many carts at a time.
 
 Source: Barto, Sutton & Anderson, IEEE Transactions on Systems, Man, and Cybernetics 13, 1983, without friction;
-constants and Euler steps as in OpenAI Gym's CartPole-v0. A step pays 1; an episode is *terminated* when the pole leans by 12° or
-the cart is 2.4 away, and *truncated* after 200 steps, which says nothing bad about the state it was cut in.
+constants and Euler steps as in OpenAI Gym's CartPole-v0. A step pays 1; an episode is *terminated* when the pole leans
+by 12° or the cart is 2.4 away, and *truncated* after 200 steps, which says nothing bad about the state it was cut in.
 """
 
 import numpy as np

@@ -4,8 +4,8 @@
 
 A bandit whose action is any real number: R = -(a - 0.73)² + noise. Q-learning needs max_a Q(a), which over a continuum
 is an optimization problem of its own at every step. A table can only cut the axis into a grid: the answer is never
-finer than the grid, a finer grid has fewer pulls for each point, and its size is exponential in the number of dimensions.
-A policy needs no maximum:
+finer than the grid, a finer grid has fewer pulls for each point, and its size is exponential in the number of
+dimensions. A policy needs no maximum:
 
     π(a) = N(μ, σ²)      ∂log π/∂μ = (a - μ)/σ²      ∂log π/∂log σ = (a - μ)²/σ² - 1
     ∇J = E[(R - b) ∇log π(a)],  b the mean reward of the batch's other samples
@@ -17,7 +17,7 @@ import numpy as np
 from environments import Array
 
 BEST_ACTION = 0.73
-NOISE = 0.1
+NOISE = 0.05
 """The standard deviation of a reward around its mean."""
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 class Config:
     """Every number of a run."""
 
-    num_iterations: int = 25
+    num_iterations: int = 20
     """Batches of samples."""
     num_envs: int = 16
     """Carts that are driven at once."""
