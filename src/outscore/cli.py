@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import rich.console
 import typer
 from rich.table import Table
@@ -271,6 +272,44 @@ def reproduce(
         else:
             rich.console.Console().print(view(result))
             typer.echo(f"{path} holds tables, curves and figures")
+
+
+@app.command()
+def label(
+    target: Target,
+    out: Annotated[Path, typer.Argument(help="JSONL file to add to; what it has is not asked again.")],
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option(help="Take task and prompt from this recipe.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task by kind; its options follow as task.key=value.")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=26, help="Completions of a question; 1 reviews, more ranks.")] = 4,
+    limit: Annotated[int, typer.Option(min=1, help="Questions to answer in this sitting.")] = 50,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit on new tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the samples and their order.")] = 0,
+) -> None:
+    """Ask a person what they think of a model's completions, shown blind and shuffled.
+
+    With several samples the person ranks them, `D > G > A = B`; with --samples 1 they accept, edit or reject one. The
+    file can be trained on as it is: task.kind=data task.path=FILE. Stop at any time, and go on with the same command.
+    """
+    with _explained():
+        from outscore.label import LabelFile, ask, sheets
+        from outscore.records import SamplingParams
+
+        file = LabelFile(out)
+        params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature)
+        asked = sheets(
+            target,
+            num_samples=samples,
+            params=params,
+            seed=seed,
+            done=file.done,
+            recipe=recipe,
+            task=task,
+            overrides=overrides or (),
+        )
+        answered = ask(asked, file, rich.console.Console(), limit=limit, edit=click.edit)
+        typer.echo(f"{answered} answered; {out} has {len(file.done)}: go on with the same command")
 
 
 @app.command()
