@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from outscore.cli import app
-from outscore.label import LabelFile, Sheet, ask, ranking_row, review_row, sheets
+from outscore.label import LabelFile, Sheet, ask, in_editor, ranking_row, review_row, sheets
 from outscore.records import Problem, SamplingParams
 from outscore.tasks import make_task
 
@@ -85,6 +85,22 @@ def test_an_edit_that_saves_nothing_asks_again(tmp_path: Path) -> None:
     assert row["verdict"] == "accepted"
 
 
+def test_an_editor_gives_what_was_saved_and_nothing_where_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "editor"
+    script.write_text("#!/bin/sh\nprintf 'better\\n' > \"$1\"\n")
+    script.chmod(0o755)
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", str(script))
+    assert in_editor("4") == "better"
+    monkeypatch.setenv("EDITOR", "true")
+    assert in_editor("4") is None
+    monkeypatch.setenv("EDITOR", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="set EDITOR"):
+        in_editor("4")
+
+
 def test_a_line_that_a_crash_cut_off_is_removed_and_other_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text('{"id": "p/1"}\n{"id": "p/')
@@ -117,7 +133,7 @@ def test_what_was_said_can_be_trained_on(tmp_path: Path) -> None:
     file = LabelFile(reviewed)
     file.append(review_row(sheet_of(A="4"), "accepted", "4"))
     file.append(review_row(rejected, "rejected", None))
-    [ranking] = make_task("data", path=str(ranked), eval_fraction=0.0).rankings()
+    [ranking] = make_task("data", path=str(ranked), eval_fraction=0.0).train_rankings()
     assert ranking.responses == ("4", "5", "5!") and ranking.ranks == (0, 1, 1)
     demonstrations = make_task("data", path=str(reviewed), eval_fraction=0.0).demonstrations()
     assert [each.response for each in demonstrations] == ["4"]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import rich.console
 import typer
 from rich.table import Table
@@ -293,7 +292,7 @@ def label(
     file can be trained on as it is: task.kind=data task.path=FILE. Stop at any time, and go on with the same command.
     """
     with _explained():
-        from outscore.label import LabelFile, ask, sheets
+        from outscore.label import LabelFile, ask, in_editor, sheets
         from outscore.records import SamplingParams
 
         file = LabelFile(out)
@@ -308,7 +307,7 @@ def label(
             task=task,
             overrides=overrides or (),
         )
-        answered = ask(asked, file, rich.console.Console(), limit=limit, edit=click.edit)
+        answered = ask(asked, file, rich.console.Console(), limit=limit, edit=in_editor)
         typer.echo(f"{answered} answered; {out} has {len(file.done)}: go on with the same command")
 
 

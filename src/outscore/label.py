@@ -7,6 +7,9 @@ one prompt. The files written here are read by the task `data` as they are.
 import json
 import os
 import random
+import shlex
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +180,23 @@ def ask(asked: Iterable[Sheet], file: LabelFile, console: Console, *, limit: int
         if answered == limit:
             break
     return answered
+
+
+def in_editor(text: str) -> str | None:
+    """The text as a person leaves it in `$VISUAL` or `$EDITOR` (else vi); None where it was not changed.
+
+    Raises ValueError where there is no such editor.
+    """
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    with tempfile.NamedTemporaryFile("w+", suffix=".txt", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        try:
+            subprocess.run([*shlex.split(editor), file.name], check=False)
+        except FileNotFoundError as error:
+            raise ValueError(f"there is no editor {editor!r}: set EDITOR to one") from error
+        changed = Path(file.name).read_text(encoding="utf-8").strip()
+    return None if changed == text.strip() else changed
 
 
 class _EndedError(Exception):
