@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -43,8 +44,6 @@ class _Tokens:
 
     index: Int[Tensor, " token"]
     """The completion of each token."""
-    num_indices: int
-    """How many completions `index` can name."""
     weights: Float[Tensor, " token"]
     """How much each token counts."""
     lengths: Int[Tensor, " completion"]
@@ -59,6 +58,11 @@ class _Tokens:
     """Log-probs under which the tokens were sampled, if known."""
     pairs: Pairs | None
     """The pairs of this micro-batch's completions, where preferences are given."""
+
+    @property
+    def num_indices(self) -> int:
+        """How many completions `index` can name."""
+        return self.lengths.numel()
 
     def log_ratio(self, numerator: Tensor, denominator: Tensor, level: RatioLevel) -> Tensor:
         """log(numerator / denominator) of each token or of its completion."""
@@ -100,21 +104,13 @@ def policy_loss(
     missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
-    if algorithm.ratio_level == "sequence" or algorithm.is_pairwise:
-        _check_whole(completion_index, completion_lengths, algorithm)
+    _check_whole(completion_index, completion_lengths, algorithm)
     policy = _at_least_float32(policy_logprobs)
-    weights = token_weights(
-        completion_index,
-        completion_lengths,
-        aggregation=algorithm.aggregation,
-        num_completions=num_completions,
-        num_tokens=num_tokens,
-        constant=algorithm.aggregation_constant,
-        dtype=policy.dtype,
-    )
+    weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
+    counts = {"num_completions": num_completions, "num_tokens": num_tokens}
+    weights = weigh(completion_index, completion_lengths, **counts, dtype=policy.dtype)
     tokens = _Tokens(
         index=completion_index,
-        num_indices=completion_lengths.numel(),
         weights=weights,
         lengths=completion_lengths,
         anchor=_constant(policy if anchor_logprobs is None else anchor_logprobs),
@@ -263,7 +259,9 @@ def _check_inputs(
 
 
 def _check_whole(completion_index: Tensor, completion_lengths: Tensor, row: Algorithm) -> None:
-    """ValueError when a completion's tokens are only partly here: its ratio would be that of a fragment."""
+    """ValueError when a completion's tokens are only partly here, and its ratio would be that of a fragment."""
+    if row.ratio_level != "sequence" and not row.is_pairwise:
+        return
     present = torch.bincount(completion_index, minlength=completion_lengths.numel())
     cut = (present > 0) & (present != completion_lengths)
     if bool(cut.any()):

@@ -25,8 +25,8 @@ from typing import ClassVar
 from outscore.records import Demonstration, Problem, Ranking
 
 OPERATIONS = ("+", "-")
-LARGEST = 18
-"""The largest result of a step: 9+9."""
+LARGEST = 19
+"""The largest result of a step: 9+9, and 1 that was carried."""
 RESPONSE = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
 
 

@@ -82,10 +82,7 @@ class DataTask:
         else:
             train, held_out = _hold_out(train, eval_fraction)
         held_out = held_out[:num_eval]
-        held_out_questions = {question_text(each.problem) for each in held_out}
-        kept = [each for each in train if question_text(each.problem) not in held_out_questions]
-        if not kept:
-            raise ValueError(f"task data: no training row of {self.name!r} is left that is not held out for evaluation")
+        kept = _apart(train, held_out, self.name)
         self.num_left_out = len(train) - len(kept)
         """Training rows left out because their question is held out."""
         self._train, self._eval = kept[:num_train], held_out
@@ -313,6 +310,15 @@ def _hold_out(entries: Sequence[Entry], fraction: float) -> tuple[list[Entry], l
     shares = [int(_digest(each.hold_out_key)[:16], 16) / 16**16 for each in entries]
     bar = max(fraction, min(shares) + 16**-13) if fraction > 0 else 0.0
     return _where(entries, (share >= bar for share in shares)), _where(entries, (share < bar for share in shares))
+
+
+def _apart(train: Sequence[Entry], held_out: Sequence[Entry], name: str) -> list[Entry]:
+    """The training rows whose question is not held out; ValueError where there is none."""
+    questions = {question_text(each.problem) for each in held_out}
+    kept = [each for each in train if question_text(each.problem) not in questions]
+    if not kept:
+        raise ValueError(f"task data: no training row of {name!r} is left that is not held out for evaluation")
+    return kept
 
 
 def _where(entries: Sequence[Entry], chosen: Iterable[bool]) -> list[Entry]:
