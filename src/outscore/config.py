@@ -174,6 +174,25 @@ class PreferenceSettings(StageSettings):
     """What a pair of equal rank says: nothing, or that either is the better one with chance 1/2."""
 
 
+class RejectionSettings(StageSettings):
+    """Supervised fine-tuning on samples of the model that the stage begins with: those that pass are imitated."""
+
+    algorithm: Literal["rft"] = "rft"
+    """Maximise the log-likelihood of right samples."""
+    batch_size: int = Field(16, ge=1)
+    """Kept samples in a step."""
+    num_prompts: int = Field(0, ge=0)
+    """Training problems to sample for; 0 takes all."""
+    group_size: int = Field(8, ge=1)
+    """Samples of each prompt."""
+    keep: int = Field(1, ge=0)
+    """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
+    min_reward: float | None = None
+    """What a sample must score to pass; without it those pass whose answer is correct."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How samples are drawn."""
+
+
 class PolicySettings(StageSettings):
     """Training on groups sampled from the policy itself: GRPO and its relatives."""
 
@@ -212,6 +231,10 @@ class PolicySettings(StageSettings):
         return self
 
 
+SamplingStage = PolicySettings | RejectionSettings
+"""Kinds of stage that sample for training prompts, and need rewards."""
+
+
 def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     """Choose the settings class by the kind of source, so that a stage accepts only keys that have an effect on it."""
     return _stage_kind(value).model_validate(value) if isinstance(value, Mapping) else handler(value)
@@ -219,7 +242,9 @@ def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 def _with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
     """The stage with the rate and the warm-up that it leaves out, so that the run's config shows what was used."""
-    rate = (LR_SFT if isinstance(stage, SftSettings) else LR_POLICY) * (LR_LORA_FACTOR if lora else 1.0)
+    rate = (LR_SFT if isinstance(stage, SftSettings | RejectionSettings) else LR_POLICY) * (
+        LR_LORA_FACTOR if lora else 1.0
+    )
     chosen = {"lr": rate, "warmup_steps": min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)}
     left_out = {key: value for key, value in chosen.items() if key not in stage.optimizer.model_fields_set}
     return stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update=left_out)})
@@ -231,13 +256,14 @@ def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
 
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
-    for kind in (SftSettings, PreferenceSettings)
+    for kind in (SftSettings, PreferenceSettings, RejectionSettings)
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
 _GIVEN: Mapping[type[StageSettings], str] = {
     SftSettings: "supervised fine-tuning: a demonstration is a group of one",
     PreferenceSettings: "preferences: their completions are given, not sampled",
+    RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",
 }
 """Why a key about sampling has no effect on a kind of stage."""
 
@@ -312,7 +338,7 @@ class Recipe(Settings):
             raise ValueError(f"stages: the name {twice[0]!r} stands twice; give one of them another `name`")
         if "kind" not in self.task:
             raise ValueError("task: `kind` is missing; for example kind: arithmetic")
-        if not self.rewards and any(isinstance(stage, PolicySettings) for stage in self.stages):
+        if not self.rewards and any(isinstance(stage, SamplingStage) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")

@@ -13,9 +13,9 @@ from outscore.objectives.preferences import PairLoss, PairObjective
 from outscore.objectives.ratios import RatioLevel
 from outscore.objectives.surrogates import Surrogate
 
-Source = Literal["demonstrations", "policy", "preferences"]
-"""Where completions come from: a data set of responses, samples of the policy that is trained, or a data set of ranked
-responses."""
+Source = Literal["demonstrations", "samples", "policy", "preferences"]
+"""Where completions come from: a data set of responses, samples of the model as a stage finds it, samples of the policy
+as it is trained, or a data set of ranked responses."""
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
 """The surrogates that compare two completions whose order is given."""
 
@@ -135,7 +135,7 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
         raise ValueError(
             f"label_smoothing={cells['label_smoothing']}: must be below 0.5, where preferences say nothing"
         )
-    if cells["source"] == "demonstrations":
+    if cells["source"] in ("demonstrations", "samples"):
         _check_demonstrations(cells)
     if cells["source"] == "preferences":
         _check_preferences(cells)
@@ -151,19 +151,19 @@ def _check_demonstrations(cells: Mapping[str, Any]) -> None:
     for key, (choice, instead) in excluded.items():
         if cells[key] == choice:
             raise ValueError(
-                f"{key}={choice!r} needs completions sampled from the policy, but source='demonstrations'; "
+                f"{key}={choice!r} needs completions sampled from the policy, but source={cells['source']!r}; "
                 f"use {key}={instead!r}"
             )
     for key in ("baseline", "scale"):
         if cells[key] != "none":
             raise ValueError(
-                f"{key}={cells[key]!r} compares the completions of a group, but source='demonstrations' has groups of "
-                f"one; use {key}='none'"
+                f"{key}={cells[key]!r} compares the completions of a group, but source={cells['source']!r} has groups "
+                f"of one; use {key}='none'"
             )
     if cells["mismatch_cap"] is not None:
         raise ValueError(
             f"mismatch_cap={cells['mismatch_cap']} weighs tokens by their sampler's log-probs, which "
-            "source='demonstrations' does not have; leave it out"
+            f"source={cells['source']!r} does not have; leave it out"
         )
 
 
@@ -232,6 +232,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     row.name: row
     for row in (
         _SFT,
+        # Rejection-sampling fine-tuning, in DeepSeekMath's unified paradigm (arXiv 2402.03300, eq. 5): its coefficient
+        # I(o is right) is the choice of what is imitated.
+        replace(_SFT, name="rft", source="samples"),
         _GRPO,
         # DeepSeek-R1 (arXiv 2501.12948) eq. 1: ratio and KL of whole answers. Clip and beta as in its first RL stage.
         replace(_GRPO, name="grpo-r1", ratio_level="sequence", clip_low=10.0, clip_high=10.0, kl_coef=0.001),

@@ -6,17 +6,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings, PreferenceSettings, Recipe, SftSettings, StageSettings
+from outscore.config import PolicySettings, PreferenceSettings, Recipe, RejectionSettings, SftSettings, StageSettings
 from outscore.model.adapters import trainable_parameters
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_per_completion
 from outscore.records import ScoredGroup
+from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.loop import Stage
 from outscore.train.optim import make_optimizer
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
+from outscore.train.rejection import RejectionSource
 from outscore.train.setup import Workshop, answer_limit, stage_algorithm
 from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
@@ -27,8 +29,11 @@ TOKEN_BUDGET = 4096
 """Tokens forwarded at once in an evaluation outside a stage."""
 
 
-def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
-    """Put together one stage of a recipe around the workshop's policy as it stands."""
+def build_stage(recipe: Recipe, index: int, workshop: Workshop, run: RunDirectory | None = None) -> Stage:
+    """Put together one stage of a recipe around the workshop's policy as it stands.
+
+    `run` is where a stage that samples before it trains keeps its samples.
+    """
     settings = recipe.stages[index]
     row = stage_algorithm(settings)
     policy = workshop.policy
@@ -53,6 +58,17 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop) -> Stage:
             seed=recipe.seed,
             stage=index,
             penalty=reward_penalty(learner, settings, row) if row.kl_coef > 0 and row.kl_place == "reward" else None,
+        )
+    elif isinstance(settings, RejectionSettings):
+        source = RejectionSource(
+            prompts=workshop.train_prompts,
+            sampler=make_sampler(policy, settings.sampling.max_rows),
+            rewards=workshop.rewards,
+            judge=workshop.judge,
+            settings=settings,
+            seed=recipe.seed,
+            stage=index,
+            run=run,
         )
     elif isinstance(settings, PreferenceSettings):
         source = PreferenceSource(

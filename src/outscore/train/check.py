@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from outscore.config import PolicySettings, Recipe, SftSettings
+from outscore.config import PolicySettings, Recipe, RejectionSettings, SftSettings
 from outscore.records import Prompt
 from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage
 from outscore.train.memory import device_bytes, in_words, stage_memory
+from outscore.train.rejection import RejectionSource
 from outscore.train.setup import Workshop, check_before_loading, prepare, stage_algorithm
 from outscore.train.sources import Collected
 
@@ -57,6 +58,8 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     for index, stage in enumerate(recipe.stages):
         if isinstance(stage, PolicySettings) and not any(isinstance(s, PolicySettings) for s in recipe.stages[:index]):
             findings += _rollout_findings(recipe, index, workshop)
+        if isinstance(stage, RejectionSettings):
+            findings.append(_rejection_finding(recipe, index, workshop))
     return findings
 
 
@@ -132,6 +135,22 @@ def _rollout_findings(recipe: Recipe, index: int, workshop: Workshop) -> list[Fi
     collected = build_stage(probed, index, workshop).source.collect(1)
     is_untaught = any(isinstance(stage, SftSettings) for stage in recipe.stages[:index])
     return [_variance(collected, is_untaught), _truncation(collected, is_untaught)]
+
+
+def _rejection_finding(recipe: Recipe, index: int, workshop: Workshop) -> Finding:
+    """How many samples of a few prompts would be imitated."""
+    settings = recipe.stages[index]
+    assert isinstance(settings, RejectionSettings)
+    small = settings.model_copy(update={"num_prompts": min(PROBE_GROUPS, settings.num_prompts or PROBE_GROUPS)})
+    stages = [*recipe.stages[:index], small, *recipe.stages[index + 1 :]]
+    source = build_stage(recipe.model_copy(update={"stages": tuple(stages)}), index, workshop).source
+    assert isinstance(source, RejectionSource)
+    detail = f"probed {source.fill()}"
+    if source.num_kept:
+        return Finding(what="samples", status="ok", detail=detail)
+    if any(isinstance(stage, SftSettings) for stage in recipe.stages[:index]):
+        return Finding(what="samples", status="ok", detail=detail + EXPECTED)
+    return Finding(what="samples", status="warn", detail=f"{detail}: there would be nothing to imitate")
 
 
 EXPECTED = "; before supervised fine-tuning that is expected"

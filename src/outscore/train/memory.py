@@ -13,9 +13,17 @@ from typing import Any
 
 import torch
 
-from outscore.config import PolicySettings, PreferenceSettings, SftSettings, StageSettings
+from outscore.config import (
+    PolicySettings,
+    PreferenceSettings,
+    RejectionSettings,
+    SamplingStage,
+    SftSettings,
+    StageSettings,
+)
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.objectives.algorithms import Algorithm
+from outscore.train.rejection import BLOCK
 from outscore.train.setup import Workshop
 
 LOGIT_ARRAYS = 4
@@ -163,6 +171,9 @@ def _micro_batch(workshop: Workshop, stage: StageSettings) -> int:
             for g in workshop.rankings
         ]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
+    if isinstance(stage, RejectionSettings):
+        longest = _longest_prompt(workshop) + stage.sampling.max_new_tokens
+        return max(min(stage.token_budget, stage.batch_size * longest), longest)
     assert isinstance(stage, PolicySettings)
     prompt, new = _longest_prompt(workshop), stage.sampling.max_new_tokens
     groups = -(-stage.prompts_per_step // stage.minibatches)
@@ -173,9 +184,10 @@ def _micro_batch(workshop: Workshop, stage: StageSettings) -> int:
 
 
 def _sampled_at_once(workshop: Workshop, stage: StageSettings) -> int:
-    if not isinstance(stage, PolicySettings):
+    if not isinstance(stage, SamplingStage):
         return 0
-    rows = min(stage.sampling.max_rows, stage.prompts_per_step * stage.group_size)
+    num_prompts = stage.prompts_per_step if isinstance(stage, PolicySettings) else BLOCK
+    rows = min(stage.sampling.max_rows, num_prompts * stage.group_size)
     prompts = -(-rows // stage.group_size) * _longest_prompt(workshop)
     return prompts + rows * stage.sampling.max_new_tokens
 

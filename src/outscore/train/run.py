@@ -221,7 +221,7 @@ def _stages(
         if start[0].finished:
             first, start = first + 1, None
     for index in range(first, len(recipe.stages)):
-        stage = build_stage(recipe, index, workshop)
+        stage = build_stage(recipe, index, workshop, run)
         progress = _fresh_progress(recipe.stages[index].label, policy.version)
         if start is not None:
             progress, path = start

@@ -14,7 +14,9 @@ from outscore.config import (
     PolicySettings,
     PreferenceSettings,
     Recipe,
+    RejectionSettings,
     SamplingSettings,
+    SamplingStage,
     SftSettings,
     StageSettings,
 )
@@ -60,7 +62,11 @@ class Workshop:
     """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
 
 
-SOURCES: Mapping[type[StageSettings], Source] = {SftSettings: "demonstrations", PreferenceSettings: "preferences"}
+SOURCES: Mapping[type[StageSettings], Source] = {
+    SftSettings: "demonstrations",
+    PreferenceSettings: "preferences",
+    RejectionSettings: "samples",
+}
 """Where a kind of stage has its completions from; the policy where it is not named."""
 
 
@@ -140,7 +146,7 @@ def prepare(
     rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure) if rewards is None else rewards
     judge = make_judge(recipe, rewards)
     policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
-    needs_rollouts = not evaluation_only and any(isinstance(stage, PolicySettings) for stage in recipe.stages)
+    needs_rollouts = not evaluation_only and any(isinstance(stage, SamplingStage) for stage in recipe.stages)
     needs_demonstrations = not evaluation_only and any(isinstance(stage, SftSettings) for stage in recipe.stages)
     needs_rankings = any(isinstance(stage, PreferenceSettings) for stage in recipe.stages)
 
@@ -238,7 +244,7 @@ def default_device() -> torch.device:
 def sampling_limit(recipe: Recipe) -> int:
     """New tokens that every sampled prompt leaves room for: the most that a stage's sampling allows, or sampling's
     default where no stage samples."""
-    allowed = [stage.sampling.max_new_tokens for stage in recipe.stages if isinstance(stage, PolicySettings)]
+    allowed = [stage.sampling.max_new_tokens for stage in recipe.stages if isinstance(stage, SamplingStage)]
     return max(allowed, default=SamplingSettings().max_new_tokens)
 
 

@@ -183,7 +183,7 @@ class RolloutSource:
         return self.sampler.sample(
             requests,
             self.params,
-            seed=_stage_seed(self.seed, self.stage),
+            seed=stage_seed(self.seed, self.stage),
             step=step,
             on_finished=counting(what, len(requests) * self.settings.group_size, tell),
         )
@@ -317,6 +317,6 @@ def _flat_columns(scored: Sequence[_Scored]) -> dict[str, list[Any]]:
     }
 
 
-def _stage_seed(seed: int, stage: int) -> int:
+def stage_seed(seed: int, stage: int) -> int:
     """Stages sample independently of each other; the first one with the run's own seed."""
     return seed + 1_000_003 * stage

@@ -1,0 +1,185 @@
+"""Rejection sampling: demonstrations that a stage makes for itself, by sampling the model it begins with and keeping
+what passes.
+
+RFT of DeepSeekMath's unified paradigm (arXiv 2402.03300, eq. 5): q ~ P_sft(Q), o ~ π_sft(O|q), gradient coefficient
+I(o is right). All samples, kept or not, are the group file of step 0 of the stage, which a resume reads back.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from outscore.config import RejectionSettings
+from outscore.records import (
+    Completion,
+    DemonstrationGroup,
+    Prompt,
+    SampleRequest,
+    SamplingParams,
+    Score,
+    ScoredGroup,
+)
+from outscore.report import RunDirectory, completion_rows
+from outscore.report.rows import CompletionRow, read_parquet
+from outscore.rewards import Rewards
+from outscore.rollout import Sampler
+from outscore.train.activity import Tell, counting, tell_nobody
+from outscore.train.evaluate import Judge
+from outscore.train.order import batch_indices
+from outscore.train.sources import Collected, DemonstrationSource, stage_seed
+
+BLOCK = 64
+"""Prompts sampled, and scored, together."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RejectionSource:
+    """Samples once, keeps what passes, and then is a source of demonstrations."""
+
+    prompts: Sequence[Prompt]
+    """The training prompts."""
+    sampler: Sampler
+    """Samples the model as it stands when the first step is collected."""
+    rewards: Rewards
+    """What scores a sample."""
+    judge: Judge
+    """Says which are right."""
+    settings: RejectionSettings
+    """How many samples, and which of them are kept."""
+    seed: int
+    """The run's seed."""
+    stage: int
+    """The stage's place in the run."""
+    run: RunDirectory | None = None
+    """Where the samples are kept and, after a resume, found."""
+    _kept: list[DemonstrationGroup] = field(default_factory=list)
+    _num_sampled: int = 0
+
+    def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
+        """The demonstrations of a step. The first call samples, or reads what an interrupted run had sampled."""
+        if not self._kept:
+            told = self.fill(tell)
+            if not self._kept:
+                raise ValueError(
+                    f"stage {self.settings.label}: no sample passed, so there is nothing to imitate: {told}. Begin "
+                    "with a better model, raise group_size or sampling.max_new_tokens, or lower min_reward"
+                )
+            if self.run is not None:
+                self.run.log(f"{self.settings.label}: {told}")
+        own = DemonstrationSource(
+            demonstrations=self._kept, batch_size=self.settings.batch_size, seed=self.seed, stage=self.stage
+        )
+        collected = own.collect(step, tell)
+        share = {"kept_samples": (float(len(self._kept)), float(self._num_sampled))}
+        return replace(collected, metrics={**collected.metrics, **share})
+
+    def fill(self, tell: Tell = tell_nobody) -> str:
+        """Sample, or read what was sampled, and say what became of it. It may be that nothing is kept."""
+        chosen = self._chosen()
+        path = self.run.groups_path(self.settings.label, 0) if self.run else None
+        if path is not None and path.is_file():
+            rows = read_parquet(path)
+        else:
+            rows = self._sample(chosen, tell)
+            if self.run is not None:
+                self.run.write_groups(self.settings.label, 0, rows)
+        by_slot: dict[int, list[CompletionRow]] = {}
+        for row in rows:
+            by_slot.setdefault(row.slot, []).append(row)
+        fates: Counter[str] = Counter()
+        for slot, own in by_slot.items():
+            passed = [row for row in own if row.advantage]
+            fates.update(_fates(own, self.settings))
+            self._kept += [DemonstrationGroup(prompt=self.prompts[chosen[slot]], completion=_of(row)) for row in passed]
+        self._num_sampled = len(rows)
+        listed = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
+        return f"{len(rows)} samples of {len(by_slot)} prompts: {listed}"
+
+    @property
+    def num_kept(self) -> int:
+        """How many samples are imitated."""
+        return len(self._kept)
+
+    def _chosen(self) -> list[int]:
+        """The places of the prompts that are sampled for."""
+        count = min(self.settings.num_prompts or len(self.prompts), len(self.prompts))
+        return batch_indices(self.seed, self.stage, 1, count, len(self.prompts))
+
+    def _sample(self, chosen: Sequence[int], tell: Tell) -> list[CompletionRow]:
+        rows: list[CompletionRow] = []
+        params = SamplingParams(**self.settings.sampling.model_dump(exclude={"max_rows"}))
+        size = self.settings.group_size
+        for first in range(0, len(chosen), BLOCK):
+            places = range(first, min(first + BLOCK, len(chosen)))
+            requests = [
+                SampleRequest(prompt=self.prompts[chosen[slot]], num_samples=size, slot=slot) for slot in places
+            ]
+            what = f"sampling, prompt {first + 1} of {len(chosen)} and on:"
+            sampled = self.sampler.sample(
+                requests,
+                params,
+                seed=stage_seed(self.seed, self.stage),
+                step=0,
+                on_finished=counting(what, len(requests) * size, tell),
+            )
+            tell("scoring")
+            result = self.rewards.score(sampled, step=0, max_steps=self.settings.steps)
+            rows += self._rows(result.groups)
+        return rows
+
+    def _rows(self, groups: Sequence[ScoredGroup]) -> list[CompletionRow]:
+        """The record of these groups; a sample that is kept has advantage 1, its gradient coefficient."""
+        verdicts = [self.judge.correct(group) for group in groups]
+        return completion_rows(
+            stage=self.settings.label,
+            step=0,
+            groups=groups,
+            advantages=[kept(group, right, self.settings) for group, right in zip(groups, verdicts, strict=True)],
+            extracted=[answer for group in groups for answer in self.judge.answers(group.sampled)],
+            correct=[verdict for group in verdicts for verdict in group],
+        )
+
+
+def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: RejectionSettings) -> list[float | None]:
+    """1 for each sample that is kept, None for the others.
+
+    Out go samples that were cut off or could not be scored, those that are not right (or score below `min_reward`,
+    where that is given), repeats of one that is kept, and all but the `keep` best, the earlier first among equals.
+    """
+    candidates: list[tuple[float, int]] = []
+    seen: set[tuple[int, ...]] = set()
+    for i, (drawn, score) in enumerate(zip(group.sampled.completions, group.scores, strict=True)):
+        if not isinstance(score, Score) or drawn.finish == "length":
+            continue
+        passes = verdicts[i] if settings.min_reward is None else score.reward >= settings.min_reward
+        if passes and drawn.completion.token_ids not in seen:
+            seen.add(drawn.completion.token_ids)
+            candidates.append((-score.reward, i))
+    best = sorted(candidates)[: settings.keep or None]
+    chosen = {i for _, i in best}
+    return [1.0 if i in chosen else None for i in range(len(group.scores))]
+
+
+def _fates(rows: Sequence[CompletionRow], settings: RejectionSettings) -> Counter[str]:
+    """What became of the samples of a prompt: the first reason that applies."""
+    fates: Counter[str] = Counter()
+    seen: set[tuple[int, ...]] = set()
+    for row in sorted(rows, key=lambda row: not row.advantage):  # those kept are no repeats of what came before
+        low = not row.correct if settings.min_reward is None else (row.reward or 0.0) < settings.min_reward
+        if row.advantage:
+            fate = "kept"
+        elif row.failure is not None:
+            fate = "could not be scored"
+        elif row.finish == "length":
+            fate = "cut off"
+        elif low:
+            fate = "not right" if settings.min_reward is None else f"below {settings.min_reward:g}"
+        else:
+            fate = "repeats" if row.token_ids in seen else "right, but beyond `keep`"
+        seen.add(row.token_ids)
+        fates[fate] += 1
+    return fates
+
+
+def _of(row: CompletionRow) -> Completion:
+    return Completion(token_ids=row.token_ids, text=row.response, counts=row.counts)

@@ -1,0 +1,167 @@
+"""Rejection sampling: what is kept of the samples, that all are on record, and that a resume finds them again."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train.test_resume import Stops, contents
+
+from outscore.config import RejectionSettings, parse_recipe
+from outscore.model.policy import Policy
+from outscore.records import (
+    Completion,
+    Problem,
+    Prompt,
+    SampledCompletion,
+    SampledGroup,
+    Score,
+    ScoredGroup,
+    ScoringFailure,
+)
+from outscore.report import RunDirectory
+from outscore.report.rows import read_parquet
+from outscore.train.build import build_stage
+from outscore.train.check import check_recipe
+from outscore.train.rejection import kept
+from outscore.train.run import resume, run_recipe
+from outscore.train.setup import prepare
+
+RECIPE: dict[str, Any] = {
+    "seed": 3,
+    "model": {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"},
+    "task": {"kind": "arithmetic", "num_train": 12, "num_eval": 4, "num_demonstrations": 8},
+    "stages": [
+        {"algorithm": "sft", "steps": 2, "batch_size": 4, "optimizer": {"lr": 5e-3}},
+        {
+            **{"algorithm": "rft", "steps": 4, "batch_size": 3, "num_prompts": 6, "group_size": 4, "min_reward": 0.4},
+            **{"sampling": {"max_new_tokens": 30}, "optimizer": {"lr": 5e-3}, "keep": 2},
+        },
+    ],
+    "evaluation": {"problems": 2, "samples": 1},
+    "checkpoints": {"every": 2},
+}
+
+
+def digits(completions: list[str], **columns: Any) -> list[float]:
+    """Many completions of an untaught model have digits; the share of them differs."""
+    return [sum(c.isdigit() for c in text) / max(len(text), 1) for text in completions]
+
+
+def group_of(*samples: tuple[str, float | None, str]) -> ScoredGroup:
+    """Samples as (text, reward or None for a failure, finish)."""
+    drawn = tuple(
+        SampledCompletion(
+            completion=Completion(token_ids=tuple(map(ord, text)), text=text, counts=(True,) * len(text)),
+            sampler_logprobs=(-1.0,) * len(text),
+            finish="length" if finish == "length" else "stop",
+            policy_version=0,
+        )
+        for text, _, finish in samples
+    )
+    problem = Problem(id="p", question="?", answer="1", columns={})
+    prompt = Prompt(problem=problem, text="?", token_ids=(1,))
+    scores = [
+        ScoringFailure(reward_name="r", reason="broke") if reward is None else Score(reward=reward, parts={})
+        for _, reward, _ in samples
+    ]
+    return ScoredGroup(sampled=SampledGroup(prompt=prompt, completions=drawn, slot=0, attempt=0), scores=tuple(scores))
+
+
+SAMPLES = [
+    ("right", 1.0, "stop"),
+    ("wrong", 0.0, "stop"),
+    ("right", 1.0, "stop"),  # a repeat
+    ("right!", 1.5, "stop"),  # better
+    ("right?", 2.0, "length"),  # cut off
+    ("right~", None, "stop"),  # not scored
+    ("right.", 1.0, "stop"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"keep": 1}, [3]),
+        ({"keep": 2}, [0, 3]),  # of equals the earlier one
+        ({"keep": 0}, [0, 3, 6]),
+        ({"keep": 0, "min_reward": 1.2}, [3]),
+        ({"keep": 0, "min_reward": 0.0}, [0, 1, 3, 6]),
+    ],
+)
+def test_what_passes_is_kept_once_and_the_best_first(settings: dict[str, Any], expected: list[int]) -> None:
+    verdicts = [reward is not None and reward >= 1.0 for _, reward, _ in SAMPLES]
+    coefficients = kept(group_of(*SAMPLES), verdicts, RejectionSettings(steps=1, **settings))
+    assert [i for i, value in enumerate(coefficients) if value == 1.0] == expected
+    assert {value for i, value in enumerate(coefficients) if i not in expected} == {None}
+
+
+def test_the_samples_are_those_of_the_model_the_stage_begins_with(tmp_path: Path) -> None:
+    run_recipe(RECIPE, tmp_path / "run", rewards=[digits])
+    run = RunDirectory.open(tmp_path / "run")
+    rows = read_parquet(run.groups_path("rft", 0))
+    assert len(rows) == 6 * 4 and {row.policy_version for row in rows} == {2}
+    kept_rows = [row for row in rows if row.advantage == 1.0]
+    assert kept_rows and all(row.reward >= 0.4 and row.finish == "stop" for row in kept_rows)
+    per_prompt = [sum(row.slot == slot for row in kept_rows) for slot in range(6)]
+    assert max(per_prompt) <= 2
+    steps = run.metrics("rft")
+    assert [line["kept_samples"] for line in steps] == [len(kept_rows) / 24] * 4
+    [told] = re.findall(r"rft: 24 samples of 6 prompts: .*", (run.path / "events.log").read_text())
+    assert sum(map(int, re.findall(r"(\d+) (?:kept|cut|below|repeats|right)", told))) == 24
+
+
+def test_training_on_what_is_kept_is_supervised_fine_tuning_on_it() -> None:
+    """The same batch as a stage of demonstrations has, and the same row of choices but for the source."""
+    workshop = prepare(parse_recipe({**RECIPE, "rewards": ["tag_answer"]}))
+    stage = build_stage(parse_recipe({**RECIPE, "rewards": ["tag_answer"]}), 1, workshop)
+    stage.source.settings = stage.settings.model_copy(update={"min_reward": -1.0})  # type: ignore[attr-defined]
+    batch = stage.source.collect(1).batch
+    assert batch.advantages is None and batch.sampler_logprobs is None and len(batch.groups) == 3
+    assert all(len(group.completions) == 1 for group in batch.groups)
+    row = stage.plan.algorithm
+    assert (row.source, row.surrogate, row.baseline) == ("samples", "log_likelihood", "none")
+
+
+@pytest.mark.parametrize(("stopped_at", "from_step"), [(0, ("sft", 2)), (1, ("sft", 2)), (3, ("rft", 2))])
+def test_a_resume_goes_on_with_the_same_samples(tmp_path: Path, stopped_at: int, from_step: tuple[str, int]) -> None:
+    run_recipe(RECIPE, tmp_path / "whole", rewards=[digits])
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(RECIPE, run, rewards=[digits], console=Stops("rft", stopped_at))
+    newest = RunDirectory.open(run).checkpoints()[-1]
+    assert (newest.stage, newest.step) == from_step
+    assert resume(run, rewards=[digits]).finished
+    assert contents(run) == contents(tmp_path / "whole")
+
+
+def test_when_nothing_passes_the_filters_say_why(tmp_path: Path) -> None:
+    stages = [RECIPE["stages"][0], {**RECIPE["stages"][1], "min_reward": 2.0}]
+    with pytest.raises(ValueError, match=r"stage rft: no sample passed.*24 samples of 6 prompts: .*below 2.*raise"):
+        run_recipe({**RECIPE, "stages": stages}, tmp_path / "run", rewards=[digits])
+    assert (tmp_path / "run" / "groups" / "rft" / "step-000000.parquet").is_file()  # to look at
+
+
+def test_check_tells_the_share_that_passes() -> None:
+    findings = {finding.what: finding for finding in check_recipe(parse_recipe({**RECIPE, "rewards": ["tag_answer"]}))}
+    assert findings["samples"].detail.startswith("probed 16 samples of 4 prompts: ")
+
+
+def test_keys_of_other_kinds_of_stage_are_refused() -> None:
+    with pytest.raises(ValueError, match="has no effect on rejection sampling"):
+        parse_recipe({**RECIPE, "stages": [{"algorithm": "rft", "steps": 1, "minibatches": 2}]})
+    with pytest.raises(ValueError, match="rewards: at least one is needed"):
+        parse_recipe({**RECIPE, "rewards": [], "stages": [{"algorithm": "rft", "steps": 1}]})
+
+
+def test_the_policy_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = parse_recipe({**RECIPE, "rewards": ["tag_answer"]})
+    workshop = prepare(recipe)
+    assert isinstance(workshop.policy, Policy)
+    stage = build_stage(recipe, 1, workshop)
+    source = stage.source
+    source.settings = source.settings.model_copy(update={"min_reward": -1.0})  # type: ignore[attr-defined]
+    first = source.collect(1)
+    monkeypatch.setattr(type(source), "_sample", None)
+    again = source.collect(1)
+    assert again.batch.completions == first.batch.completions and again.metrics == first.metrics
