@@ -30,7 +30,9 @@ def run_episode(
     mdp: MDP, policy: Array, rng: np.random.Generator, max_steps: int = 1000, start: int | None = None
 ) -> tuple[list[int], list[int], list[float]]:
     """(states, actions, rewards) of one episode under policy[state, action]; it is cut after `max_steps`."""
-    states, actions, rewards = [], [], []
+    states: list[int] = []
+    actions: list[int] = []
+    rewards: list[float] = []
     state, ended = mdp.start if start is None else start, False
     while not ended and len(states) < max_steps:
         action = draw(policy[state], rng)

@@ -76,7 +76,7 @@ def dqn(mdp: MDP, config: Config, seed: int) -> tuple[Array, Array]:
         following, reward, ended = mdp.step(state, action, rng)
         for column, value in zip(buffer, (state, action, reward, following, ended), strict=True):
             column[step % config.buffer_size] = value
-        age = age + 1
+        age += 1
         state, age = (mdp.start, 0) if ended or age == config.max_episode else (following, age)
 
         drawn = rng.integers(min(step + 1, config.buffer_size), size=config.batch_size)

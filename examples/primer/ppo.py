@@ -141,9 +141,8 @@ def episode_lengths(policy: nn.Module, num_episodes: int, seed: int) -> np.ndarr
     lengths, running = np.zeros(num_episodes), np.ones(num_episodes, dtype=bool)
     while running.any():
         lengths += running
-        _, terminated, truncated = env.step(
-            policy(torch.tensor(env.observations, dtype=torch.float32)).argmax(1).numpy()
-        )
+        logits = policy(torch.tensor(env.observations, dtype=torch.float32))
+        _, terminated, truncated = env.step(logits.argmax(dim=1).numpy())
         running &= ~(terminated | truncated)
     return lengths
 

@@ -22,7 +22,7 @@ def softmax(logits: Array) -> Array:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def grad_log_policy(logits: Array, actions: Array) -> Array:
+def grad_log_policy(logits: Array, actions: Array | int) -> Array:
     """∇log π(a) with respect to the logits[..., action] that made π, for each of `actions`."""
     return np.eye(logits.shape[-1])[actions] - softmax(logits)
 

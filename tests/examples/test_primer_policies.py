@@ -130,6 +130,15 @@ def test_every_step_trpo_takes_keeps_to_its_distance_and_improves(monkeypatch):
     assert earned[-1] > 0.95 * optimum(mdp)
 
 
+def test_a_step_that_would_not_improve_the_surrogate_is_not_taken(monkeypatch):
+    monkeypatch.setattr(trpo, "conjugate_gradient", lambda product, b: -b)  # downhill
+    policy = torch.nn.Linear(1, 3, bias=False).double()
+    before = policy.weight.detach().clone()
+    actions, advantages = torch.tensor([0, 1, 2]), torch.tensor([-1.0, 0.0, 1.0]).double()
+    step = trpo.trpo_step(policy, torch.ones(3, 1).double(), actions, advantages)
+    assert not step.accepted and torch.equal(policy.weight, before)
+
+
 def test_the_first_direction_is_the_natural_gradient():
     """With one state the Fisher matrix of the logits is diag(π) - π πᵀ: the step taken is along (F + damping)⁻¹ ∇L."""
     policy = torch.nn.Linear(1, 3, bias=False).double()

@@ -122,7 +122,7 @@ def test_q_learning_reaches_the_optimal_values_and_its_greedy_policy_is_optimal(
 def test_dqn_with_replay_and_target_network_solves_the_grid():
     mdp = gridworld()
     optimal = optimal_action_values(mdp)
-    q, curve = dqn.dqn(mdp, dqn.Config(num_steps=1600), seed=0)
+    q, curve = dqn.dqn(mdp, dqn.Config(num_steps=1300), seed=0)
     late = curve[len(curve) * 3 // 4 :]
     assert late.min() > 0.95 * optimal[mdp.start].max()
     assert np.abs(q - optimal)[~mdp.terminal].max() < 0.05
