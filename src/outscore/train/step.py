@@ -213,7 +213,7 @@ def _one_update(
     norm = take_step(learner.optimizer, learner.masters.parameters.values(), lr, plan.optimizer.max_grad_norm)
     learner.masters.copy_back()
     learner.num_updates += 1
-    learner.policy.version += 1
+    learner.policy.took_update()
     return {**add_loss_terms(terms), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
 
 
