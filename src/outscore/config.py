@@ -174,6 +174,16 @@ class PreferenceSettings(StageSettings):
     """What a pair of equal rank says: nothing, or that either is the better one with chance 1/2."""
 
 
+class RewardModelSettings(PreferenceSettings):
+    """Training a reward model, which begins as a copy of the policy with a fresh head, on the task's preferences. The
+    policy stays as it is."""
+
+    algorithm: Literal["reward-model"] = "reward-model"  # type: ignore[assignment]  # another row of the table
+    """A row of the table of algorithms that trains a reward model."""
+    normalise: bool = True
+    """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
+
+
 class PolicySettings(StageSettings):
     """Training on groups sampled from the policy itself: GRPO and its relatives."""
 
@@ -231,13 +241,14 @@ def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
 
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
-    for kind in (SftSettings, PreferenceSettings)
+    for kind in (SftSettings, PreferenceSettings, RewardModelSettings)
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
 _GIVEN: Mapping[type[StageSettings], str] = {
     SftSettings: "supervised fine-tuning: a demonstration is a group of one",
     PreferenceSettings: "preferences: their completions are given, not sampled",
+    RewardModelSettings: "a reward model: it learns from preferences, whose completions are given",
 }
 """Why a key about sampling has no effect on a kind of stage."""
 

@@ -6,6 +6,7 @@ configuration, because Hugging Face's heads have none.
 """
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -78,7 +79,7 @@ class RewardModel(Policy):
         """Scores in fp32 (or fp64) of last hidden states."""
         weight = self.head.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
-        return cast(Tensor, hidden.to(wide) @ weight.to(wide)[0] + self.bias)
+        return hidden.to(wide) @ weight.to(wide)[0] + self.bias
 
     @torch.no_grad()
     def rescale(self, gain: float, bias: float) -> None:
@@ -151,6 +152,12 @@ def load_reward_model(
         setattr(model.config, SETTINGS, {"bias": 0.0, "end_token_id": tokenizer.eos_token_id})
     stops = frozenset({tokenizer.eos_token_id} - {None})
     return RewardModel(model.eval(), tokenizer, stop_token_ids=stops, layout=layout)
+
+
+def is_reward_model(directory: Path) -> bool:
+    """Whether a directory holds a reward model that was trained here."""
+    file = directory / "config.json"
+    return file.is_file() and SETTINGS in json.loads(file.read_text(encoding="utf-8"))
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase, config: Any) -> int | None:

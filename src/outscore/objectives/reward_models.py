@@ -11,14 +11,17 @@ from torch import Tensor
 from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import PairObjective, Pairs, pair_accuracy, pair_losses
 
-BRADLEY_TERRY = PairObjective(kind="logistic", beta=1.0)
-"""-log sigmoid(r_better - r_worse): InstructGPT (arXiv 2203.02155) eq. 1."""
-
 
 def reward_model_loss(
-    scores: Float[Tensor, " completion"], numbers: Int[Tensor, " completion"], pairs: Pairs, *, num_completions: int
+    scores: Float[Tensor, " completion"],
+    numbers: Int[Tensor, " completion"],
+    pairs: Pairs,
+    objective: PairObjective,
+    *,
+    num_completions: int,
 ) -> LossTerms:
-    """Sum over the pairs of weight * -log sigmoid(difference of scores), of a micro-batch in which pairs lie whole.
+    """Sum over the pairs of weight * loss of the difference of scores, of a micro-batch in which pairs lie whole: with
+    the logistic loss and beta 1 it is -log sigmoid(r_better - r_worse), InstructGPT (arXiv 2203.02155) eq. 1.
 
     `numbers` says which completion of the batch each score belongs to, `num_completions` how many the batch has. The
     coefficients are -d loss / d score. Metrics are means over the pairs that are no ties, and of the scores; `loss`
@@ -30,11 +33,9 @@ def reward_model_loss(
     here = pairs.to(scores).within(present)
     flat = scores.new_zeros(num_completions).index_copy(0, numbers, scores)
     differences = flat[here.better] - flat[here.worse]
-    loss = (here.weights * pair_losses(differences, here.labels, BRADLEY_TERRY)).sum()
+    coefficients = _slopes(flat, here, objective)
+    loss = (here.weights * pair_losses(differences, here.labels, objective)).sum()
     with torch.no_grad():
-        # The slope of a pair is sigmoid(d) - p, in closed form.
-        slopes = here.weights * (torch.sigmoid(differences) - here.labels)
-        coefficients = torch.zeros_like(flat).index_add(0, here.better, -slopes).index_add(0, here.worse, slopes)
         strict = here.labels != 0.5
         sure = differences[strict]
         means = {
@@ -51,6 +52,15 @@ def reward_model_loss(
             means={name: (value.detach().sum(), value.numel()) for name, value in means.items()},
             maxima={},
         )
+
+
+def _slopes(scores: Tensor, pairs: Pairs, objective: PairObjective) -> Tensor:
+    """-d loss / d score of each completion, with the scores taken as free variables."""
+    with torch.enable_grad():
+        leaf = scores.detach().requires_grad_(True)
+        losses = pair_losses(leaf[pairs.better] - leaf[pairs.worse], pairs.labels, objective)
+        (gradient,) = torch.autograd.grad((pairs.weights * losses).sum(), leaf)
+    return -gradient
 
 
 def rating_loss(

@@ -17,6 +17,7 @@ from outscore.rewards.answers import AnswerForm, boxed, extract_answer, last_num
 from outscore.rewards.contract import Reward, completion_text
 from outscore.rewards.gym import gym_rewards
 from outscore.rewards.math_answers import math_rewards, require_math_verify
+from outscore.rewards.model_based import reward_model
 
 Check = Callable[[str, str], bool | None]
 """(completion, gold answer) -> whether it is right; None where the gold answer cannot be judged by."""
@@ -134,6 +135,7 @@ BUILTIN_REWARDS: Mapping[str, Callable[..., Reward]] = MappingProxyType(
         "tag_answer": tag_answer,
         "math_verify": math_verify,
         "gym": gym,
+        "reward_model": reward_model,
     }
 )
 """Name in a recipe -> builder: add a function and a line here."""

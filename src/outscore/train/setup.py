@@ -14,6 +14,7 @@ from outscore.config import (
     PolicySettings,
     PreferenceSettings,
     Recipe,
+    RewardModelSettings,
     SamplingSettings,
     SftSettings,
     StageSettings,
@@ -60,7 +61,11 @@ class Workshop:
     """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
 
 
-SOURCES: Mapping[type[StageSettings], Source] = {SftSettings: "demonstrations", PreferenceSettings: "preferences"}
+SOURCES: Mapping[type[StageSettings], Source] = {
+    SftSettings: "demonstrations",
+    PreferenceSettings: "preferences",
+    RewardModelSettings: "preferences",
+}
 """Where a kind of stage has its completions from; the policy where it is not named."""
 
 
