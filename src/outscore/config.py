@@ -193,6 +193,16 @@ class RejectionSettings(StageSettings):
     """How samples are drawn."""
 
 
+class RewardModelSettings(PreferenceSettings):
+    """Training a reward model, which begins as a copy of the policy with a fresh head, on the task's preferences. The
+    policy stays as it is."""
+
+    algorithm: Literal["reward-model"] = "reward-model"  # type: ignore[assignment]  # another row of the table
+    """A row of the table of algorithms that trains a reward model."""
+    normalise: bool = True
+    """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
+
+
 class PolicySettings(StageSettings):
     """Training on groups sampled from the policy itself: GRPO and its relatives."""
 
@@ -256,7 +266,7 @@ def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
 
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
-    for kind in (SftSettings, PreferenceSettings, RejectionSettings)
+    for kind in (SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings)
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
@@ -264,6 +274,7 @@ _GIVEN: Mapping[type[StageSettings], str] = {
     SftSettings: "supervised fine-tuning: a demonstration is a group of one",
     PreferenceSettings: "preferences: their completions are given, not sampled",
     RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",
+    RewardModelSettings: "a reward model: it learns from preferences, whose completions are given",
 }
 """Why a key about sampling has no effect on a kind of stage."""
 

@@ -1,4 +1,4 @@
-"""Preferences are learnt, and what they teach shows in the policy's own answers: long, so `make test-learning` runs it."""
+"""Preferences are learnt, and what they teach shows in the policy's own answers."""
 
 from pathlib import Path
 

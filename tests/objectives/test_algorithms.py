@@ -24,6 +24,7 @@ def test_the_presets() -> None:
         "dpo-mean": ("none", "none", "token", 0.2, 0.2, "completion_mean", 2.0),
         "cdpo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
         "ipo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
+        "reward-model": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.0),
     }
     pairwise = {row.name: (row.surrogate, row.label_smoothing) for row in ALGORITHMS.values() if row.is_pairwise}
     assert pairwise == {
@@ -31,7 +32,9 @@ def test_the_presets() -> None:
         "dpo-mean": ("logistic", 0.0),
         "cdpo": ("logistic", 0.1),
         "ipo": ("squared", 0.0),
+        "reward-model": ("logistic", 0.0),
     }
+    assert {row.name for row in ALGORITHMS.values() if row.trains == "reward_model"} == {"reward-model"}
     assert set(pairwise) == {name for name, row in ALGORITHMS.items() if row.source == "preferences"}
     assert all(row.kl_estimator == "k3" and row.kl_place == "loss" for row in ALGORITHMS.values())
     assert {name for name, row in ALGORITHMS.items() if row.source == "demonstrations"} == {"sft"}

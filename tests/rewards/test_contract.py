@@ -30,6 +30,7 @@ def test_one_call_a_step_for_the_whole_batch_with_every_column_by_name():
     assert callable(given.pop("log_metric"))
     assert given == {
         "prompts": ["q1", "q1", "q2"],
+        "rendered_prompts": ["rendered", "rendered", "rendered"],
         "completions": ["a", "bc", "d"],
         "completion_ids": [[97], [98, 99], [100]],
         "question": ["q1", "q1", "q2"],

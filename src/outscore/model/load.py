@@ -75,7 +75,7 @@ def load_model(
         config = AutoConfig.from_pretrained(**location)
         _check_config(text, config)
         disable_dropout(config)
-        tokenizer = _load_tokenizer(text, location)
+        tokenizer = load_tokenizer(text, location)
         pickle = {} if kind == "gguf" else {"use_safetensors": None if allow_pickle else True}
         arguments: dict[str, Any] = {**location, **pickle, "config": config, "dtype": dtype}
         with contextlib.redirect_stderr(io.StringIO()) if kind == "gguf" else contextlib.nullcontext():
@@ -238,7 +238,7 @@ def _check_vocabulary(source: str, model: PreTrainedModel, tokenizer: Tokenizer)
         )
 
 
-def _load_tokenizer(source: str, location: dict[str, Any]) -> Tokenizer:
+def load_tokenizer(source: str, location: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a source; ValueError when there is none (transformers may then make an empty one up)."""
     try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(**location)

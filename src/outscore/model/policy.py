@@ -42,6 +42,10 @@ class Policy:
         if layout == "group_rows":
             self.base.set_attn_implementation(ATTENTION_NAME)
 
+    def took_update(self) -> None:
+        """Count an optimizer update."""
+        self.version += 1
+
     @property
     def base(self) -> PreTrainedModel:
         """The Hugging Face model below any adapters; peft puts its layers into it in place."""

@@ -61,6 +61,11 @@ class GroupRows:
     """The place of each loss-carrying token in the batch's flat token axis: completions in batch order, tokens in
     order."""
 
+    ends: Int[Tensor, " completion"]
+    """For each completion, the flat (row · slots + slot) index of its last token."""
+    ended: Int[Tensor, " completion"]
+    """The numbers of those completions in the batch."""
+
     @property
     def num_slots(self) -> int:
         """Tokens forwarded, padding included."""
@@ -168,9 +173,13 @@ class _TargetIndex:
         self.tokens: list[int] = []
         self.numbers: list[int] = []
         self.order: list[int] = []
+        self.ends: list[int] = []
+        self.ended: list[int] = []
 
     def add(self, number: int, completion: Completion, places: Sequence[int]) -> None:
         """Add a completion, given where its prompt's last token and its own tokens are."""
+        self.ends.append(places[-1])
+        self.ended.append(number)
         place = self.starts[number]
         for source, token, counts in zip(places, completion.token_ids, completion.counts, strict=False):
             if counts:
@@ -204,4 +213,6 @@ class _TargetIndex:
             predictions=flat(self.tokens),
             completion_index=flat(self.numbers),
             order=flat(self.order),
+            ends=flat(self.ends),
+            ended=flat(self.ended),
         )

@@ -26,6 +26,7 @@ from outscore.objectives.preferences import (
     ranked_pairs,
 )
 from outscore.objectives.ratios import RatioLevel, completion_sums, log_ratio, truncated_importance_weights
+from outscore.objectives.reward_models import calibration_error, normalisation, rating_loss, reward_model_loss
 from outscore.objectives.surrogates import Surrogate, clipped_surrogate, clipped_tokens, log_likelihood
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "add_loss_terms",
     "algorithm",
     "bootstrap_interval",
+    "calibration_error",
     "clipped_surrogate",
     "clipped_tokens",
     "completion_log_ratios",
@@ -60,6 +62,7 @@ __all__ = [
     "log_ratio",
     "maj_at_k",
     "mean_interval",
+    "normalisation",
     "pair_accuracy",
     "pair_losses",
     "pass_at_k",
@@ -67,6 +70,8 @@ __all__ = [
     "preference_loss",
     "preference_metrics",
     "ranked_pairs",
+    "rating_loss",
+    "reward_model_loss",
     "token_weights",
     "truncated_importance_weights",
     "wilson_interval",

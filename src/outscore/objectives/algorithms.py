@@ -16,6 +16,8 @@ from outscore.objectives.surrogates import Surrogate
 Source = Literal["demonstrations", "samples", "policy", "preferences"]
 """Where completions come from: a data set of responses, samples of the model as a stage finds it, samples of the policy
 as it is trained, or a data set of ranked responses."""
+Trained = Literal["policy", "reward_model"]
+"""Which model an update moves."""
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
 """The surrogates that compare two completions whose order is given."""
 
@@ -32,6 +34,8 @@ class Algorithm:
     """The preset the row started from; for display only."""
     source: Source
     """Where completions come from."""
+    trains: Trained = "policy"
+    """Which model is trained: the policy, or a reward model that begins as a copy of it."""
     baseline: Baseline
     """What a reward is compared with."""
     scale: Scale
@@ -88,7 +92,7 @@ class Algorithm:
         """The cells that a loss of pairs has."""
         return PairObjective(
             kind="logistic" if self.surrogate == "logistic" else "squared",
-            beta=self.kl_coef,
+            beta=self.kl_coef if self.trains == "policy" else 1.0,
             per_token=self.aggregation == "completion_mean",
             label_smoothing=self.label_smoothing,
         )
@@ -101,6 +105,7 @@ class Algorithm:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "source": get_args(Source),
+    "trains": get_args(Trained),
     "baseline": get_args(Baseline),
     "scale": get_args(Scale),
     "ratio_level": get_args(RatioLevel),
@@ -137,6 +142,8 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
         )
     if cells["source"] in ("demonstrations", "samples"):
         _check_demonstrations(cells)
+    if cells["trains"] != "policy" and cells["source"] != "preferences":
+        raise ValueError(f"trains={cells['trains']!r} needs preferences, but source={cells['source']!r}")
     if cells["source"] == "preferences":
         _check_preferences(cells)
     elif cells["surrogate"] in PAIRWISE or cells["label_smoothing"]:
@@ -183,7 +190,9 @@ def _check_preferences(cells: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{key}={cells[key]!r} has no meaning where source='preferences'; use {' or '.join(map(repr, choices))}"
             )
-    if not cells["kl_coef"] > 0:
+    if cells["trains"] == "reward_model" and cells["kl_coef"]:
+        raise ValueError(f"kl_coef={cells['kl_coef']}: a reward model has no reference to be near to; leave it at 0")
+    if cells["trains"] == "policy" and not cells["kl_coef"] > 0:
         raise ValueError(f"kl_coef={cells['kl_coef']}: it is the beta of the loss of preferences, and must be above 0")
 
 
@@ -252,6 +261,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         replace(_DPO, name="cdpo", label_smoothing=0.1),
         # arXiv 2310.12036 eq. 17, tau as kl_coef.
         replace(_DPO, name="ipo", surrogate="squared"),
+        # InstructGPT (arXiv 2203.02155) eq. 1: DPO's loss with a score in the place of beta times the log-ratio.
+        replace(_DPO, name="reward-model", trains="reward_model", kl_coef=0.0),
     )
 }
 """The presets by name."""

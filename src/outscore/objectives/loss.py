@@ -107,8 +107,8 @@ def policy_loss(
     _check_whole(completion_index, completion_lengths, algorithm)
     policy = _at_least_float32(policy_logprobs)
     weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
-    counts = {"num_completions": num_completions, "num_tokens": num_tokens}
-    weights = weigh(completion_index, completion_lengths, **counts, dtype=policy.dtype)
+    weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, dtype=policy.dtype)
+    weights = weigh(completion_index, completion_lengths)
     tokens = _Tokens(
         index=completion_index,
         weights=weights,

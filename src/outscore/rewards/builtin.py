@@ -16,6 +16,7 @@ from outscore.rewards.gym import gym_rewards
 from outscore.rewards.kinds import answer_reward, check_number, known_form, same_number
 from outscore.rewards.length import soft_overlong, target_length
 from outscore.rewards.math_answers import math_rewards, require_math_verify
+from outscore.rewards.model_based import reward_model
 from outscore.rewards.structured import answer_list, answer_set, multiple_choice
 from outscore.rewards.writing import coherence, completeness, degeneration, fluency, repetition
 
@@ -115,6 +116,7 @@ BUILTIN_REWARDS: Mapping[str, Callable[..., Reward]] = MappingProxyType(
         "degeneration": degeneration,
         "soft_overlong": soft_overlong,
         "target_length": target_length,
+        "reward_model": reward_model,
     }
 )
 """Name in a recipe -> builder: add a function and a line here."""

@@ -5,9 +5,9 @@ A reward function is called by keyword, once a step for the whole batch:
     def fn(prompts, completions, completion_ids, <every data column>, trainer_state, log_extra, log_metric): -> list
 
 `prompts` are the questions as the data state them and `completions` what the model wrote: strings for plain data,
-lists of messages for chat data. Every data column, with `question` and `answer`, is a list with one entry a
-completion. The result is a list of floats, None where the reward does not apply. A function without **kwargs receives
-only what its signature names.
+lists of messages for chat data; `rendered_prompts`, which TRL has not, are the texts that the policy read. Every data
+column, with `question` and `answer`, is a list with one entry a completion. The result is a list of floats, None where
+the reward does not apply. A function without **kwargs receives only what its signature names.
 """
 
 import inspect
@@ -25,7 +25,7 @@ RewardFunction = Callable[..., Any]
 
 NOT_PASSED = frozenset({"prompt", "completion", "completion_ids"})
 """Data columns that do not reach rewards, as in TRL: they are the batch itself."""
-_CONTRACT = ("prompts", "completions", "trainer_state", "log_extra", "log_metric")
+_CONTRACT = ("prompts", "rendered_prompts", "completions", "trainer_state", "log_extra", "log_metric")
 
 
 class RewardError(ValueError):
@@ -113,7 +113,8 @@ class Reward:
 class Item:
     """One completion as rewards see it.
 
-    >>> Item(problem_id="p/1", sample=0, group_size=8, prompt="1+1=", text="2", token_ids=(5,), columns={"answer": "2"})
+    >>> Item(problem_id="p/1", sample=0, group_size=8, prompt="1+1=", rendered="1+1=", text="2", token_ids=(5,),
+    ...      columns={"answer": "2"})
     """
 
     problem_id: str
@@ -124,6 +125,8 @@ class Item:
     """How many completions the group has."""
     prompt: str | tuple[Mapping[str, str], ...]
     """The question, plain or as messages."""
+    rendered: str
+    """The text the policy read, templates included."""
     text: str
     """What the model wrote."""
     token_ids: tuple[int, ...]
@@ -194,6 +197,7 @@ def _items(group: SampledGroup) -> Iterator[Item]:
             sample=sample,
             group_size=len(group.completions),
             prompt=problem.question if isinstance(problem.question, str) else tuple(problem.question),
+            rendered=group.prompt.text,
             text=drawn.completion.text,
             token_ids=drawn.completion.token_ids,
             columns=columns,
@@ -210,6 +214,7 @@ def call_arguments(reward: Reward, items: Sequence[Item], state: TrainerState, l
     arguments: dict[str, Any] = {name: [item.columns.get(name) for item in items] for name in names}
     arguments |= {
         "prompts": [item.prompt_argument() for item in items],
+        "rendered_prompts": [item.rendered for item in items],
         "completions": [item.completion_argument() for item in items],
         "completion_ids": [list(item.token_ids) for item in items],
         "trainer_state": state,

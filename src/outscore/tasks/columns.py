@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from outscore.tasks.readers import Row
 
-RESERVED_COLUMNS = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric"})
+RESERVED_COLUMNS = frozenset({"prompts", "rendered_prompts", "completions", "trainer_state", "log_extra", "log_metric"})
 """Names that reward functions receive other things by."""
 FEEDBACK_ROLES = ("chosen", "rejected", "completions", "ranking", "labels", "rating")
 """What was said about completions; a column with one of these names has that role unless it is given another."""

@@ -1,17 +1,30 @@
 """From a recipe's stage and the workshop to a stage that can run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings, PreferenceSettings, Recipe, RejectionSettings, SftSettings, StageSettings
+from outscore.config import (
+    PolicySettings,
+    PreferenceSettings,
+    Recipe,
+    RejectionSettings,
+    RewardModelSettings,
+    SftSettings,
+    StageSettings,
+)
 from outscore.model.adapters import trainable_parameters
+from outscore.model.heads import RewardModel
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_per_completion
-from outscore.records import ScoredGroup
+from outscore.records import RankedGroup, ScoredGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
 from outscore.train.evaluate import Evaluator, Measure
@@ -19,7 +32,8 @@ from outscore.train.loop import Stage
 from outscore.train.optim import make_optimizer
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.rejection import RejectionSource
-from outscore.train.setup import Workshop, answer_limit, stage_algorithm
+from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
+from outscore.train.setup import Workshop, answer_limit, end_token_id, stage_algorithm
 from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
 
@@ -29,12 +43,17 @@ TOKEN_BUDGET = 4096
 """Tokens forwarded at once in an evaluation outside a stage."""
 
 
-def build_stage(recipe: Recipe, index: int, workshop: Workshop, run: RunDirectory | None = None) -> Stage:
+def build_stage(
+    recipe: Recipe, index: int, workshop: Workshop, *, run: RunDirectory | None = None, resumed: Path | None = None
+) -> Stage:
     """Put together one stage of a recipe around the workshop's policy as it stands.
 
-    `run` is where a stage that samples before it trains keeps its samples.
+    `run` is where a stage that samples before it trains keeps its samples. `resumed` is the checkpoint the stage goes
+    on from; the policy has its weights already, a reward model has not.
     """
     settings = recipe.stages[index]
+    if isinstance(settings, RewardModelSettings):
+        return _reward_model_stage(recipe, index, settings, workshop, resumed)
     row = stage_algorithm(settings)
     policy = workshop.policy
     masters = workshop.masters
@@ -71,13 +90,7 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop, run: RunDirector
             run=run,
         )
     elif isinstance(settings, PreferenceSettings):
-        source = PreferenceSource(
-            rankings=workshop.rankings,
-            batch_size=settings.batch_size,
-            ties=settings.ties,
-            seed=recipe.seed,
-            stage=index,
-        )
+        source = preference_source(recipe, index, settings, workshop)
     else:
         assert isinstance(settings, SftSettings)
         source = DemonstrationSource(
@@ -102,14 +115,64 @@ def build_stage(recipe: Recipe, index: int, workshop: Workshop, run: RunDirector
     )
 
 
+def _reward_model_stage(
+    recipe: Recipe, index: int, settings: RewardModelSettings, workshop: Workshop, resumed: Path | None
+) -> Stage:
+    """A stage that trains a model of its own; the policy only lends it its weights to begin with."""
+    policy = workshop.policy
+    is_chat = bool(policy.tokenizer.chat_template) and recipe.prompt.template in ("auto", "chat")
+    seed = recipe.seed + index
+    learner = reward_learner(policy, settings, seed, end_token_id(policy, is_chat), resumed)
+    plan = UpdatePlan(
+        algorithm=stage_algorithm(settings),
+        optimizer=settings.optimizer,
+        total_updates=settings.num_updates,
+        token_budget=settings.token_budget,
+    )
+    scale = partial(normalise, learner, workshop.rankings, settings.token_budget)
+    if settings.normalise and resumed is None:
+        scale()
+    evaluator = None
+    if rankings := comparable(workshop.eval_rankings):
+        measure = RewardModelMeasure(rankings=rankings, model=cast(RewardModel, learner.policy), plan=plan)
+        evaluator = replace(_evaluator(recipe, workshop, [measure]), prompts=())
+    return Stage(
+        recipe=recipe,
+        settings=settings,
+        learner=learner,
+        source=preference_source(recipe, index, settings, workshop),
+        plan=plan,
+        sampler=make_sampler(policy, EVALUATION_ROWS),
+        evaluator=evaluator,
+        judge=workshop.judge,
+        update=update_reward_model,
+        closing=scale if settings.normalise else None,
+    )
+
+
+def preference_source(recipe: Recipe, index: int, settings: PreferenceSettings, workshop: Workshop) -> PreferenceSource:
+    """The workshop's preferences as a stage takes them."""
+    return PreferenceSource(
+        rankings=workshop.rankings,
+        batch_size=settings.batch_size,
+        ties=settings.ties,
+        seed=recipe.seed,
+        stage=index,
+    )
+
+
+def comparable(rankings: Sequence[RankedGroup]) -> list[RankedGroup]:
+    """Those that prefer something: one that is all ties cannot be told right or wrong."""
+    return [group for group in rankings if len(set(group.ranks)) > 1]
+
+
 def build_evaluator(
     recipe: Recipe, workshop: Workshop, stage: StageSettings | None = None, reference: Reference | None = None
 ) -> Evaluator | None:
     """The evaluator a recipe asks for, in a stage with its reference or outside; None where there is nothing to
     evaluate on."""
     measures: list[Measure] = []
-    # A ranking that is all ties cannot be told right or wrong.
-    if rankings := [group for group in workshop.eval_rankings if len(set(group.ranks)) > 1]:
+    if rankings := comparable(workshop.eval_rankings):
         own = stage if isinstance(stage, PreferenceSettings) else None
         measures.append(
             PreferenceMeasure(
@@ -121,8 +184,10 @@ def build_evaluator(
                 ties=own.ties if own else "drop",
             )
         )
-    if not workshop.eval_prompts and not measures:
-        return None
+    return _evaluator(recipe, workshop, measures) if workshop.eval_prompts or measures else None
+
+
+def _evaluator(recipe: Recipe, workshop: Workshop, measures: Sequence[Measure]) -> Evaluator:
     return Evaluator(
         prompts=workshop.eval_prompts,
         rewards=workshop.rewards,

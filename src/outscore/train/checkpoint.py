@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from outscore import __version__
 from outscore.model.adapters import has_adapters
 from outscore.model.export import disk_errors
+from outscore.model.heads import is_reward_model
 from outscore.model.load import quiet_transformers
 from outscore.model.precision import MasterWeights
 from outscore.report import files
@@ -147,11 +148,17 @@ def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
 
 
 def best_checkpoint(run: RunDirectory) -> Path | None:
-    """The checkpoint with the best evaluation of the last stage that has one; None where none of them was evaluated."""
-    saved = {(item.stage, item.step): item.path for item in run.checkpoints()}
+    """The checkpoint with the best evaluation of the last stage of the policy that has one; None where none of them was
+    evaluated."""
+    saved = {(item.stage, item.step): item.path for item in policy_checkpoints(run)}
     last = next(reversed(saved), ("", 0))[0]
     ranked = best([found for found in run.evaluations() if found.stage == last and (last, found.step) in saved])
     return saved[last, ranked[1].step] if ranked else None
+
+
+def policy_checkpoints(run: RunDirectory) -> list[StepFile]:
+    """The checkpoints that hold the policy: all but those of reward models, which leave it as it is."""
+    return [item for item in run.checkpoints() if not is_reward_model(item.path)]
 
 
 def load_weights(path: Path, masters: MasterWeights) -> None:

@@ -16,7 +16,10 @@ from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.memory import peak_bytes
 from outscore.train.optim import NotFiniteError
 from outscore.train.sources import Collected, Source
-from outscore.train.step import Learner, Metrics, UpdatePlan, update
+from outscore.train.step import Batch, Learner, Metrics, UpdatePlan, update
+
+Updater = Callable[[Learner, Batch, UpdatePlan, Callable[[float], None] | None], Metrics]
+"""Takes a batch's updates; hears the share that is done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +42,10 @@ class Stage:
     """None where the recipe evaluates nothing."""
     judge: Judge
     """Says what is correct, for the record of every completion."""
+    update: Updater = update
+    """What turns a batch into updates."""
+    closing: Callable[[], None] | None = None
+    """Done to the trained model after the last step, before it is evaluated and saved."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,11 +114,8 @@ class StageRun:
         self.reporter.activity("updating")
         learner.policy.model.train()
         try:
-            return update(
-                learner,
-                collected.batch,
-                self.stage.plan,
-                on_progress=lambda share: self.reporter.activity(f"updating {share:.0%}"),
+            return self.stage.update(
+                learner, collected.batch, self.stage.plan, lambda share: self.reporter.activity(f"updating {share:.0%}")
             )
         except NotFiniteError as error:
             said = self.reporter.failed(step, {"grad_norm": error.norm})
@@ -177,6 +181,8 @@ class StageRun:
 
     def _save(self) -> None:
         started = time.perf_counter()
+        if self.progress.finished and self.stage.closing is not None:
+            self.stage.closing()
         if self.progress.finished and self.stage.evaluator is not None:
             found = self.evaluate(f"after {self.stage.settings.label}", self.progress.step)
             self.progress, _ = ranked(self.progress, found, self.progress.step)

@@ -109,6 +109,8 @@ def stage_memory(workshop: Workshop, stage: StageSettings, row: Algorithm, *, re
         bytes_per_weight=size,
         reference=row.needs_reference,
     )
+    if row.trains == "reward_model":  # a model of its own, beside the policy
+        states["policy"] = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
     num_tokens = _micro_batch(workshop, stage)
     kept = activation_bytes(shape, num_tokens, bytes_per_value=size, recomputed=recomputed)
     kept += logit_bytes(shape, num_tokens)

@@ -12,8 +12,8 @@ from torch import Tensor
 from outscore.model.policy import Policy
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
-from outscore.objectives.estimators import Estimate, wilson_interval
-from outscore.objectives.preferences import Ties, preference_loss, preference_metrics, ranked_pairs
+from outscore.objectives.estimators import Estimate, mean_interval
+from outscore.objectives.preferences import Ties, pair_accuracy, preference_loss, preference_metrics, ranked_pairs
 from outscore.objectives.ratios import completion_sums
 from outscore.records import RankedGroup
 from outscore.train.activity import Tell, tell_nobody
@@ -130,19 +130,15 @@ class PreferenceMeasure:
         strict = pairs.labels != 0.5
         sums = completion_sums(now, index, len(lengths))
         found: dict[str, Estimate | float] = {
-            "likelihood_accuracy": _share((sums[pairs.better] > sums[pairs.worse])[strict])
+            "likelihood_accuracy": mean_interval(pair_accuracy(sums[pairs.better] - sums[pairs.worse])[strict].tolist())
         }
         if ref is not None and self.algorithm is not None:
             objective = self.algorithm.pair_objective
             by_pair = preference_metrics(now, ref, index, lengths, pairs, objective)
-            found["preference_accuracy"] = _share(by_pair["margin"] > 0)
+            found["preference_accuracy"] = mean_interval(by_pair["preference_accuracy"].tolist())
             found["margin"] = float(by_pair["margin"].mean())
             found["preference_loss"] = float(preference_loss(now, ref, index, lengths, pairs, objective))
         return found
 
     def _logprobs(self) -> Float[Tensor, " token"]:
         return batch_logprobs(self.policy, self._batch, self._batch.groups, self.token_budget).double()
-
-
-def _share(hits: Tensor) -> Estimate:
-    return wilson_interval(int(hits.sum()), hits.numel())

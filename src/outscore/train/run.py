@@ -24,6 +24,7 @@ from outscore.train.checkpoint import (
     load_trainer_state,
     load_weights,
     newest_sound,
+    policy_checkpoints,
     prune_checkpoints,
     read_progress,
 )
@@ -121,7 +122,7 @@ def resume(
             run.log(note)
             if console:
                 console.message(note, warning=True)
-    weights = found.path if found else None
+    weights = _policy_weights(run)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
 
@@ -217,11 +218,12 @@ def _stages(
         policy.version = start[0].policy_version
         prune_checkpoints(run, start[0], recipe.checkpoints.keep)
         # Before any stage is built: its reference is the policy as the stage finds it.
-        load_weights(start[1], workshop.masters)
+        if weights := _policy_weights(run):
+            load_weights(weights, workshop.masters)
         if start[0].finished:
             first, start = first + 1, None
     for index in range(first, len(recipe.stages)):
-        stage = build_stage(recipe, index, workshop, run)
+        stage = build_stage(recipe, index, workshop, run=run, resumed=start[1] if start else None)
         progress = _fresh_progress(recipe.stages[index].label, policy.version)
         if start is not None:
             progress, path = start
@@ -235,6 +237,20 @@ def _stages(
         if not progress.finished:
             return progress
     return None
+
+
+def _policy_weights(run: RunDirectory) -> Path | None:
+    """The newest checkpoint that holds the policy, which a stage of a reward model leaves as it is; None where the
+    policy is what the recipe names.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    saved = policy_checkpoints(run)
+    if not saved:
+        return None
+    read_progress(saved[-1].path)
+    return saved[-1].path
 
 
 def _fresh_progress(stage: str, version: int) -> Progress:

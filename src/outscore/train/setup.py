@@ -15,6 +15,7 @@ from outscore.config import (
     PreferenceSettings,
     Recipe,
     RejectionSettings,
+    RewardModelSettings,
     SamplingSettings,
     SamplingStage,
     SftSettings,
@@ -66,6 +67,7 @@ SOURCES: Mapping[type[StageSettings], Source] = {
     SftSettings: "demonstrations",
     PreferenceSettings: "preferences",
     RejectionSettings: "samples",
+    RewardModelSettings: "preferences",
 }
 """Where a kind of stage has its completions from; the policy where it is not named."""
 

@@ -93,7 +93,7 @@ class Learner:
     """What changes while a stage trains."""
 
     policy: Policy
-    """The model."""
+    """The model that is trained: the run's policy, or a reward model."""
     masters: MasterWeights
     """Its trained weights in fp32."""
     optimizer: torch.optim.Optimizer
@@ -208,12 +208,16 @@ def _one_update(
     known: Mapping[str, Float[Tensor, " token"] | None],
     on_progress: Callable[[float], None] | None,
 ) -> Metrics:
-    terms = accumulate(learner, batch, part, plan, known, on_progress)
+    return take_update(learner, plan, accumulate(learner, batch, part, plan, known, on_progress))
+
+
+def take_update(learner: Learner, plan: UpdatePlan, terms: Sequence[LossTerms]) -> Metrics:
+    """Step on the gradients that have been gathered; the metrics are those of the micro-batches, and of the step."""
     lr = learning_rate(plan.optimizer, learner.num_updates, plan.total_updates)
     norm = take_step(learner.optimizer, learner.masters.parameters.values(), lr, plan.optimizer.max_grad_norm)
     learner.masters.copy_back()
     learner.num_updates += 1
-    learner.policy.version += 1
+    learner.policy.took_update()
     return {**add_loss_terms(terms), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
 
 

@@ -1,0 +1,104 @@
+"""A reward model as a reward: completions scored by a model, in batches, in this process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from outscore.model.heads import RewardModel, completion_scores, is_reward_model, load_reward_model
+from outscore.model.load import encode
+from outscore.model.rows import TrainingGroup, flat_starts, separate_rows, split_groups
+from outscore.records import Completion
+from outscore.rewards.contract import Reward, completion_text
+
+TOKEN_BUDGET = 16384
+"""Tokens scored at once."""
+
+
+def reward_model(*, path: str, token_budget: int = TOKEN_BUDGET, trust_remote_code: bool = False) -> Reward:
+    """The score of a reward model in the directory `path`: a checkpoint of a stage `reward-model`, the directory of
+    such a stage's checkpoints (the newest one is taken), or any causal sequence classifier with one label.
+
+    ValueError if there is none, when the recipe is read; the weights are loaded when something is first scored.
+    """
+    directory = newest_checkpoint(Path(path).expanduser())
+    scorer = ModelScorer(directory, token_budget=token_budget, trust_remote_code=trust_remote_code)
+    return Reward(name="reward_model", function=scorer)
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The directory itself, or the newest `step-N` in it; ValueError where neither is a model."""
+    if (path / "config.json").is_file():
+        return path
+    steps = sorted(each.parent for each in path.glob("step-*/config.json"))
+    if not steps:
+        raise ValueError(
+            f"reward 'reward_model': path = {str(path)!r} is no model's directory (it has no config.json) and holds no "
+            "checkpoint step-N; give that of a stage, such as runs/NAME/checkpoints/reward-model"
+        )
+    return steps[-1]
+
+
+class ModelScorer:
+    """A reward function that asks a reward model.
+
+    A reward model that was trained here reads what it was trained on: the prompt as it was rendered for the policy, the
+    text, and its end token. Another one reads messages by its own chat template, and plain text as it is, with its end
+    of text.
+
+    Args:
+        directory: where the model is.
+        token_budget: tokens scored at once.
+        trust_remote_code: let the model's directory run its own Python code.
+    """
+
+    def __init__(self, directory: Path, *, token_budget: int = TOKEN_BUDGET, trust_remote_code: bool = False) -> None:
+        self.directory = directory
+        self._token_budget = token_budget
+        self._trust = trust_remote_code
+        self._is_own = is_reward_model(directory)
+        self._model: RewardModel | None = None
+
+    def __call__(
+        self, *, prompts: Sequence[Any], completions: Sequence[Any], rendered_prompts: Sequence[str]
+    ) -> list[float]:
+        """A score for each completion; equal texts are scored once."""
+        texts = [
+            (rendered if self._is_own else self._read(prompt), completion_text(completion))
+            for prompt, completion, rendered in zip(prompts, completions, rendered_prompts, strict=True)
+        ]
+        scores = dict(zip(dict.fromkeys(texts), self._scores(list(dict.fromkeys(texts))), strict=True))
+        return [scores[text] for text in texts]
+
+    @property
+    def model(self) -> RewardModel:
+        """The model, loaded at the first use, on the GPU where there is one."""
+        if self._model is None:
+            self._model = load_reward_model(self.directory, trust_remote_code=self._trust)
+            torch.nn.Module.to(self._model.model, "cuda" if torch.cuda.is_available() else "cpu")
+        return self._model
+
+    def _read(self, prompt: Any) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        template = self.model.tokenizer.apply_chat_template
+        return str(template(prompt, tokenize=False, add_generation_prompt=True))
+
+    @torch.no_grad()
+    def _scores(self, texts: Sequence[tuple[str, str]]) -> list[float]:
+        model = self.model
+        end = () if model.end_token_id is None else (model.end_token_id,)
+        groups = []
+        for number, (prompt, text) in enumerate(texts):
+            ids = (*encode(model.tokenizer, text), *end)
+            completion = Completion(token_ids=ids, text=text, counts=(True,) * len(ids))
+            prompt_ids = tuple(encode(model.tokenizer, prompt))
+            groups.append(TrainingGroup(prompt_ids=prompt_ids, completions=(completion,), completion_index=(number,)))
+        starts = flat_starts([group.completions[0] for group in groups])
+        scores = torch.zeros(len(texts))
+        for micro in split_groups(groups, self._token_budget):
+            rows = separate_rows(micro, starts, model.device)
+            scores[rows.ended.cpu()] = completion_scores(model, rows).float().cpu()
+        found: list[float] = scores.tolist()
+        return found
