@@ -63,14 +63,33 @@ def build_stage(
         optimizer=make_optimizer(masters.parameters.values(), settings.optimizer),
         reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
     )
-    sampler = make_sampler(policy, EVALUATION_ROWS)
-    source: Source
-    minibatches = epochs = 1
+    return Stage(
+        recipe=recipe,
+        settings=settings,
+        learner=learner,
+        source=_source(recipe, index, workshop, learner, run),
+        plan=UpdatePlan(
+            algorithm=row,
+            optimizer=settings.optimizer,
+            total_updates=settings.num_updates,
+            token_budget=settings.token_budget,
+            minibatches=settings.minibatches if isinstance(settings, PolicySettings) else 1,
+            epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
+        ),
+        sampler=make_sampler(policy, EVALUATION_ROWS),
+        evaluator=build_evaluator(recipe, workshop, settings, learner.reference),
+        judge=workshop.judge,
+    )
+
+
+def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, run: RunDirectory | None) -> Source:
+    """Where a stage that trains the policy has its groups from."""
+    settings = recipe.stages[index]
     if isinstance(settings, PolicySettings):
-        minibatches, epochs = settings.minibatches, settings.epochs
-        source = RolloutSource(
+        row = stage_algorithm(settings)
+        return RolloutSource(
             prompts=workshop.train_prompts,
-            sampler=make_sampler(policy, settings.sampling.max_rows),
+            sampler=make_sampler(workshop.policy, settings.sampling.max_rows),
             rewards=workshop.rewards,
             settings=settings,
             algorithm=row,
@@ -78,10 +97,10 @@ def build_stage(
             stage=index,
             penalty=reward_penalty(learner, settings, row) if row.kl_coef > 0 and row.kl_place == "reward" else None,
         )
-    elif isinstance(settings, RejectionSettings):
-        source = RejectionSource(
+    if isinstance(settings, RejectionSettings):
+        return RejectionSource(
             prompts=workshop.train_prompts,
-            sampler=make_sampler(policy, settings.sampling.max_rows),
+            sampler=make_sampler(workshop.policy, settings.sampling.max_rows),
             rewards=workshop.rewards,
             judge=workshop.judge,
             settings=settings,
@@ -89,29 +108,11 @@ def build_stage(
             stage=index,
             run=run,
         )
-    elif isinstance(settings, PreferenceSettings):
-        source = preference_source(recipe, index, settings, workshop)
-    else:
-        assert isinstance(settings, SftSettings)
-        source = DemonstrationSource(
-            demonstrations=workshop.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
-        )
-    return Stage(
-        recipe=recipe,
-        settings=settings,
-        learner=learner,
-        source=source,
-        plan=UpdatePlan(
-            algorithm=row,
-            optimizer=settings.optimizer,
-            total_updates=settings.num_updates,
-            token_budget=settings.token_budget,
-            minibatches=minibatches,
-            epochs=epochs,
-        ),
-        sampler=sampler,
-        evaluator=build_evaluator(recipe, workshop, settings, learner.reference),
-        judge=workshop.judge,
+    if isinstance(settings, PreferenceSettings):
+        return preference_source(recipe, index, settings, workshop)
+    assert isinstance(settings, SftSettings)
+    return DemonstrationSource(
+        demonstrations=workshop.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
     )
 
 
