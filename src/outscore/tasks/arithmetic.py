@@ -27,6 +27,8 @@ from outscore.records import Demonstration, Problem, Ranking
 OPERATIONS = ("+", "-")
 LARGEST = 19
 """The largest result of a step: 9+9, and 1 that was carried."""
+ERRORS = (-10, -2, -1, 1, 2, 10)
+"""By how much a slip is wrong: a little, or a ten that is forgotten or made up."""
 RESPONSE = "<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>\n"
 
 
@@ -206,7 +208,7 @@ def _preference(left: int, operation: str, right: int, num_slips: int, seed: int
     no slip twice."""
     generator = random.Random(f"outscore slip {seed} {left}{operation}{right}")
     steps = range(len(columns(left, operation, right).split()))
-    slips = [(step, error) for step in steps for error in range(-LARGEST, LARGEST + 1) if error]
+    slips = [(step, error) for step in steps for error in ERRORS]
     generator.shuffle(slips)
     wrong = islice((slip for slip in slips if _misleads(left, operation, right, slip)), num_slips)
     solutions = [_solution(left, operation, right, slip) for slip in wrong]

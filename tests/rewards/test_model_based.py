@@ -1,0 +1,71 @@
+"""A reward model as a reward: found on the disk, loaded when it is needed, and asked in batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rewards.building import group
+from train.building import tiny_policy
+from transformers import AutoModelForSequenceClassification
+
+from outscore.model.heads import SETTINGS, reward_model_from
+from outscore.rewards import Rewards
+from outscore.rewards.model_based import ModelScorer, newest_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    policy = tiny_policy()
+    model = reward_model_from(policy, seed=0, end_token_id=int(policy.tokenizer.eos_token_id))
+    model.rescale(1.5, 0.25)
+    model.base.save_pretrained(tmp_path / "step-000002")
+    model.tokenizer.save_pretrained(tmp_path / "step-000002")
+    return tmp_path / "step-000002"
+
+
+def own_score(directory: Path, text: str, *, end: bool = True) -> float:
+    """By Hugging Face's own forward."""
+    policy = tiny_policy()
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [policy.tokenizer.eos_token_id] * end
+    theirs = AutoModelForSequenceClassification.from_pretrained(directory)
+    with torch.no_grad():
+        score: float = theirs(input_ids=torch.tensor([ids])).logits.item()
+    return score + (getattr(theirs.config, SETTINGS, None) or {"bias": 0.0})["bias"]
+
+
+def ask(scorer: ModelScorer, questions: list[str], texts: list[str]) -> list[float]:
+    return scorer(prompts=["?"] * len(texts), rendered_prompts=questions, completions=texts)
+
+
+def test_scores_are_the_models_own_for_prompt_text_and_end_token(saved: Path) -> None:
+    scorer = ModelScorer(saved, token_budget=12)
+    texts = ["2", "33333333", "", "2"]
+    found = ask(scorer, ["1+1="] * 4, texts)
+    assert found == pytest.approx([own_score(saved, f"1+1={text}") for text in texts], abs=1e-5)
+    assert found[0] == found[3]
+
+
+def test_another_model_reads_the_question_as_it_is(saved: Path) -> None:
+    theirs = AutoModelForSequenceClassification.from_pretrained(saved)
+    delattr(theirs.config, SETTINGS)
+    theirs.save_pretrained(saved)
+    found = ModelScorer(saved)(prompts=["1+1="], rendered_prompts=["7+7="], completions=["2"])
+    assert found == pytest.approx([own_score(saved, "1+1=2")], abs=1e-5)
+
+
+def test_a_recipe_names_it_by_the_directory_of_its_checkpoints(saved: Path) -> None:
+    (saved.parent / "step-000001").mkdir()
+    assert newest_checkpoint(saved.parent) == newest_checkpoint(saved) == saved
+    rewards = Rewards([{"name": "reward_model", "path": str(saved.parent), "weight": 2.0}])
+    sampled = group("1", "22", question="1+1=")
+    object.__setattr__(sampled.prompt, "text", "1+1=")
+    [scored] = rewards.score([sampled], step=1).groups
+    assert [score.reward for score in scored.scores] == pytest.approx(
+        [2 * own_score(saved, "1+1=1"), 2 * own_score(saved, "1+1=22")], abs=1e-5
+    )
+    assert rewards.full is None
+
+
+def test_a_missing_reward_model_is_said_when_the_recipe_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"reward 'reward_model': path = '.*nothing' is no model's directory"):
+        Rewards([{"name": "reward_model", "path": str(tmp_path / "nothing")}])
