@@ -13,6 +13,16 @@ from outscore.objectives.estimators import (
 )
 from outscore.objectives.kl import KlEstimator, KlPlace, kl_estimate, kl_per_completion
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.populations import (
+    ascend_populations,
+    checked_weights,
+    importance_weights,
+    population_counts,
+    population_losses,
+    population_shares,
+    relative_weights,
+    trade_off,
+)
 from outscore.objectives.ratios import RatioLevel, completion_sums, log_ratio, truncated_importance_weights
 from outscore.objectives.surrogates import Surrogate, clipped_surrogate, clipped_tokens, log_likelihood
 
@@ -31,11 +41,14 @@ __all__ = [
     "Surrogate",
     "add_loss_terms",
     "algorithm",
+    "ascend_populations",
     "bootstrap_interval",
+    "checked_weights",
     "clipped_surrogate",
     "clipped_tokens",
     "completion_sums",
     "group_advantages",
+    "importance_weights",
     "is_zero_variance",
     "kl_estimate",
     "kl_per_completion",
@@ -45,7 +58,12 @@ __all__ = [
     "mean_interval",
     "pass_at_k",
     "policy_loss",
+    "population_counts",
+    "population_losses",
+    "population_shares",
+    "relative_weights",
     "token_weights",
+    "trade_off",
     "truncated_importance_weights",
     "wilson_interval",
 ]
