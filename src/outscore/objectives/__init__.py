@@ -13,6 +13,16 @@ from outscore.objectives.estimators import (
 )
 from outscore.objectives.kl import KlEstimator, KlPlace, kl_estimate, kl_per_completion
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.populations import (
+    ascend_populations,
+    checked_weights,
+    importance_weights,
+    population_counts,
+    population_losses,
+    population_shares,
+    relative_weights,
+    trade_off,
+)
 from outscore.objectives.preferences import (
     PairLoss,
     PairObjective,
@@ -48,13 +58,16 @@ __all__ = [
     "Ties",
     "add_loss_terms",
     "algorithm",
+    "ascend_populations",
     "bootstrap_interval",
     "calibration_error",
+    "checked_weights",
     "clipped_surrogate",
     "clipped_tokens",
     "completion_log_ratios",
     "completion_sums",
     "group_advantages",
+    "importance_weights",
     "is_zero_variance",
     "kl_estimate",
     "kl_per_completion",
@@ -67,12 +80,17 @@ __all__ = [
     "pair_losses",
     "pass_at_k",
     "policy_loss",
+    "population_counts",
+    "population_losses",
+    "population_shares",
     "preference_loss",
     "preference_metrics",
     "ranked_pairs",
     "rating_loss",
+    "relative_weights",
     "reward_model_loss",
     "token_weights",
+    "trade_off",
     "truncated_importance_weights",
     "wilson_interval",
 ]

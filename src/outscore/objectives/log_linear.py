@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from outscore.objectives.populations import ascend, population_counts, population_shares, trade_off
+from outscore.objectives.populations import ascend_populations, population_counts, population_shares, trade_off
 
 MarginLoss = Literal["logistic", "squared"]
 """What is made small on each pair; see the equations above."""
@@ -100,7 +100,7 @@ class WeightRule:
 
     def climbed(self, log_weights: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """The logarithms of alpha after a step, and the weights of the losses that follow from it."""
-        log_weights = ascend(log_weights, losses, step_size=self.step_size, tradeoff=self.tradeoff)
+        log_weights = ascend_populations(log_weights, losses, step_size=self.step_size, tradeoff=self.tradeoff)
         return log_weights, trade_off(log_weights.exp(), self.fixed, self.tradeoff)
 
 

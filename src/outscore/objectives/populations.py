@@ -67,7 +67,7 @@ def importance_weights(counts: Int[Tensor, " population"]) -> Float[Tensor, " po
 
 
 def checked_weights(weights: Float[Tensor, " population"], names: Sequence[str]) -> Float[Tensor, " population"]:
-    """The weights in float64, scaled to add up to 1 exactly.
+    """The weights in float64, scaled to add up to 1.
 
     Raises ValueError unless there is one for each name, none is negative, NaN or infinite, and they add up to 1 within
     1e-6.
@@ -112,7 +112,7 @@ def population_losses(
     return zeros.index_add(0, population_index, losses.to(zeros.dtype)) / (shares * num_examples)
 
 
-def ascend(
+def ascend_populations(
     log_weights: Float[Tensor, "*run population"],
     losses: Float[Tensor, "*run population"],
     *,

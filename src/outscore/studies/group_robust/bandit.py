@@ -74,9 +74,9 @@ class BanditData:
     """phi(x, better) - phi(x, worse) of the training pairs."""
     train_index: Int[Tensor, " pair"]
     """The population of each training pair."""
-    validation: Float[Tensor, "seed pair feature"]
+    validation: Float[Tensor, "seed held_out_pair feature"]
     """The same of the validation pairs, drawn as the training pairs, but half of each population."""
-    validation_index: Int[Tensor, " pair"]
+    validation_index: Int[Tensor, " held_out_pair"]
     """The population of each validation pair."""
     test: Float[Tensor, "seed population state action feature"]
     """phi of every action, for both populations, in the test states."""

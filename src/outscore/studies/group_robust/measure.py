@@ -1,7 +1,7 @@
 """One family of methods on one scenario: the published iterations, and the exact optimum."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -69,7 +69,7 @@ def measure(
     else:
         way = robust_least_squares(pairs, rule, initial, beta=steps.beta, num_steps=steps.num_steps, record_every=every)
     shape = (len(way.steps), num_methods, num_seeds, -1)
-    best = torch.stack([_optimum(data, method, family, steps.beta) for method in methods])
+    best = _optima(pairs, rule, family, steps.beta).reshape(shape[1:])
     return Found(
         methods=methods,
         steps=way.steps,
@@ -82,19 +82,18 @@ def measure(
 def _rule(method: Method, shares: Tensor, num_seeds: int, weight_step: float) -> WeightRule:
     if method.weighting == "robust":
         return WeightRule.robust(num_seeds, NUM_POPULATIONS, step_size=weight_step, tradeoff=method.chi)
-    return WeightRule.constant(_fixed(method, shares).expand(num_seeds, -1))
+    weights = shares if method.weighting == "plain" else torch.full_like(shares, 1.0 / NUM_POPULATIONS)
+    return WeightRule.constant(weights.expand(num_seeds, -1))
 
 
-def _fixed(method: Method, shares: Tensor) -> Tensor:
-    return shares if method.weighting == "plain" else torch.full_like(shares, 1.0 / NUM_POPULATIONS)
-
-
-def _optimum(data: BanditData, method: Method, family: Family, beta: float) -> Tensor:
-    pairs = PairData.of(data.train, data.train_index)
-    if method.weighting == "robust":
-        return robust_optimum(pairs, kind=KIND[family], beta=beta, tradeoff=method.chi)[0]
-    weights = _fixed(method, pairs.shares).expand(len(data.train), -1)
-    return fixed_weight_optimum(pairs, weights, kind=KIND[family], beta=beta)
+def _optima(pairs: PairData, rule: WeightRule, family: Family, beta: float) -> Tensor:
+    """Where every run leads: the minimiser for weights that stay, the saddle point for those that climb."""
+    climbs = rule.step_size.squeeze(-1) > 0
+    robust, fixed = (replace(pairs, differences=pairs.differences[runs]) for runs in (climbs, ~climbs))
+    best = torch.empty(len(climbs), pairs.differences.shape[-1], dtype=torch.float64)
+    best[climbs] = robust_optimum(robust, kind=KIND[family], beta=beta, tradeoff=rule.tradeoff[climbs])[0]
+    best[~climbs] = fixed_weight_optimum(fixed, rule.initial[~climbs], kind=KIND[family], beta=beta)
+    return best
 
 
 def _metrics(params: Tensor, data: BanditData, family: Family, beta: float) -> dict[str, Tensor]:

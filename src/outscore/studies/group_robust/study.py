@@ -60,8 +60,9 @@ def run(
         claims=[claim for setup in chosen for claim in judge(setup, found[setup.figure])],
         figures=[figure(setup, found[setup.figure]) for setup in chosen],
         notes=(
-            "loss: largest mean validation loss of a population. error: largest relative reward error of a population. "
-            "±: standard error over seeds. `exact` is where the method leads whatever the step size.",
+            "at: iterations, or `exact`: where the method leads whatever the step size. loss: mean validation loss of "
+            "the worse-off population; average: of both. error: largest relative reward error of a population. KL: "
+            "largest KL(softmax of the reward || policy). ±: standard error over seeds.",
         ),
     )
 
@@ -99,12 +100,12 @@ def _summary(setup: Setup, families: dict[Family, Found]) -> list[Row]:
         for place, method in enumerate(found.methods):
             published = {name: values[-1, place] for name, values in found.curves.items()}
             exact = {name: values[place] for name, values in found.optimum.items()}
-            for at, values in ((f"{int(found.steps[-1])} steps", published), ("exact", exact)):
+            for at, values in ((f"{int(found.steps[-1])}", published), ("exact", exact)):
                 loss, loss_sem = mean_and_sem(values["max_loss"])
                 error, error_sem = mean_and_sem(values["max_error"])
                 rows.append(
                     {
-                        "figure": setup.figure,
+                        "fig": setup.figure,
                         "method": method.name,
                         "at": at,
                         "loss": float(loss),
