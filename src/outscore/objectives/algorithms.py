@@ -177,6 +177,7 @@ _EXCLUDED: tuple[tuple[tuple[str, str], tuple[str, str], str], ...] = (
     (("supervision", "process"), ("scale", "batch_std"), "use batch_norm='tokens', or scale='population_std'"),
     (("supervision", "process"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
     (("reward", "parts"), ("scale", "batch_std"), "each part is normalised in its group; use 'population_std'"),
+    (("reward", "parts"), ("kl_place", "reward"), "the parts are compared each alone; use kl_place='loss'"),
     (("kl_place", "token_reward"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
     (("kl_place", "token_reward"), ("kl_level", "sequence"), "each token pays its own KL; use kl_level='token'"),
     (("kl_to", "anchor"), ("kl_place", "reward"), "before the update the two are one; use kl_place='loss'"),

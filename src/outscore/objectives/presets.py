@@ -73,7 +73,7 @@ _ROWS = (
         summary="group mean and deviation, clip, KL in the loss",
         equation="1/|o| sum_t { min(rho_t A, clip(rho_t, 1-eps, 1+eps) A) - beta k3_t }, A = (r - mean) / std",
         paper="DeepSeekMath, arXiv 2402.03300, eq. 3, beta as in 4.2",
-        left_out="open there: which standard deviation (here the population's), its epsilon (1e-6), the clip (PPO's 0.2)",
+        left_out="open there: which standard deviation (here the population's), its epsilon (1e-6), the clip (0.2)",
         cells={},
     ),
     Preset(
