@@ -77,5 +77,6 @@ def test_a_merged_key_is_no_double_key() -> None:
 
 def test_the_nearest_word_or_all_of_them() -> None:
     assert nearest("grop", ["grpo", "sft"]) == "; did you mean `grpo`?"
+    assert nearest("gpro", ["gspo", "grpo", "sft"]) == "; did you mean `grpo`?"
     assert nearest("zzz", ["grpo", "sft"]) == "; known: grpo, sft"
     assert nearest("zzz", []) == ""

@@ -5,7 +5,7 @@ the nearest right one. Defaults work on a laptop. Command-line overrides are dot
 `model.source=my-model`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -222,8 +222,12 @@ class PolicySettings(StageSettings):
     """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
     but gives them no loss."""
     refills: int = Field(0, ge=0)
-    """How often a group whose rewards are all equal may be replaced by another prompt's before it is accepted as it
-    is."""
+    """How often a group with nothing to teach, as where all rewards are equal, may be replaced by another prompt's
+    before it is accepted as it is. `algorithm: dapo` has 10 where a recipe gives none."""
+    overlong_buffer: int = Field(0, ge=0)
+    """DAPO's soft overlong punishment: up to 1 is taken off a reward as the completion grows over the last so many of
+    the tokens it may have; 0 takes nothing. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives
+    none."""
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model every so many steps; 0 never does."""
 
@@ -237,6 +241,11 @@ class PolicySettings(StageSettings):
         if self.minibatches > self.prompts_per_step:
             raise ValueError(
                 f"minibatches = {self.minibatches} is more than prompts_per_step = {self.prompts_per_step}"
+            )
+        if self.overlong_buffer > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"overlong_buffer = {self.overlong_buffer} is more than sampling.max_new_tokens = "
+                f"{self.sampling.max_new_tokens}"
             )
         return self
 
@@ -257,7 +266,22 @@ def _with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
     )
     chosen = {"lr": rate, "warmup_steps": min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)}
     left_out = {key: value for key, value in chosen.items() if key not in stage.optimizer.model_fields_set}
-    return stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update=left_out)})
+    filled = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update=left_out)})
+    if isinstance(filled, PolicySettings) and (suggest := STAGE_DEFAULTS.get(filled.algorithm)):
+        suggested = {key: value for key, value in suggest(filled).items() if key not in stage.model_fields_set}
+        filled = filled.model_copy(update=suggested)
+    return filled
+
+
+def _dapo(stage: PolicySettings) -> dict[str, int]:
+    """Dynamic sampling (arXiv 2503.14476, 3.2; verl's recipe draws up to 10 batches), and an overlong buffer that is to
+    the limit as DAPO's 4096 to 20480 tokens."""
+    return {"refills": 10, "overlong_buffer": max(stage.sampling.max_new_tokens // 5, 1)}
+
+
+STAGE_DEFAULTS: Mapping[str, Callable[[PolicySettings], Mapping[str, Any]]] = {"dapo": _dapo}
+"""What an algorithm asks of its stage beside its row, for settings that a recipe leaves out: the run's config shows
+what was used."""
 
 
 def _stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:

@@ -106,7 +106,9 @@ def expected(error: Mapping[str, Any]) -> str:
 def nearest(wrong: object, known: Iterable[str]) -> str:
     """`; did you mean X?` or the list of what exists, to end an error message with."""
     words = list(known)
-    close = difflib.get_close_matches(str(wrong), words, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(wrong), words, n=3, cutoff=0.5)
+    # Of words equally near by their order, one with the very same letters is what was meant: gpro is grpo, not gspo.
+    close.sort(key=lambda word: sorted(word) != sorted(str(wrong)))
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; known: {', '.join(words)}" if words else ""

@@ -143,6 +143,19 @@ class SampledCompletion:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepScore:
+    """The reward of one step of a completion, paid at the token that ends it.
+
+    >>> StepScore(end=11, reward=0.9)
+    """
+
+    end: int
+    """The step's last token, by its index among the completion's."""
+    reward: float
+    """What the step earned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """What the rewards said about one completion.
 
@@ -154,6 +167,9 @@ class Score:
     the group."""
     parts: Mapping[str, float | None]
     """Each reward by name, before shaping and weighting; None where a reward said it does not apply."""
+    steps: tuple[StepScore, ...] = ()
+    """The total as it was earned, in order, where a reward scores steps: these add up to `reward`, and what has no
+    steps of its own is paid at the last token. Empty where no reward does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,48 +2,175 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 
-from outscore.objectives import ALGORITHMS, Algorithm, algorithm
+from outscore.objectives import ALGORITHMS, PRESETS, Algorithm, algorithm
+
+GRPO = {
+    "source": "policy",
+    "trains": "policy",
+    "supervision": "outcome",
+    "reward": "total",
+    "baseline": "group_mean",
+    "scale": "population_std",
+    "advantage_eps": 1e-6,
+    "batch_norm": "none",
+    "zero_negative": False,
+    "ratio_level": "token",
+    "ratio_base": "anchor",
+    "surrogate": "clipped",
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "gate_positive": 1.0,
+    "gate_negative": 1.05,
+    "aggregation": "completion_mean",
+    "aggregation_constant": None,
+    "kl_estimator": "k3",
+    "kl_coef": 0.04,
+    "kl_place": "loss",
+    "kl_level": "token",
+    "kl_to": "reference",
+    "kl_weighted": False,
+    "mismatch_cap": None,
+    "mismatch_floor": 0.0,
+    "mismatch_mode": "truncate",
+    "mismatch_level": "token",
+    "stale_threshold": None,
+    "entropy_coef": 0.0,
+    "label_smoothing": 0.0,
+}
+WHOLE = {"ratio_level": "sequence", "mismatch_level": "sequence"}
+PAIRS: dict[str, object] = {
+    "source": "preferences",
+    "baseline": "none",
+    "scale": "none",
+    "surrogate": "logistic",
+    "aggregation": "completion_sum",
+    "kl_coef": 0.1,
+}
+OTHERS: dict[str, dict[str, object]] = {
+    "sft": {
+        "source": "demonstrations",
+        "baseline": "none",
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "aggregation": "token_mean",
+        "kl_coef": 0.0,
+    },
+    "rft": {
+        "source": "samples",
+        "baseline": "none",
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "aggregation": "token_mean",
+        "kl_coef": 0.0,
+    },
+    "dpo": PAIRS,
+    "dpo-mean": PAIRS | {"aggregation": "completion_mean", "kl_coef": 2.0},
+    "cdpo": PAIRS | {"label_smoothing": 0.1},
+    "ipo": PAIRS | {"surrogate": "squared"},
+    "reward-model": PAIRS | {"trains": "reward_model", "kl_coef": 0.0},
+    "online-rft": {
+        "reward": "correct",
+        "baseline": "none",
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "kl_coef": 0.0,
+    },
+    "grpo-r1": WHOLE | {"kl_level": "sequence", "clip_low": 10.0, "clip_high": 10.0, "kl_coef": 0.001},
+    "dr-grpo": {"scale": "none", "aggregation": "constant", "kl_coef": 0.0},
+    "maxrl": {"scale": "mean", "kl_coef": 0.0},
+    "dapo-loss": {"aggregation": "token_mean", "clip_high": 0.28, "kl_coef": 0.0},
+    "dapo": {"aggregation": "token_mean", "clip_high": 0.28, "kl_coef": 0.0},
+    "lite-ppo": {"scale": "batch_std", "aggregation": "token_mean", "kl_coef": 0.0},
+    "gdpo": {"reward": "parts", "batch_norm": "completions", "kl_coef": 0.0},
+    "deepseek-v3.2": {"scale": "none", "kl_weighted": True, "stale_threshold": 0.1},
+    "gspo": {"ratio_level": "sequence_mean", "clip_low": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0},
+    "cispo": {
+        "surrogate": "capped_weight",
+        "clip_low": math.inf,
+        "clip_high": 4.0,
+        "aggregation": "token_mean",
+        "kl_coef": 0.0,
+    },
+    "sapo": {"surrogate": "soft_gate", "kl_coef": 0.0},
+    "dppo": {
+        "surrogate": "tv_masked",
+        "ratio_base": "sampler",
+        "clip_low": 0.15,
+        "clip_high": 0.15,
+        "scale": "none",
+        "aggregation": "constant",
+        "kl_coef": 0.0,
+    },
+    "rloo": WHOLE
+    | {
+        "baseline": "leave_one_out",
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "kl_estimator": "k1",
+        "kl_place": "reward",
+        "kl_coef": 0.03,
+    },
+    "reinforce++": {
+        "baseline": "none",
+        "scale": "none",
+        "batch_norm": "tokens",
+        "aggregation": "token_mean",
+        "kl_estimator": "k1",
+        "kl_place": "token_reward",
+        "kl_coef": 0.001,
+    },
+    "reinforce++-baseline": {
+        "scale": "none",
+        "batch_norm": "tokens",
+        "aggregation": "token_mean",
+        "kl_estimator": "k2",
+        "kl_coef": 0.001,
+    },
+    "kimi-k1.5": WHOLE
+    | {
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "kl_to": "anchor",
+        "kl_level": "sequence",
+        "kl_estimator": "k2",
+        "kl_coef": 0.1,
+    },
+}
+"""What each preset has that GRPO has not."""
 
 
-def _cells(name: str) -> tuple[object, ...]:
-    row = ALGORITHMS[name]
-    return row.baseline, row.scale, row.ratio_level, row.clip_low, row.clip_high, row.aggregation, row.kl_coef
+def _cells(name: str) -> dict[str, object]:
+    cells = dataclasses.asdict(ALGORITHMS[name])
+    assert cells.pop("name") == name
+    return cells
 
 
-def test_the_presets() -> None:
-    assert {name: _cells(name) for name in ALGORITHMS if name != "sft"} == {
-        "grpo": ("group_mean", "population_std", "token", 0.2, 0.2, "completion_mean", 0.04),
-        "grpo-r1": ("group_mean", "population_std", "sequence", 10.0, 10.0, "completion_mean", 0.001),
-        "dr-grpo": ("group_mean", "none", "token", 0.2, 0.2, "constant", 0.0),
-        "maxrl": ("group_mean", "mean", "token", 0.2, 0.2, "completion_mean", 0.0),
-        "dapo-loss": ("group_mean", "population_std", "token", 0.2, 0.28, "token_mean", 0.0),
-        "dpo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
-        "dpo-mean": ("none", "none", "token", 0.2, 0.2, "completion_mean", 2.0),
-        "cdpo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
-        "ipo": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.1),
-        "reward-model": ("none", "none", "token", 0.2, 0.2, "completion_sum", 0.0),
-    }
-    pairwise = {row.name: (row.surrogate, row.label_smoothing) for row in ALGORITHMS.values() if row.is_pairwise}
-    assert pairwise == {
-        "dpo": ("logistic", 0.0),
-        "dpo-mean": ("logistic", 0.0),
-        "cdpo": ("logistic", 0.1),
-        "ipo": ("squared", 0.0),
-        "reward-model": ("logistic", 0.0),
-    }
-    assert {row.name for row in ALGORITHMS.values() if row.trains == "reward_model"} == {"reward-model"}
-    assert set(pairwise) == {name for name, row in ALGORITHMS.items() if row.source == "preferences"}
-    assert all(row.kl_estimator == "k3" and row.kl_place == "loss" for row in ALGORITHMS.values())
-    assert {name for name, row in ALGORITHMS.items() if row.source == "demonstrations"} == {"sft"}
-    sft = ALGORITHMS["sft"]
-    assert (sft.surrogate, sft.aggregation, sft.baseline) == ("log_likelihood", "token_mean", "none")
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_presets(name: str) -> None:
+    assert _cells(name) == GRPO | OTHERS.get(name, {})
+
+
+def test_every_preset_is_described_and_says_who_says_so() -> None:
+    assert list(PRESETS) == [name for name in ALGORITHMS if name in PRESETS]
+    for preset in PRESETS.values():
+        assert re.search(r"arXiv \d{4}\.\d{5}", preset.paper), preset.name
+        assert preset.equation and len(preset.name) <= 20 and len(preset.summary) <= 56
+        assert all(preset.cells[cell] != GRPO[cell] for cell in preset.cells), preset.name
 
 
 def test_what_a_row_needs() -> None:
     assert algorithm("grpo").needs_reference and not algorithm("grpo", kl_coef=0.0).needs_reference
+    assert not algorithm("kimi-k1.5").needs_reference and algorithm("kimi-k1.5").needs_anchor
+    assert algorithm("grpo").needs_anchor and not algorithm("rloo").needs_anchor and not algorithm("sft").needs_anchor
+    assert algorithm("dppo").needs_sampler and not algorithm("dppo").needs_anchor
+    assert algorithm("grpo", mismatch_cap=2.0).needs_sampler and not algorithm("grpo").needs_sampler
+    assert {name for name, row in ALGORITHMS.items() if row.needs_whole_completions} == {
+        *("grpo-r1", "gspo", "rloo", "kimi-k1.5", "deepseek-v3.2")
+    }
     assert algorithm("grpo").compares_completions and not algorithm("sft").compares_completions
 
 
@@ -59,7 +186,7 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
     ("name", "overrides", "message"),
     [
         ("gpro", {}, r"'gpro' is not known; did you mean `grpo`\?"),
-        ("zzz", {}, "known: sft, grpo, grpo-r1, dr-grpo, maxrl, dapo-loss, dpo"),
+        ("zzz", {}, "known: sft, rft, online-rft, dpo, dpo-mean, cdpo, ipo, reward-model, grpo, grpo-r1, dr-grpo"),
         ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
         ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean `token`"),
@@ -76,6 +203,19 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("grpo", {"source": "demonstrations"}, "source='demonstrations'"),
         ("sft", {"mismatch_cap": 2.0}, "mismatch_cap=2.0 .*sampler's log-probs"),
         ("sft", {"kl_coef": 0.1, "kl_place": "reward"}, "kl_place='reward' .*use kl_place='loss'"),
+        ("sft", {"zero_negative": True}, "zero_negative=True .*use zero_negative=False"),
+        ("sft", {"reward": "correct"}, "reward='correct' .*use reward='total'"),
+        ("grpo", {"zero_negative": 1}, "zero_negative=1: must be true or false"),
+        ("grpo", {"mismatch_floor": 0.5}, "mismatch_floor=0.5 .*mismatch_mode='mask'"),
+        ("grpo", {"mismatch_floor": 3.0, "mismatch_cap": 2.0, "mismatch_mode": "mask"}, "mismatch_cap above it"),
+        ("grpo", {"mismatch_mode": "mask"}, "no effect without mismatch_cap"),
+        ("dppo", {"mismatch_cap": 2.0}, "leave one of them out"),
+        ("dppo", {"ratio_level": "sequence"}, "surrogate='tv_masked' does not go with ratio_level='sequence'"),
+        ("kimi-k1.5", {"kl_place": "reward"}, "kl_to='anchor' does not go with kl_place='reward'"),
+        ("gdpo", {"supervision": "process"}, "supervision='process' does not go with reward='parts'"),
+        ("rloo", {"supervision": "process"}, "does not go with baseline='leave_one_out': .*use 'group_mean'"),
+        ("sapo", {"gate_positive": 0.0}, "gate_positive=0.0"),
+        ("grpo", {"stale_threshold": math.inf}, "stale_threshold=inf"),
         ("sft", {"baseline": "group_mean"}, "baseline='group_mean' .*groups of one"),
     ],
 )

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import completion_sums, log_ratio, truncated_importance_weights
+from outscore.objectives import (
+    completion_sums,
+    log_ratio,
+    masked_importance_weights,
+    stale_completions,
+    truncated_importance_weights,
+)
 from outscore.objectives.ratios import bounded_exp, bounded_expm1
 
 POLICY = torch.tensor([-1.0, -2.0, -0.5, -3.0], dtype=torch.float64)
@@ -52,3 +58,42 @@ def test_truncated_importance_weights() -> None:
     assert weights.tolist() == pytest.approx([1.0, 1.5, 2.0, 0.1])
     assert capped.tolist() == [False, False, True, False]
     assert not weights.requires_grad
+
+
+def test_the_sequences_mean_is_the_geometric_mean_and_its_token_form_has_the_tokens_own_gradient() -> None:
+    for level, slope in (("sequence_mean", [1.0, 1.5, 1.0, 1.5]), ("sequence_mean_token", [2.0, 0.0, 0.0, 3.0])):
+        policy = POLICY.clone().requires_grad_(True)
+        ratio = log_ratio(policy, ANCHOR, INDEX, level=level, num_completions=3)  # type: ignore[arg-type]
+        assert ratio.tolist() == pytest.approx([0.5, -1.0, 0.5, -1.0], abs=1e-15)
+        # Weights 2, 0, 0, 3: in the mean, both tokens of a completion share half of either's weight.
+        (gradient,) = torch.autograd.grad((ratio * torch.tensor([2.0, 0.0, 0.0, 3.0])).sum(), policy)
+        assert gradient.tolist() == pytest.approx(slope, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("floor", "cap", "weights", "masked"),
+    [
+        (0.0, 2.0, [1.0, 1.5, 0.0, 0.1], [False, False, True, False]),
+        (0.5, 2.0, [1.0, 1.5, 0.0, 0.0], [False, False, True, True]),
+        (0.0, math.inf, [1.0, 1.5, 4.0, 0.1], [False] * 4),
+    ],
+)
+def test_masked_importance_weights(floor: float, cap: float, weights: list[float], masked: list[bool]) -> None:
+    mismatch = torch.tensor([0.0, math.log(1.5), math.log(4.0), math.log(0.1)], requires_grad=True)
+    found, out = masked_importance_weights(mismatch, floor=floor, cap=cap)
+    assert found.tolist() == pytest.approx(weights) and out.tolist() == masked
+    assert not found.requires_grad
+
+
+def test_stale_completions_are_bad_ones_that_the_policy_has_left() -> None:
+    # Mean log(anchor / policy): completion 0 +1.0, completion 2 -0.5
+    for advantages, threshold, stale in (
+        ([-1.0, -1.0, -1.0, -1.0], 0.9, [False, True, False, True]),
+        ([-1.0, -1.0, -1.0, -1.0], 1.1, [False] * 4),
+        ([1.0, 1.0, 1.0, 1.0], 0.9, [False] * 4),
+        ([-1.0, -1.0, -1.0, -1.0], -1.0, [True] * 4),
+    ):
+        found = stale_completions(
+            ANCHOR, POLICY, torch.tensor(advantages), INDEX, threshold=threshold, num_completions=3
+        )
+        assert found.tolist() == stale

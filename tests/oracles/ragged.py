@@ -83,30 +83,26 @@ def library_loss(batch: RaggedBatch, row: Algorithm, **overrides: Any) -> tuple[
     return terms, gradient
 
 
-def naive_loss(batch: RaggedBatch, row: Algorithm) -> float:
-    """The same by the printed equations: loops and `math` only."""
+def naive_loss(batch: RaggedBatch, row: Algorithm, held: RaggedBatch | None = None) -> float:
+    """The same by the printed equations: loops and `math` only.
+
+    What the equations put under a stop-gradient is taken from `held`, so that differences of this function's values are
+    the gradient that is meant.
+    """
+    held = held or batch
     total = 0.0
     for i, policy in enumerate(batch.policy):
-        anchor, ref, sampler, advantage = batch.anchor[i], batch.ref[i], batch.sampler[i], batch.advantages[i]
         for t in range(len(policy)):
-            here = range(len(policy)) if row.ratio_level == "sequence" else [t]
-            ratio = math.exp(sum(policy[s] - anchor[s] for s in here))
-            ref_over_policy = math.exp(sum(ref[s] - policy[s] for s in here))
-            mismatch = math.exp(sum(anchor[s] - sampler[s] for s in here))
-            if row.surrogate == "clipped":
-                kept = min(max(ratio, 1 - row.clip_low), 1 + row.clip_high)
-                gain = min(ratio * advantage, kept * advantage)
-            else:
-                gain = advantage * policy[t]
+            gain = _naive_gain(batch, held, i, t, row)
             if row.mismatch_cap is not None:
-                gain *= min(mismatch, row.mismatch_cap)
+                weight = math.exp(_log_ratio(batch.anchor[i], batch.sampler[i], t, row.mismatch_level))
+                inside = row.mismatch_floor <= weight <= row.mismatch_cap
+                gain *= min(weight, row.mismatch_cap) if row.mismatch_mode == "truncate" else weight * inside
+            if row.stale_threshold is not None and batch.advantages[i] < 0:
+                gap = _log_ratio(_base(held, row)[i], held.policy[i], t, "sequence_mean")
+                gain *= gap <= row.stale_threshold
             if row.kl_place == "loss":
-                estimates = {
-                    "k1": -math.log(ref_over_policy),
-                    "k2": math.log(ref_over_policy) ** 2 / 2,
-                    "k3": ref_over_policy - math.log(ref_over_policy) - 1,
-                }
-                gain -= row.kl_coef * estimates[row.kl_estimator]
+                gain -= row.kl_coef * _naive_kl(batch, i, t, row)
             denominators = {
                 "completion_mean": len(batch.policy) * len(policy),
                 "token_mean": sum(batch.lengths),
@@ -114,6 +110,47 @@ def naive_loss(batch: RaggedBatch, row: Algorithm) -> float:
             }
             total -= gain / denominators[row.aggregation]
     return total
+
+
+def _base(batch: RaggedBatch, row: Algorithm) -> Ragged:
+    return batch.anchor if row.ratio_base == "anchor" else batch.sampler
+
+
+def _log_ratio(numerator: list[float], denominator: list[float], t: int, level: str) -> float:
+    gaps = [n - d for n, d in zip(numerator, denominator, strict=True)]
+    return {"token": gaps[t], "sequence": sum(gaps)}.get(level, sum(gaps) / len(gaps))
+
+
+def _naive_gain(batch: RaggedBatch, held: RaggedBatch, i: int, t: int, row: Algorithm) -> float:
+    policy, base, advantage = batch.policy[i], _base(batch, row)[i], batch.advantages[i]
+    log_pi = _log_ratio(policy, [0.0] * len(policy), t, row.ratio_level)
+    ratio = math.exp(_log_ratio(policy, base, t, row.ratio_level))
+    ratio_held = math.exp(_log_ratio(held.policy[i], base, t, row.ratio_level))
+    if row.ratio_level == "sequence_mean_token":
+        log_pi = _log_ratio(held.policy[i], [0.0] * len(policy), t, row.ratio_level) + policy[t] - held.policy[i][t]
+        ratio = ratio_held * math.exp(policy[t] - held.policy[i][t])
+    low, high = 1 - row.clip_low, 1 + row.clip_high
+    if row.surrogate == "clipped":
+        return min(ratio * advantage, min(max(ratio, low), high) * advantage)
+    if row.surrogate == "capped_weight":
+        return min(max(ratio_held, low), high) * advantage * log_pi
+    if row.surrogate == "soft_gate":
+        tau = row.gate_positive if advantage > 0 else row.gate_negative
+        return 4 / tau / (1 + math.exp(-tau * (ratio - 1))) * advantage
+    if row.surrogate == "tv_masked":
+        rise = math.exp(held.policy[i][t]) - math.exp(base[t])
+        dropped = (advantage > 0 and rise > row.clip_high) or (advantage < 0 and -rise > row.clip_low)
+        return 0.0 if dropped else ratio * advantage
+    return advantage * log_pi
+
+
+def _naive_kl(batch: RaggedBatch, i: int, t: int, row: Algorithm) -> float:
+    target = batch.ref[i] if row.kl_to == "reference" else batch.anchor[i]
+    x = _log_ratio(batch.policy[i], target, t, row.kl_level)
+    estimate = {"k1": x, "k2": x**2 / 2, "k3": math.exp(-x) - 1 + x}[row.kl_estimator]
+    if row.kl_weighted:
+        estimate *= math.exp(_log_ratio(batch.policy[i], _base(batch, row)[i], t, row.kl_level))
+    return estimate
 
 
 def finite_differences(function: Callable[[RaggedBatch], float], batch: RaggedBatch, step: float = 1e-5) -> Tensor:

@@ -100,7 +100,7 @@ def _exact_sequence_gradient() -> Tensor:
 
 def _expected_loss_gradient(level: str) -> Tensor:
     """E of the gradient of k2 in the loss; weights are 1 per completion and level."""
-    row = algorithm("dapo-loss", ratio_level=level, kl_coef=1.0, kl_estimator="k2")
+    row = algorithm("dapo-loss", kl_level=level, kl_coef=1.0, kl_estimator="k2")
     index, lengths = torch.tensor([0, 0]), torch.tensor([2])
     total = torch.zeros_like(SEQUENCE_LOGITS)
     for first in range(2):
@@ -151,3 +151,33 @@ def test_k1_in_the_reward_has_the_whole_gradient_of_the_reverse_kl_over_sequence
             )
             total = total + policy.sum().exp().detach() * cost[0] * policy.sum()
     _close(torch.autograd.grad(total, leaf)[0], _exact_sequence_gradient())
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("base", ["anchor", "sampler"])
+def test_weighted_by_the_ratio_the_estimate_is_unbiased_in_value_and_gradient_wherever_the_samples_come_from(
+    estimator: KlEstimator, base: str
+) -> None:
+    """DeepSeek-V3.2: E over the base of pi/base * k is KL(pi || ref), and so is its gradient, far off-policy."""
+    behaviour = torch.softmax(torch.tensor([1.0, 0.2, -0.8, 0.4], dtype=torch.float64), -1)
+    row = algorithm(
+        "dr-grpo", aggregation_constant=1, kl_coef=1.0, kl_estimator=estimator, kl_weighted=True, ratio_base=base
+    )
+    value, gradient = 0.0, torch.zeros_like(LOGITS)
+    for action in range(len(LOGITS)):
+        leaf = LOGITS.clone().requires_grad_(True)
+        terms = policy_loss(
+            torch.log_softmax(leaf, -1)[[action]],
+            algorithm=row,
+            completion_index=torch.tensor([0]),
+            completion_lengths=torch.tensor([1]),
+            num_completions=1,
+            num_tokens=1,
+            advantages=torch.zeros(1, dtype=torch.float64),
+            ref_logprobs=REF.log()[[action]],
+            **{f"{base}_logprobs": behaviour.log()[[action]]},
+        )
+        value += float(behaviour[action] * terms.loss.detach())
+        gradient += behaviour[action] * torch.autograd.grad(terms.loss, leaf)[0]
+    assert value == pytest.approx(_kl(POLICY, REF), abs=1e-12)
+    _close(gradient, REVERSE)

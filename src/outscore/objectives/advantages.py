@@ -8,8 +8,9 @@ from torch import Tensor
 
 Baseline = Literal["group_mean", "leave_one_out", "none"]
 """What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), or nothing."""
-Scale = Literal["population_std", "sample_std", "mean", "none"]
-"""What the difference is divided by: the standard deviation with /n, with /(n - 1), the mean (MaxRL), or nothing."""
+Scale = Literal["population_std", "sample_std", "mean", "batch_std", "none"]
+"""What the difference is divided by: the group's standard deviation with /n, with /(n - 1), its mean (MaxRL), the
+population standard deviation of all rewards of the batch (Lite PPO), or nothing."""
 
 _ROUNDING_UNITS = 4.0
 """Rewards closer than this many units in the last place of the largest are one reward, computed in two orders."""
@@ -61,8 +62,11 @@ def group_advantages(
     is compared: the advantage of a valid completion is its reward, whatever its group (rejection sampling: reward 1 or
     0).
 
-    Raises ValueError when a valid reward is NaN or infinite, or is negative where the scale is the mean.
+    Raises ValueError when a valid reward is NaN or infinite, or is negative where the scale is the mean; and for
+    "batch_std", which one group does not have (`batch_advantages`).
     """
+    if scale == "batch_std":
+        raise ValueError("scale='batch_std' is the batch's, and this is one group: use batch_advantages")
     mask = _checked_valid(rewards, valid)
     if baseline == "none" and scale == "none":
         return torch.where(mask, rewards, torch.zeros_like(rewards))

@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 from outscore.inputs import nearest
 from outscore.objectives.advantages import Baseline, Scale
 from outscore.objectives.aggregation import Aggregation
-from outscore.objectives.kl import KlEstimator, KlPlace
+from outscore.objectives.kl import KlEstimator, KlPlace, KlTarget
 from outscore.objectives.preferences import PairLoss, PairObjective
-from outscore.objectives.ratios import RatioLevel
+from outscore.objectives.presets import PRESETS
+from outscore.objectives.ratios import KlLevel, MismatchLevel, MismatchMode, RatioLevel
 from outscore.objectives.surrogates import Surrogate
 
 Source = Literal["demonstrations", "samples", "policy", "preferences"]
@@ -18,6 +19,14 @@ Source = Literal["demonstrations", "samples", "policy", "preferences"]
 as it is trained, or a data set of ranked responses."""
 Trained = Literal["policy", "reward_model"]
 """Which model an update moves."""
+Supervision = Literal["outcome", "process"]
+"""Whether a completion has one reward, or one for each of its steps."""
+RewardKind = Literal["total", "parts", "correct"]
+"""Which reward is compared: the weighted total, each reward alone (GDPO), or whether the answer is right, 1 or 0."""
+BatchNorm = Literal["none", "completions", "tokens"]
+"""Whether advantages are shifted and divided by mean and standard deviation of the batch's, and over what."""
+RatioBase = Literal["anchor", "sampler"]
+"""What the policy is divided by: the trainer's policy when the update began, or what the tokens were drawn with."""
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
 """The surrogates that compare two completions whose order is given."""
 
@@ -36,20 +45,36 @@ class Algorithm:
     """Where completions come from."""
     trains: Trained = "policy"
     """Which model is trained: the policy, or a reward model that begins as a copy of it."""
+    supervision: Supervision = "outcome"
+    """Whether a completion has one reward, or one for each of its steps."""
+    reward: RewardKind = "total"
+    """Which reward is compared."""
     baseline: Baseline
     """What a reward is compared with."""
     scale: Scale
     """What the difference is divided by."""
     advantage_eps: float = 1e-6
     """Added to what the difference is divided by, in units of the reward. A group without variance is 0 anyway."""
+    batch_norm: BatchNorm = "none"
+    """Whether advantages are then normalised over the batch, and over its completions or its tokens."""
+    zero_negative: bool = False
+    """Set negative advantages to 0, so that nothing is made less likely for its own sake: an ablation."""
     ratio_level: RatioLevel = "token"
-    """Whether policy / anchor, the KL and the mismatch weight are those of a token or of the whole completion."""
+    """Whether the ratio policy / base, or the log-likelihood where there is no ratio, is a token's or the whole
+    completion's."""
+    ratio_base: RatioBase = "anchor"
+    """What the policy is divided by."""
     surrogate: Surrogate
     """What is maximised on each token."""
     clip_low: float = 0.2
-    """The ratio is clipped below at 1 - clip_low."""
+    """The ratio is clipped (`clipped`) or raised to (`capped_weight`) 1 - clip_low; `tv_masked`: how far the
+    probability may fall."""
     clip_high: float = 0.2
-    """The ratio is clipped above at 1 + clip_high."""
+    """The ratio is clipped at or capped to 1 + clip_high; `tv_masked`: how far the probability may rise."""
+    gate_positive: float = 1.0
+    """Temperature of `soft_gate` where the advantage is positive: the larger, the sooner the gate closes."""
+    gate_negative: float = 1.05
+    """Temperature of `soft_gate` elsewhere."""
     aggregation: Aggregation
     """How tokens are averaged."""
     aggregation_constant: int | None = None
@@ -61,9 +86,23 @@ class Algorithm:
     """beta; at 0 there is no penalty and no reference model is needed. DPO and IPO have no term of their own for it: it
     is the beta in their loss."""
     kl_place: KlPlace = "loss"
-    """Whether the penalty is a term of the loss or is taken off the reward."""
+    """Whether the penalty is a term of the loss or is taken off the reward, or off each token's advantage."""
+    kl_level: KlLevel = "token"
+    """Whether the estimate is that of a token or of the whole completion."""
+    kl_to: KlTarget = "reference"
+    """Whom the penalty keeps the policy near."""
+    kl_weighted: bool = False
+    """Multiply the estimate in the loss by policy / base, gradient included, which makes it unbiased off-policy."""
     mismatch_cap: float | None = None
-    """Cap of the truncated importance weight anchor / sampler; None leaves the weight out."""
+    """Upper bound of the importance weight anchor / sampler; None leaves the weight out."""
+    mismatch_floor: float = 0.0
+    """Its lower bound; for `mismatch_mode: mask`."""
+    mismatch_mode: MismatchMode = "truncate"
+    """Whether a weight out of bounds becomes the bound, or 0."""
+    mismatch_level: MismatchLevel = "token"
+    """Whether the weight is that of a token or of the whole completion."""
+    stale_threshold: float | None = None
+    """Drop completions of negative advantage whose mean log(base / policy) exceeds this; None drops none."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus, averaged over tokens as the objective is; needs the entropy of every token."""
     label_smoothing: float = 0.0
@@ -75,12 +114,39 @@ class Algorithm:
     @property
     def needs_reference(self) -> bool:
         """Whether a reference policy's log-probs enter the objective."""
-        return self.kl_coef > 0.0
+        return self.kl_coef > 0.0 and self.kl_to == "reference"
+
+    @property
+    def needs_anchor(self) -> bool:
+        """Whether the policy before a step's updates enters the objective, so that several updates must remember it."""
+        pulls = self.kl_coef > 0.0 and self.kl_to == "anchor"
+        return pulls or (self.ratio_base == "anchor" and self.uses_ratio)
+
+    @property
+    def needs_sampler(self) -> bool:
+        """Whether the log-probs that tokens were drawn with enter the objective."""
+        return self.mismatch_cap is not None or (self.ratio_base == "sampler" and self.uses_ratio)
+
+    @property
+    def uses_ratio(self) -> bool:
+        """Whether policy / base enters the objective."""
+        weighted = self.kl_weighted and self.kl_coef > 0.0 and self.kl_place == "loss"
+        return self.surrogate != "log_likelihood" or weighted or self.stale_threshold is not None
+
+    @property
+    def needs_whole_completions(self) -> bool:
+        """Whether a micro-batch must hold all tokens of a completion or none."""
+        levels = [self.ratio_level]
+        if self.kl_coef > 0.0 and self.kl_place == "loss":
+            levels.append(self.kl_level)
+        if self.mismatch_cap is not None:
+            levels.append(self.mismatch_level)
+        return any(level != "token" for level in levels) or self.stale_threshold is not None or self.is_pairwise
 
     @property
     def compares_completions(self) -> bool:
         """Whether a group needs two completions or more to say anything."""
-        return self.baseline != "none" or self.scale != "none" or self.is_pairwise
+        return self.baseline != "none" or self.scale not in ("none", "batch_std") or self.is_pairwise
 
     @property
     def is_pairwise(self) -> bool:
@@ -99,21 +165,60 @@ class Algorithm:
 
     @property
     def penalises_kl(self) -> bool:
-        """Whether the KL to the reference is a term of the loss by itself."""
+        """Whether a KL is a term of the loss by itself."""
         return self.kl_coef > 0.0 and self.kl_place == "loss" and not self.is_pairwise
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "source": get_args(Source),
     "trains": get_args(Trained),
+    "supervision": get_args(Supervision),
+    "reward": get_args(RewardKind),
+    "batch_norm": get_args(BatchNorm),
     "baseline": get_args(Baseline),
     "scale": get_args(Scale),
     "ratio_level": get_args(RatioLevel),
+    "ratio_base": get_args(RatioBase),
     "surrogate": get_args(Surrogate),
     "aggregation": get_args(Aggregation),
     "kl_estimator": get_args(KlEstimator),
     "kl_place": get_args(KlPlace),
+    "kl_level": get_args(KlLevel),
+    "kl_to": get_args(KlTarget),
+    "mismatch_mode": get_args(MismatchMode),
+    "mismatch_level": get_args(MismatchLevel),
 }
+
+_OF_DEMONSTRATIONS = {
+    "surrogate": "log_likelihood",
+    "kl_place": "loss",
+    "kl_to": "reference",
+    "kl_weighted": False,
+    "supervision": "outcome",
+    "reward": "total",
+    "batch_norm": "none",
+    "zero_negative": False,
+    "stale_threshold": None,
+}
+"""The only choice of these cells where nothing is sampled."""
+
+_EXCLUDED: tuple[tuple[tuple[str, str], tuple[str, str], str], ...] = (
+    (("supervision", "process"), ("reward", "parts"), "steps are those of the total; use reward='total'"),
+    (("supervision", "process"), ("reward", "correct"), "steps are those of the total; use reward='total'"),
+    (("supervision", "process"), ("baseline", "leave_one_out"), "a step's pool is the group's; use 'group_mean'"),
+    (("supervision", "process"), ("scale", "batch_std"), "use batch_norm='tokens', or scale='population_std'"),
+    (("supervision", "process"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
+    (("reward", "parts"), ("scale", "batch_std"), "each part is normalised in its group; use 'population_std'"),
+    (("reward", "parts"), ("kl_place", "reward"), "the parts are compared each alone; use kl_place='loss'"),
+    (("kl_place", "token_reward"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
+    (("kl_place", "token_reward"), ("kl_level", "sequence"), "each token pays its own KL; use kl_level='token'"),
+    (("kl_to", "anchor"), ("kl_place", "reward"), "before the update the two are one; use kl_place='loss'"),
+    (("kl_to", "anchor"), ("kl_place", "token_reward"), "before the update the two are one; use kl_place='loss'"),
+    (("surrogate", "tv_masked"), ("ratio_level", "sequence"), "it compares probabilities of tokens; use 'token'"),
+    (("surrogate", "tv_masked"), ("ratio_level", "sequence_mean"), "it compares probabilities of tokens; use 'token'"),
+    (("surrogate", "tv_masked"), ("ratio_level", "sequence_mean_token"), "it compares tokens; use 'token'"),
+)
+"""Two choices that exclude each other, and why."""
 
 
 def _cells(row: Algorithm) -> dict[str, Any]:
@@ -132,6 +237,15 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
     _check_number("entropy_coef", cells["entropy_coef"], low=-math.inf)
     if cells["mismatch_cap"] is not None:
         _check_number("mismatch_cap", cells["mismatch_cap"], low=math.ulp(0.0), or_infinite=True)
+    _check_number("mismatch_floor", cells["mismatch_floor"], low=0.0)
+    for key in ("gate_positive", "gate_negative"):
+        _check_number(key, cells[key], low=math.ulp(0.0))
+    if cells["stale_threshold"] is not None:
+        _check_number("stale_threshold", cells["stale_threshold"], low=-math.inf)
+    for key in ("zero_negative", "kl_weighted"):
+        if not isinstance(cells[key], bool):
+            raise ValueError(f"{key}={cells[key]!r}: must be true or false")
+    _check_together(cells)
     constant = cells["aggregation_constant"]
     if constant is not None and (not isinstance(constant, int) or isinstance(constant, bool) or constant < 1):
         raise ValueError(f"aggregation_constant={constant!r}: must be a whole number of tokens, at least 1")
@@ -151,15 +265,34 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
         raise ValueError(f"{key}={cells[key]!r} is about pairs, but source={cells['source']!r} has no preferences")
 
 
+def _check_together(cells: Mapping[str, Any]) -> None:
+    """ValueError for two cells that exclude each other, or one that has no effect without another."""
+    for (key, choice), (other, excluded), why in _EXCLUDED:
+        if cells[key] == choice and cells[other] == excluded:
+            raise ValueError(f"{key}={choice!r} does not go with {other}={excluded!r}: {why}")
+    floor, cap = cells["mismatch_floor"], cells["mismatch_cap"]
+    if floor > 0.0 and (cap is None or cells["mismatch_mode"] != "mask" or floor > cap):
+        raise ValueError(
+            f"mismatch_floor={floor} bounds a masked weight from below: it needs mismatch_mode='mask' and a "
+            f"mismatch_cap above it, found {cells['mismatch_mode']!r} and {cap}"
+        )
+    if cells["mismatch_mode"] == "mask" and cap is None:
+        raise ValueError("mismatch_mode='mask' has no effect without mismatch_cap; give one, such as 2.0")
+    if cap is not None and cells["ratio_base"] == "sampler" and cells["surrogate"] != "log_likelihood":
+        raise ValueError(
+            f"mismatch_cap={cap} corrects anchor / sampler, which ratio_base='sampler' has in its ratio already; leave "
+            "one of them out"
+        )
+
+
 def _check_demonstrations(cells: Mapping[str, Any]) -> None:
     """ValueError for a cell that compares completions, or needs a sampler's log-probs or a reward: demonstrations are
     groups of one and have neither."""
-    excluded = {"surrogate": ("clipped", "log_likelihood"), "kl_place": ("reward", "loss")}
-    for key, (choice, instead) in excluded.items():
-        if cells[key] == choice:
+    for key, only in _OF_DEMONSTRATIONS.items():
+        if cells[key] != only:
             raise ValueError(
-                f"{key}={choice!r} needs completions sampled from the policy, but source={cells['source']!r}; "
-                f"use {key}={instead!r}"
+                f"{key}={cells[key]!r} needs completions sampled from the policy, but source={cells['source']!r}; "
+                f"use {key}={only!r}"
             )
     for key in ("baseline", "scale"):
         if cells[key] != "none":
@@ -176,13 +309,13 @@ def _check_demonstrations(cells: Mapping[str, Any]) -> None:
 
 def _check_preferences(cells: Mapping[str, Any]) -> None:
     """ValueError for a cell that means nothing where completions come in a given order."""
-    wanted = {
+    wanted: dict[str, tuple[Any, ...]] = {
+        **{key: (only,) for key, only in _OF_DEMONSTRATIONS.items()},
         "surrogate": PAIRWISE,
         "baseline": ("none",),
         "scale": ("none",),
         "ratio_level": ("token",),
         "aggregation": ("completion_sum", "completion_mean"),
-        "kl_place": ("loss",),
         "mismatch_cap": (None,),
     }
     for key, choices in wanted.items():
@@ -205,17 +338,8 @@ def _check_number(key: str, value: object, *, low: float, or_infinite: bool = Fa
         raise ValueError(f"{key}={value}: must be a number{'' if or_infinite else ', finite'}{bound}")
 
 
-_SFT = Algorithm(
-    name="sft",
-    source="demonstrations",
-    baseline="none",
-    scale="none",
-    surrogate="log_likelihood",
-    aggregation="token_mean",
-)
-
 # DeepSeekMath (arXiv 2402.03300) eq. 3, beta as in 4.2. The paper leaves open which standard deviation, its epsilon
-# and the clip: here the population's, 1e-6 and PPO's 0.2.
+# and the clip: here the population's, 1e-6 and PPO's 0.2. Sources of all rows stand beside them in `presets`.
 _GRPO = Algorithm(
     name="grpo",
     source="policy",
@@ -226,44 +350,8 @@ _GRPO = Algorithm(
     kl_coef=0.04,
 )
 
-# Rafailov et al. (arXiv 2305.18290) eq. 7, its beta of 0.1.
-_DPO = Algorithm(
-    name="dpo",
-    source="preferences",
-    baseline="none",
-    scale="none",
-    surrogate="logistic",
-    aggregation="completion_sum",
-    kl_coef=0.1,
-)
-
 ALGORITHMS: dict[str, Algorithm] = {
-    row.name: row
-    for row in (
-        _SFT,
-        # Rejection-sampling fine-tuning, in DeepSeekMath's unified paradigm (arXiv 2402.03300, eq. 5): its coefficient
-        # I(o is right) is the choice of what is imitated.
-        replace(_SFT, name="rft", source="samples"),
-        _GRPO,
-        # DeepSeek-R1 (arXiv 2501.12948) eq. 1: ratio and KL of whole answers. Clip and beta as in its first RL stage.
-        replace(_GRPO, name="grpo-r1", ratio_level="sequence", clip_low=10.0, clip_high=10.0, kl_coef=0.001),
-        # arXiv 2503.20783: neither the standard deviation nor 1/|o|. Set aggregation_constant to max_new_tokens.
-        replace(_GRPO, name="dr-grpo", scale="none", aggregation="constant", kl_coef=0.0),
-        # arXiv 2602.02710: maximises log p(right) instead of p(right), as far as G samples can tell. Rewards 0 and 1.
-        replace(_GRPO, name="maxrl", scale="mean", kl_coef=0.0),
-        # DAPO's loss (arXiv 2503.14476) without its dynamic sampling and overlong shaping.
-        replace(_GRPO, name="dapo-loss", aggregation="token_mean", clip_high=0.28, kl_coef=0.0),
-        _DPO,
-        # DeepSeekMath (arXiv 2402.03300) app. A.1.4: each log-ratio divided by |o|. A mean is |o| times smaller than a
-        # sum, so beta is larger.
-        replace(_DPO, name="dpo-mean", aggregation="completion_mean", kl_coef=2.0),
-        # Mitchell's note on conservative DPO: a tenth of the labels taken to be wrong.
-        replace(_DPO, name="cdpo", label_smoothing=0.1),
-        # arXiv 2310.12036 eq. 17, tau as kl_coef.
-        replace(_DPO, name="ipo", surrogate="squared"),
-        # InstructGPT (arXiv 2203.02155) eq. 1: DPO's loss with a score in the place of beta times the log-ratio.
-        replace(_DPO, name="reward-model", trains="reward_model", kl_coef=0.0),
-    )
+    row.name: row for row in (replace(_GRPO, name=preset.name, **preset.cells) for preset in PRESETS.values())
 }
 """The presets by name."""
 

@@ -14,9 +14,11 @@ reverse KL, pulls with the forward KL's: E[(1 - ref/pi) grad log pi] = -sum ref 
 agree to first order. In the reward, k1 is the right one. `tests/oracles/test_objective_kl_enumerated.py` checks every
 entry by enumeration.
 
-All this is about samples of the policy itself; after the first mini-batch of an update it holds only nearly, and no
-importance weight is applied. Per token, k2's gradient takes each prefix as given; that a token also changes which
-prefixes come next is counted only by k2 of whole completions, or by k1 in the reward.
+All this is about samples of the policy itself; after the first mini-batch of an update it holds only nearly. Weighted
+by the ratio policy / base, gradient and all (`kl_weighted`; DeepSeek-V3.2), every estimate of value KL has the gradient
+of KL(pi || ref) as a term of the loss, on samples of the base, however far the policy has moved. Per token, k2's
+gradient takes each prefix as given; that a token also changes which prefixes come next is counted only by k2 of whole
+completions, or by k1 in the reward.
 """
 
 from typing import Literal
@@ -24,12 +26,15 @@ from typing import Literal
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from outscore.objectives.ratios import RatioLevel, bounded_expm1, completion_sums
+from outscore.objectives.ratios import KlLevel, bounded_expm1, completion_sums
 
 KlEstimator = Literal["k1", "k2", "k3"]
 """Schulman's names; see the table above."""
-KlPlace = Literal["loss", "reward"]
-"""Whether the penalty is a term of the loss, or is taken off the reward before advantages are computed."""
+KlPlace = Literal["loss", "reward", "token_reward"]
+"""Whether the penalty is a term of the loss, is taken off the reward before advantages are computed, or off the
+advantage of each token, which pays for itself and for the tokens after it (PPO's per-token reward; REINFORCE++)."""
+KlTarget = Literal["reference", "anchor"]
+"""Whom the penalty keeps the policy near: the reference, or where the update began (Kimi k1.5)."""
 
 
 def kl_estimate(ref_log_ratio: Float[Tensor, " *shape"], *, estimator: KlEstimator) -> Float[Tensor, " *shape"]:
@@ -50,7 +55,7 @@ def kl_per_completion(
     completion_index: Int[Tensor, " token"],
     *,
     estimator: KlEstimator,
-    level: RatioLevel,
+    level: KlLevel,
     num_completions: int,
 ) -> Float[Tensor, " completion"]:
     """What to take off each completion's reward, before the coefficient: a constant, without gradient, in nats per

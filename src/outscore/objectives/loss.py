@@ -12,8 +12,23 @@ from outscore.objectives.aggregation import token_weights
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_estimate
 from outscore.objectives.preferences import Pairs, preference_loss, preference_metrics
-from outscore.objectives.ratios import RatioLevel, bounded_exp, log_ratio, truncated_importance_weights
-from outscore.objectives.surrogates import clipped_surrogate, clipped_tokens, log_likelihood
+from outscore.objectives.ratios import (
+    RatioLevel,
+    bounded_exp,
+    log_ratio,
+    masked_importance_weights,
+    stale_completions,
+    truncated_importance_weights,
+)
+from outscore.objectives.surrogates import (
+    capped_weights,
+    clipped_surrogate,
+    clipped_tokens,
+    log_likelihood,
+    soft_gate,
+    soft_gate_weights,
+    tv_masked_tokens,
+)
 
 TokenMean = tuple[Float[Tensor, ""], int]
 """A metric as (sum, count), over tokens or over pairs."""
@@ -73,6 +88,13 @@ class _Tokens:
         assert self.ref is not None and self.pairs is not None
         return self.ref, self.index, self.lengths, self.pairs
 
+    def base(self, row: Algorithm) -> Tensor:
+        """Log-probs of what the policy is divided by."""
+        if row.ratio_base == "anchor":
+            return self.anchor
+        assert self.sampler is not None
+        return self.sampler
+
 
 def policy_loss(
     policy_logprobs: Float[Tensor, " token"],
@@ -89,14 +111,14 @@ def policy_loss(
     entropy: Float[Tensor, " token"] | None = None,
     pairs: Pairs | None = None,
 ) -> LossTerms:
-    """-sum over tokens of weight * (mismatch weight * surrogate - kl_coef * KL + entropy_coef * entropy), or, where the
-    surrogate is one of pairs, the sum over pairs of their weight and loss.
+    """-sum over tokens of weight * (mismatch weight * mask * surrogate - kl_coef * KL + entropy_coef * entropy), or,
+    where the surrogate is one of pairs, the sum over pairs of their weight and loss.
 
     Log-probs are in nats, flat, of counted completion tokens only. `completion_index` names each token's completion in
     `completion_lengths`, the counted tokens of each completion in the whole batch. `num_completions` and `num_tokens`
-    count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. With ratio level
-    "sequence" a completion must lie whole in one micro-batch, and so must both of a pair; `pairs` are those of the
-    whole batch.
+    count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. Where a cell speaks
+    of whole completions (`needs_whole_completions`), one must lie whole in one micro-batch, and so must both of a pair;
+    `pairs` are those of the whole batch.
 
     `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
     exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
@@ -104,7 +126,8 @@ def policy_loss(
     missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
-    _check_whole(completion_index, completion_lengths, algorithm)
+    if algorithm.needs_whole_completions:
+        _check_whole(completion_index, completion_lengths)
     policy = _at_least_float32(policy_logprobs)
     weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
     weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, dtype=policy.dtype)
@@ -166,22 +189,77 @@ def _parts(policy: Tensor, tokens: _Tokens, row: Algorithm) -> dict[str, Tensor]
     """The summands of the loss that are functions of the policy's log-probs."""
     if row.is_pairwise:
         return {"policy": preference_loss(policy, *tokens.compared(), row.pair_objective)}
-    if row.surrogate == "clipped":
-        assert tokens.advantages is not None
-        policy_log_ratio = tokens.log_ratio(policy, tokens.anchor, row.ratio_level)
-        gain = clipped_surrogate(policy_log_ratio, tokens.advantages, clip_low=row.clip_low, clip_high=row.clip_high)
-    else:
-        gain = log_likelihood(policy, tokens.advantages)
+    gain = _surrogate(policy, tokens, row)
     if row.mismatch_cap is not None:
-        assert tokens.sampler is not None
-        mismatch = tokens.log_ratio(tokens.anchor, tokens.sampler, row.ratio_level)
-        gain = truncated_importance_weights(mismatch, cap=row.mismatch_cap)[0] * gain
+        gain = _mismatch(tokens, row, row.mismatch_cap)[0] * gain
+    if row.stale_threshold is not None:
+        gain = gain.masked_fill(_stale(policy, tokens, row, row.stale_threshold), 0.0)
     parts = {"policy": -(tokens.weights * gain).sum()}
     if row.penalises_kl:
-        assert tokens.ref is not None
-        ref_log_ratio = tokens.log_ratio(policy, tokens.ref, row.ratio_level)
-        parts["kl"] = row.kl_coef * (tokens.weights * kl_estimate(ref_log_ratio, estimator=row.kl_estimator)).sum()
+        target = tokens.ref if row.kl_to == "reference" else tokens.anchor
+        assert target is not None
+        estimate = kl_estimate(tokens.log_ratio(policy, target, row.kl_level), estimator=row.kl_estimator)
+        if row.kl_weighted:
+            estimate = bounded_exp(tokens.log_ratio(policy, tokens.base(row), row.kl_level)) * estimate
+        parts["kl"] = row.kl_coef * (tokens.weights * estimate).sum()
     return parts
+
+
+def _surrogate(policy: Tensor, tokens: _Tokens, row: Algorithm) -> Tensor:
+    """What is maximised on each token, before weights."""
+    if row.surrogate == "log_likelihood":
+        return log_likelihood(_at_level(policy, tokens, row), tokens.advantages)
+    assert tokens.advantages is not None
+    ratio = tokens.log_ratio(policy, tokens.base(row), row.ratio_level)
+    if row.surrogate == "clipped":
+        return clipped_surrogate(ratio, tokens.advantages, clip_low=row.clip_low, clip_high=row.clip_high)
+    if row.surrogate == "soft_gate":
+        return soft_gate(ratio, tokens.advantages, positive=row.gate_positive, negative=row.gate_negative)
+    if row.surrogate == "capped_weight":
+        weights = capped_weights(ratio, clip_low=row.clip_low, clip_high=row.clip_high)[0]
+        return log_likelihood(_at_level(policy, tokens, row), weights * tokens.advantages)
+    low, high = _cut(policy, tokens, row)
+    return (bounded_exp(ratio) * tokens.advantages).masked_fill(low | high, 0.0)
+
+
+def _at_level(policy: Tensor, tokens: _Tokens, row: Algorithm) -> Tensor:
+    """log policy of each token or of its completion."""
+    return policy if row.ratio_level == "token" else tokens.log_ratio(policy, torch.zeros_like(policy), row.ratio_level)
+
+
+def _cut(policy: Tensor, tokens: _Tokens, row: Algorithm) -> tuple[Tensor, Tensor]:
+    """The tokens on which the surrogate's lower and upper bound acts."""
+    assert tokens.advantages is not None
+    if row.surrogate == "tv_masked":
+        return tv_masked_tokens(
+            policy, tokens.base(row), tokens.advantages, clip_low=row.clip_low, clip_high=row.clip_high
+        )
+    ratio = tokens.log_ratio(policy, tokens.base(row), row.ratio_level)
+    if row.surrogate == "capped_weight":
+        return capped_weights(ratio, clip_low=row.clip_low, clip_high=row.clip_high)[1:]
+    return clipped_tokens(ratio, tokens.advantages, clip_low=row.clip_low, clip_high=row.clip_high)
+
+
+def _mismatch(tokens: _Tokens, row: Algorithm, cap: float) -> tuple[Tensor, Tensor]:
+    """The mismatch weight of each token, and where a bound acted."""
+    assert tokens.sampler is not None
+    ratio = tokens.log_ratio(tokens.anchor, tokens.sampler, row.mismatch_level)
+    if row.mismatch_mode == "mask":
+        return masked_importance_weights(ratio, floor=row.mismatch_floor, cap=cap)
+    return truncated_importance_weights(ratio, cap=cap)
+
+
+def _stale(policy: Tensor, tokens: _Tokens, row: Algorithm, threshold: float) -> Tensor:
+    """The tokens of bad completions that the policy has left behind."""
+    assert tokens.advantages is not None
+    return stale_completions(
+        tokens.base(row),
+        policy,
+        tokens.advantages,
+        tokens.index,
+        threshold=threshold,
+        num_completions=tokens.num_indices,
+    )
 
 
 def _coefficients(policy: Tensor, tokens: _Tokens, row: Algorithm) -> Tensor:
@@ -197,22 +275,28 @@ def _coefficients(policy: Tensor, tokens: _Tokens, row: Algorithm) -> Tensor:
 def _metrics(
     policy: Tensor, tokens: _Tokens, entropy: Tensor | None, row: Algorithm
 ) -> tuple[dict[str, TokenMean], dict[str, Tensor]]:
-    """What an update is watched by; docs/algorithms/grpo.md explains each. KLs and `ratio_max` are per token at any
+    """What an update is watched by; docs/algorithms/metrics.md explains each. KLs and `ratio_max` are per token at any
     level."""
     per_token: dict[str, Tensor] = {"nll": -policy}
     maxima: dict[str, Tensor] = {}
-    if row.surrogate == "clipped":
+    if row.surrogate != "log_likelihood":
         assert tokens.advantages is not None
-        low, high = clipped_tokens(
-            tokens.log_ratio(policy, tokens.anchor, row.ratio_level),
-            tokens.advantages,
-            clip_low=row.clip_low,
-            clip_high=row.clip_high,
-        )
-        per_token |= {"clip_fraction_low": low, "clip_fraction_high": high}
-        # Samples are the anchor's, so k3 of anchor / policy estimates KL(anchor || policy).
-        per_token["approx_kl"] = kl_estimate(tokens.anchor - policy, estimator="k3")
-        maxima["ratio_max"] = _largest(bounded_exp(policy - tokens.anchor))
+        base = tokens.base(row)
+        if row.surrogate == "soft_gate":
+            per_token["gate"] = soft_gate_weights(
+                tokens.log_ratio(policy, base, row.ratio_level),
+                tokens.advantages,
+                positive=row.gate_positive,
+                negative=row.gate_negative,
+            )
+        else:
+            low, high = _cut(policy, tokens, row)
+            per_token |= {"clip_fraction_low": low, "clip_fraction_high": high}
+        # Samples are the base's, so k3 of base / policy estimates KL(base || policy).
+        per_token["approx_kl"] = kl_estimate(base - policy, estimator="k3")
+        maxima["ratio_max"] = _largest(bounded_exp(policy - base))
+    if row.stale_threshold is not None:
+        per_token["stale_masked"] = _stale(policy, tokens, row, row.stale_threshold)
     if row.is_pairwise and tokens.ref is not None:
         # The completions are nobody's samples; were they the reference's, this would be KL(reference || policy).
         per_token["forward_kl"] = kl_estimate(tokens.ref - policy, estimator="k3")
@@ -222,9 +306,9 @@ def _metrics(
         per_token["sampler_kl"] = kl_estimate(tokens.sampler - tokens.anchor, estimator="k3")
         maxima["mismatch_max"] = _largest((tokens.sampler - tokens.anchor).abs())
         if row.mismatch_cap is not None:
-            mismatch = tokens.log_ratio(tokens.anchor, tokens.sampler, row.ratio_level)
-            weights, capped = truncated_importance_weights(mismatch, cap=row.mismatch_cap)
-            per_token |= {"mismatch_weight": weights, "mismatch_capped": capped}
+            weights, bounded = _mismatch(tokens, row, row.mismatch_cap)
+            acted = "mismatch_capped" if row.mismatch_mode == "truncate" else "mismatch_masked"
+            per_token |= {"mismatch_weight": weights, acted: bounded}
     if entropy is not None:
         per_token["entropy"] = entropy
     of_pairs = preference_metrics(policy, *tokens.compared(), row.pair_objective) if row.is_pairwise else {}
@@ -246,10 +330,12 @@ def _check_inputs(
     pairs: Pairs | None,
 ) -> None:
     """ValueError naming what the algorithm uses and was not given."""
+    compares = row.surrogate != "log_likelihood" or row.stale_threshold is not None
+    samples = f"ratio_base={row.ratio_base!r}" if row.mismatch_cap is None else f"mismatch_cap={row.mismatch_cap}"
     required = {
-        "advantages": (advantages, row.surrogate == "clipped", f"surrogate={row.surrogate!r}"),
-        "sampler_logprobs": (sampler, row.mismatch_cap is not None, f"mismatch_cap={row.mismatch_cap}"),
-        "ref_logprobs": (ref, row.kl_coef > 0.0 and row.kl_place == "loss", f"kl_coef={row.kl_coef}"),
+        "advantages": (advantages, compares, f"surrogate={row.surrogate!r}"),
+        "sampler_logprobs": (sampler, row.needs_sampler, samples),
+        "ref_logprobs": (ref, row.needs_reference and row.kl_place == "loss", f"kl_coef={row.kl_coef}"),
         "pairs": (pairs, row.is_pairwise, f"surrogate={row.surrogate!r}"),
         "entropy": (entropy, row.entropy_coef != 0.0, f"entropy_coef={row.entropy_coef}"),
     }
@@ -258,18 +344,15 @@ def _check_inputs(
             raise ValueError(f"algorithm {row.name!r} with {cell} needs {name}, which is None")
 
 
-def _check_whole(completion_index: Tensor, completion_lengths: Tensor, row: Algorithm) -> None:
+def _check_whole(completion_index: Tensor, completion_lengths: Tensor) -> None:
     """ValueError when a completion's tokens are only partly here, and its ratio would be that of a fragment."""
-    if row.ratio_level != "sequence" and not row.is_pairwise:
-        return
     present = torch.bincount(completion_index, minlength=completion_lengths.numel())
     cut = (present > 0) & (present != completion_lengths)
     if bool(cut.any()):
         which = int(cut.nonzero()[0])
-        needs = f"surrogate={row.surrogate!r}" if row.is_pairwise else "ratio_level='sequence'"
         raise ValueError(
             f"completion {which} has {int(completion_lengths[which])} tokens but {int(present[which])} are in this "
-            f"micro-batch; {needs} needs completions whole"
+            "micro-batch; the row's levels need completions whole"
         )
 
 

@@ -9,8 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-RatioLevel = Literal["token", "sequence"]
-"""Whether a ratio belongs to one token (DeepSeekMath) or to the whole completion (DeepSeek-R1, eq. 1)."""
+RatioLevel = Literal["token", "sequence", "sequence_mean", "sequence_mean_token"]
+"""Whether a ratio belongs to one token (DeepSeekMath), to the whole completion (DeepSeek-R1, eq. 1), or is the
+geometric mean over the completion (GSPO), whose token form sends each token's gradient through that token alone."""
+KlLevel = Literal["token", "sequence"]
+"""Whether a KL estimate is that of a token or of the whole completion."""
+MismatchLevel = Literal["token", "sequence", "sequence_mean"]
+"""Whether anchor / sampler is that of a token, of the whole completion, or its geometric mean."""
+MismatchMode = Literal["truncate", "mask"]
+"""What becomes of a mismatch weight out of its bounds: set to the bound (TIS), or to 0 (MIS, IcePop)."""
 
 EXP_LIMIT = 20.0
 """Exponents up to here (a ratio of 4.9e8) are exact; beyond, `exp` goes on along its tangent, so nothing overflows."""
@@ -46,24 +53,71 @@ def log_ratio(
 ) -> Float[Tensor, " token"]:
     """log(numerator / denominator) for each token, in nats.
 
-    `level="token"` is the difference of the log-probs. `level="sequence"` is its SUM over the completion, repeated on
-    each of its tokens: the ratio of the probabilities of the whole answers. Averaged over a completion's tokens it
-    counts once, so aggregation "completion_mean" makes it DeepSeek-R1's equation exactly. All tokens of a completion
-    must be present.
+        token                 the difference of the log-probs
+        sequence              its SUM over the completion, repeated on each of its tokens: the ratio of whole answers
+        sequence_mean         its MEAN over the completion, repeated: the geometric mean (GSPO, arXiv 2507.18071, eq. 7)
+        sequence_mean_token   the same value, with the gradient of the token's own log-prob (GSPO-token, eq. 14)
+
+    Averaged over a completion's tokens a repeated value counts once, so aggregation "completion_mean" makes "sequence"
+    DeepSeek-R1's equation and "sequence_mean" GSPO's exactly. But for "token", all tokens of a completion must be
+    present.
     """
     difference = numerator_logprobs - denominator_logprobs
     if level == "token":
         return difference
-    return completion_sums(difference, completion_index, num_completions)[completion_index]
+    total = completion_sums(difference, completion_index, num_completions)[completion_index]
+    if level == "sequence":
+        return total
+    lengths = completion_sums(torch.ones_like(difference), completion_index, num_completions)
+    mean = total / lengths[completion_index]
+    return mean if level == "sequence_mean" else mean.detach() + difference - difference.detach()
 
 
 def truncated_importance_weights(
     mismatch_log_ratio: Float[Tensor, " token"], *, cap: float
 ) -> tuple[Float[Tensor, " token"], Bool[Tensor, " token"]]:
-    """min(anchor / sampler, cap) without gradient, and where the cap acted (TIS).
+    """min(anchor / sampler, cap) without gradient, and where the cap acted (truncated importance sampling, TIS).
 
     It corrects for a sampler whose probabilities differ from the trainer's own: other kernels, other precision, or
     top-k and top-p, under which `sampler_logprobs` are those of the renormalised distribution.
     """
     ratio = bounded_exp(mismatch_log_ratio.detach())
     return ratio.clamp(max=cap), ratio > cap
+
+
+def masked_importance_weights(
+    mismatch_log_ratio: Float[Tensor, " token"], *, floor: float, cap: float
+) -> tuple[Float[Tensor, " token"], Bool[Tensor, " token"]]:
+    """anchor / sampler without gradient where it lies in [floor, cap], else 0, and where it does not (masked).
+
+    With floor 0 this is masked importance sampling (MIS), with a floor IcePop, which also drops what the trainer finds
+    much less likely than the sampler did.
+    """
+    ratio = bounded_exp(mismatch_log_ratio.detach())
+    out = (ratio < floor) | (ratio > cap)
+    return torch.where(out, torch.zeros_like(ratio), ratio), out
+
+
+def stale_completions(
+    base_logprobs: Float[Tensor, " token"],
+    policy_logprobs: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    completion_index: Int[Tensor, " token"],
+    *,
+    threshold: float,
+    num_completions: int,
+) -> Bool[Tensor, " token"]:
+    """The tokens with A < 0 in completions whose mean of log(base / policy) over their tokens exceeds `threshold`.
+
+    DeepSeek-V3.2's off-policy sequence mask (arXiv 2512.02556): bad answers that the policy has left behind teach
+    nothing about it and are dropped, good ones stay. A constant: no gradient. All tokens of a completion must be
+    present.
+    """
+    gap = log_ratio(
+        base_logprobs.detach(),
+        policy_logprobs.detach(),
+        completion_index,
+        level="sequence_mean",
+        num_completions=num_completions,
+    )
+    return (advantages < 0) & (gap > threshold)

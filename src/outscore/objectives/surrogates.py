@@ -8,8 +8,9 @@ from torch import Tensor
 
 from outscore.objectives.ratios import bounded_exp
 
-Surrogate = Literal["clipped", "log_likelihood", "logistic", "squared"]
-"""PPO's clipped ratio times the advantage, the log-likelihood times a coefficient, or, of pairs, what
+Surrogate = Literal["clipped", "log_likelihood", "capped_weight", "tv_masked", "soft_gate", "logistic", "squared"]
+"""PPO's clipped ratio times the advantage; the log-likelihood times a coefficient, or times the advantage and a capped
+ratio (CISPO); the ratio, masked by total variation (DPPO) or through a soft gate (SAPO); or, of pairs, what
 `outscore.objectives.preferences` has."""
 
 
@@ -48,3 +49,65 @@ def log_likelihood(
 ) -> Float[Tensor, " token"]:
     """coefficient * log policy, to be maximised; the coefficient is 1 if None is given (supervised fine-tuning)."""
     return policy_logprobs if coefficients is None else coefficients * policy_logprobs
+
+
+def capped_weights(
+    policy_log_ratio: Float[Tensor, " token"], *, clip_low: float, clip_high: float
+) -> tuple[Float[Tensor, " token"], Bool[Tensor, " token"], Bool[Tensor, " token"]]:
+    """clip(ratio, 1 - clip_low, 1 + clip_high) without gradient, and where it was raised, and lowered.
+
+    Times the advantage it is CISPO's coefficient of log pi (MiniMax-M1, arXiv 2506.13585, 3.1): unlike a clip, a cap
+    takes the gradient of no token away.
+    """
+    ratio = bounded_exp(policy_log_ratio.detach())
+    return ratio.clamp(1.0 - clip_low, 1.0 + clip_high), ratio < 1.0 - clip_low, ratio > 1.0 + clip_high
+
+
+def tv_masked_tokens(
+    policy_logprobs: Float[Tensor, " token"],
+    base_logprobs: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"]]:
+    """The tokens that DPPO drops (arXiv 2602.04879, Binary-TV): below (A < 0 and base - policy > clip_low), above
+    (A > 0 and policy - base > clip_high), in differences of PROBABILITIES.
+
+    |policy - base| of the sampled token is the total variation between the two distributions once all other tokens are
+    taken as one.
+    """
+    gain = bounded_exp(policy_logprobs.detach()) - bounded_exp(base_logprobs.detach())
+    return (advantages < 0) & (-gain > clip_low), (advantages > 0) & (gain > clip_high)
+
+
+def soft_gate(
+    policy_log_ratio: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    *,
+    positive: float,
+    negative: float,
+) -> Float[Tensor, " token"]:
+    """(4 / tau) sigmoid(tau (ratio - 1)) A, tau = `positive` where A > 0, else `negative` (SAPO, arXiv 2511.20347).
+
+    Its gradient is `soft_gate_weights` * ratio * A * d log policy: all of it on-policy, less and less on either side.
+    """
+    temperature = _temperature(policy_log_ratio, advantages, positive, negative)
+    return 4.0 / temperature * torch.sigmoid(temperature * (bounded_exp(policy_log_ratio) - 1.0)) * advantages
+
+
+def soft_gate_weights(
+    policy_log_ratio: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    *,
+    positive: float,
+    negative: float,
+) -> Float[Tensor, " token"]:
+    """4 p (1 - p), p = sigmoid(tau (ratio - 1)): the share of a token's gradient that the soft gate lets through."""
+    temperature = _temperature(policy_log_ratio, advantages, positive, negative)
+    passed = torch.sigmoid(temperature * (bounded_exp(policy_log_ratio) - 1.0))
+    return 4.0 * passed * (1.0 - passed)
+
+
+def _temperature(like: Tensor, advantages: Tensor, positive: float, negative: float) -> Tensor:
+    return torch.where(advantages > 0, torch.full_like(like, positive), torch.full_like(like, negative)).detach()

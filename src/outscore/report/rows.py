@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from outscore.records import ScoredGroup, ScoringFailure
+from outscore.records import Score, ScoredGroup, ScoringFailure
 
 PART_PREFIX = "reward/"
 EXTRA_PREFIX = "extra/"
@@ -64,6 +64,13 @@ class CompletionRow:
     """For each token, whether it carries loss."""
     sampler_logprobs: tuple[float, ...]
     """For each token, its log-prob under the distribution sampled from; kept in float32."""
+    coefficients: tuple[float, ...] | None = None
+    """For each token, the coefficient on the gradient of its log-prob that was applied in the step's first pass over
+    it; kept in float32. None when the completion was left out of training."""
+    step_ends: tuple[int, ...] | None = None
+    """The last token of each step, where a reward scored steps."""
+    step_rewards: tuple[float, ...] | None = None
+    """What each step earned; together they are the reward."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Each reward by name, before weighting."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -79,25 +86,28 @@ def completion_rows(
     extracted: Sequence[str | None] | None = None,
     correct: Sequence[bool | None] | None = None,
     extra_columns: Mapping[str, Sequence[Any]] | None = None,
+    coefficients: Sequence[Sequence[float] | None] | None = None,
 ) -> list[CompletionRow]:
     """The rows of a step's groups, in the order given.
 
-    `advantages` has one sequence per group; `extracted`, `correct` and each extra column have one value per completion,
-    flat over all groups in order.
+    `advantages` has one sequence per group; `extracted`, `correct`, `coefficients` and each extra column have one entry
+    per completion, flat over all groups in order.
     """
     total = sum(len(group.scores) for group in groups)
     assert len(advantages) == len(groups)
     flat = [advantage for group in advantages for advantage in group]
     found = list(extracted) if extracted is not None else [None] * total
     right = list(correct) if correct is not None else [None] * total
+    pulls = [None if own is None else tuple(own) for own in coefficients or [None] * total]
     extras = dict(extra_columns or {})
-    for column in (flat, found, right, *extras.values()):
+    for column in (flat, found, right, pulls, *extras.values()):
         assert len(column) == total, f"{len(column)} values for {total} completions"
     rows: list[CompletionRow] = []
     for group in groups:
         for sample in range(len(group.scores)):
             i = len(rows)
             known: dict[str, Any] = {"advantage": flat[i], "extracted": found[i], "correct": right[i]}
+            known["coefficients"] = pulls[i]
             extra = {name: values[i] for name, values in extras.items()}
             rows.append(CompletionRow(stage=stage, step=step, extra=extra, **known, **_sampled(group, sample)))
     return rows
@@ -112,6 +122,9 @@ def _sampled(group: ScoredGroup, sample: int) -> dict[str, Any]:
         if isinstance(score, ScoringFailure)
         else {"reward": score.reward, "failure": None, "parts": dict(score.parts)}
     )
+    if isinstance(score, Score) and score.steps:
+        scored["step_ends"] = tuple(each.end for each in score.steps)
+        scored["step_rewards"] = tuple(each.reward for each in score.steps)
     return {
         "slot": group.sampled.slot,
         "attempt": group.sampled.attempt,
@@ -156,6 +169,9 @@ _FIXED = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("counts", pa.list_(pa.bool_())),
         ("sampler_logprobs", pa.list_(pa.float32())),
+        ("coefficients", pa.list_(pa.float32())),
+        ("step_ends", pa.list_(pa.int32())),
+        ("step_rewards", pa.list_(pa.float64())),
     ]
 )
 
@@ -191,7 +207,9 @@ def read_rewards(path: Path) -> list[tuple[int, int, float | None]]:
 
 def _row(values: Mapping[str, Any]) -> CompletionRow:
     fixed: dict[str, Any] = {
-        name: tuple(value) if isinstance(value := values[name], list) else value for name in _FIXED.names
+        name: tuple(value) if isinstance(value := values[name], list) else value
+        for name in _FIXED.names
+        if name in values  # a file of an earlier version lacks the newer columns, which then keep their defaults
     }
     return CompletionRow(**fixed, parts=_named(values, PART_PREFIX), extra=_named(values, EXTRA_PREFIX))
 

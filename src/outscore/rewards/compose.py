@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from outscore.inputs import nearest
-from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure
+from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure, StepScore
 from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState, items_of
 from outscore.rewards.judge import OnFailure, Outcome, judge
 from outscore.rewards.loading import make_reward
@@ -142,7 +142,8 @@ class Rewards:
         first = 0
         for group in groups:
             last = first + len(group.completions)
-            scored.append(ScoredGroup(sampled=group, scores=self._scores(outcomes, range(first, last))))
+            lengths = [len(drawn.completion.token_ids) for drawn in group.completions]
+            scored.append(ScoredGroup(sampled=group, scores=self._scores(outcomes, range(first, last), lengths)))
             group_metrics.append(self._group_metrics(outcomes, range(first, last)))
             first = last
         columns = {name: list(values) for outcome in outcomes for name, values in outcome.columns.items()}
@@ -171,8 +172,10 @@ class Rewards:
             if all(outcome.values[place] is None for outcome in counted):
                 raise item.error(", ".join(self.names), NONE_APPLIES + _missing_answer(item))
 
-    def _scores(self, outcomes: Sequence[Outcome], places: range) -> tuple[Score | ScoringFailure, ...]:
-        """The scores of one group: the completions at these places."""
+    def _scores(
+        self, outcomes: Sequence[Outcome], places: range, lengths: Sequence[int]
+    ) -> tuple[Score | ScoringFailure, ...]:
+        """The scores of one group: the completions at these places, with so many tokens."""
         failures = [self._failure(outcomes, place) for place in places]
         sound = [place for place, failure in zip(places, failures, strict=True) if failure is None]
         parts = {place: [outcome.values[place] for outcome in outcomes] for place in sound}
@@ -191,8 +194,27 @@ class Rewards:
             elif total is None:
                 scores.append(ScoringFailure(reward_name=", ".join(self.names), reason=NONE_APPLIES))
             else:
-                scores.append(Score(reward=total, parts=dict(zip(self.names, parts[place], strict=True))))
+                steps = self._steps(outcomes, place, total, lengths[place - places.start])
+                scores.append(Score(reward=total, parts=dict(zip(self.names, parts[place], strict=True)), steps=steps))
         return tuple(scores)
+
+    def _steps(self, outcomes: Sequence[Outcome], place: int, total: float, num_tokens: int) -> tuple[StepScore, ...]:
+        """The total as it was earned: weighted steps, and at the last token what is left of it; () without steps."""
+        earned: dict[int, float] = {}
+        for reward, outcome in zip(self.rewards, outcomes, strict=True):
+            for step in outcome.steps.get(place, ()) if reward.weight else ():
+                earned[step.end] = earned.get(step.end, 0.0) + reward.weight * step.reward
+        if not earned:
+            return ()
+        stepped = math.fsum(
+            reward.weight * value
+            for reward, outcome in zip(self.rewards, outcomes, strict=True)
+            if place in outcome.steps and (value := outcome.values[place]) is not None
+        )
+        # What has no steps; exactly nothing, rather than rounding, where every reward has.
+        if any(reward.weight and place not in each.steps for reward, each in zip(self.rewards, outcomes, strict=True)):
+            earned[num_tokens - 1] = earned.get(num_tokens - 1, 0.0) + total - stepped
+        return tuple(StepScore(end=end, reward=value) for end, value in sorted(earned.items()))
 
     def _failure(self, outcomes: Sequence[Outcome], place: int) -> ScoringFailure | None:
         for reward, outcome in zip(self.rewards, outcomes, strict=True):

@@ -6,9 +6,10 @@ This is the seam behind which rewards can run elsewhere: completions in, an `Out
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from outscore.records import StepScore
 from outscore.rewards.background import submit
 from outscore.rewards.contract import Item, Log, Reward, TrainerState, call_arguments
 
@@ -24,13 +25,19 @@ class Outcome:
     """
 
     values: tuple[float | None, ...]
-    """For each completion, the reward, or None where it does not apply or failed."""
+    """For each completion, the reward, or None where it does not apply or failed; of steps, their sum."""
     faults: Mapping[int, str]
     """Completion -> what went wrong."""
     metrics: tuple[tuple[str, float], ...]
     """What the function logged with `log_metric`."""
     columns: Mapping[str, tuple[Any, ...]]
     """What it logged with `log_extra`, one value for each completion."""
+    steps: Mapping[int, tuple[StepScore, ...]] = field(default_factory=dict)
+    """Completion -> the rewards of its steps, where the reward scores steps."""
+
+
+Value = float | tuple[StepScore, ...] | None
+"""What a reward says of one completion."""
 
 
 class _WrongShapeError(Exception):
@@ -61,19 +68,23 @@ def judge(reward: Reward, items: Sequence[Item], state: TrainerState, on_failure
         kept = [index for index in kept if index not in faults]
         values, log = _again(reward, [items[index] for index in kept], state)
     placed: list[float | None] = [None] * len(items)
-    for index, value in zip(kept, values, strict=True):
+    steps: dict[int, tuple[StepScore, ...]] = {}
+    for index, said in zip(kept, values, strict=True):
+        value = math.fsum(step.reward for step in said) if isinstance(said, tuple) else said
         if value is not None and not math.isfinite(value):
             reason = f"returned {value}"
             if on_failure == "stop":
                 raise items[index].error(reward.name, reason)
             faults[index] = reason
-        else:
-            placed[index] = value
+            continue
+        placed[index] = value
+        if isinstance(said, tuple):
+            steps[index] = said
     columns = {name: _spread(column, kept, len(items)) for name, column in log.columns.items()}
-    return Outcome(values=tuple(placed), faults=faults, metrics=tuple(log.metrics), columns=columns)
+    return Outcome(values=tuple(placed), faults=faults, metrics=tuple(log.metrics), columns=columns, steps=steps)
 
 
-def _again(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[list[float | None], Log]:
+def _again(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[list[Value], Log]:
     if not items:
         return [], Log(0)
     try:
@@ -83,10 +94,10 @@ def _again(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[
         raise items[0].error(reward.name, reason) from error
 
 
-def _attempt(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[list[float | None], Log]:
+def _attempt(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[list[Value], Log]:
     """One call and its numbers, NaN and infinities among them."""
     finish, log = _start(reward, items, state)
-    return _numbers(finish(), len(items)), log
+    return _values(finish(), items), log
 
 
 def _start(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[Callable[[], Any], Log]:
@@ -109,7 +120,7 @@ def _culprits(reward: Reward, items: Sequence[Item], state: TrainerState, *, fir
     faults: dict[int, str] = {}
     for index, finish in enumerate(started):
         try:
-            _numbers(finish(), 1)
+            _values(finish(), [items[index]])
         except Exception as error:  # whatever the user's function raises is what is looked for
             faults[index] = _describe(error)
             if first_only:
@@ -117,15 +128,44 @@ def _culprits(reward: Reward, items: Sequence[Item], state: TrainerState, *, fir
     return faults
 
 
-def _numbers(output: Any, count: int) -> list[float | None]:
-    """The result as floats and None; numpy arrays and tensors are fine."""
+def _values(output: Any, items: Sequence[Item]) -> list[Value]:
+    """The result as floats, steps and None; numpy arrays and tensors are fine."""
+    count = len(items)
     output = output.tolist() if hasattr(output, "tolist") else output
     if isinstance(output, str | bytes | Mapping) or not isinstance(output, Iterable):
         raise _WrongShapeError(f"returned {_kind(output)}; a list of {count} floats or None is due, one a completion")
     values = list(output)
     if len(values) != count:
         raise _WrongShapeError(f"returned {len(values)} values for {count} completions; exactly one each is due")
-    return [None if value is None else _number(value) for value in values]
+    return [_value(value, len(item.token_ids)) for value, item in zip(values, items, strict=True)]
+
+
+def _value(value: Any, num_tokens: int) -> Value:
+    if value is None:
+        return None
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+        # An array of one number is that number.
+        value = value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list) else value
+    if not isinstance(value, list | tuple):
+        return _number(value)
+    steps = tuple(_step(step) for step in value)
+    ends = [step.end for step in steps]
+    if not steps or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] >= num_tokens:
+        raise _WrongShapeError(
+            f"returned steps that end at tokens {ends[:8]}; at least one is due, in rising order, from 0 to "
+            f"{num_tokens - 1}"
+        )
+    return steps
+
+
+def _step(step: Any) -> StepScore:
+    if not isinstance(step, list | tuple) or len(step) != 2:
+        raise _WrongShapeError(f"returned {_kind(step)} as a step; a step is (index of its last token, reward)")
+    end, reward = step
+    if not float(_number(end)).is_integer():
+        raise _WrongShapeError(f"returned a step that ends at token {end!r}; an index is due")
+    return StepScore(end=int(end), reward=_number(reward))
 
 
 def _number(value: Any) -> float:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from outscore.config import (
@@ -23,7 +22,7 @@ from outscore.model.adapters import trainable_parameters
 from outscore.model.heads import RewardModel
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
-from outscore.objectives.kl import kl_per_completion
+from outscore.objectives.kl import kl_estimate, kl_per_completion
 from outscore.records import RankedGroup, ScoredGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
@@ -34,8 +33,9 @@ from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
 from outscore.train.setup import Workshop, answer_limit, end_token_id, stage_algorithm
-from outscore.train.sources import DemonstrationSource, Penalty, RolloutSource, Source
+from outscore.train.sources import DemonstrationSource, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
+from outscore.train.worth import Penalty
 
 EVALUATION_ROWS = 256
 """Completions decoded at once in an evaluation, which keeps no activations."""
@@ -95,7 +95,8 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             algorithm=row,
             seed=recipe.seed,
             stage=index,
-            penalty=reward_penalty(learner, settings, row) if row.kl_coef > 0 and row.kl_place == "reward" else None,
+            penalty=reward_penalty(learner, settings, row) if row.needs_reference and row.kl_place != "loss" else None,
+            verdict=workshop.judge.correct,
         )
     if isinstance(settings, RejectionSettings):
         return RejectionSource(
@@ -202,19 +203,23 @@ def _evaluator(recipe: Recipe, workshop: Workshop, measures: Sequence[Measure]) 
 
 
 def reward_penalty(learner: Learner, settings: PolicySettings, row: Algorithm) -> Penalty:
-    """KL to the reference as a cost of the reward: kl_coef times the completion's KL, without gradient (spec B.1, PPO
-    eq. 2)."""
+    """KL to the reference as a cost of the reward: kl_coef times the KL of each completion, or of each token where
+    these pay for themselves, without gradient (DeepSeekMath eq. 2)."""
 
-    def penalty(groups: Sequence[ScoredGroup]) -> list[Float[Tensor, " completion"]]:
+    def penalty(groups: Sequence[ScoredGroup]) -> list[Tensor]:
         assert learner.reference is not None
         batch = _plain_batch(groups, settings.sampling.temperature)
         anchor = batch_logprobs(learner.policy, batch, batch.groups, settings.token_budget)
         with learner.reference.in_place():
             ref = batch_logprobs(learner.policy, batch, batch.groups, settings.token_budget)
+        if row.kl_place == "token_reward":
+            each = row.kl_coef * kl_estimate(anchor - ref, estimator=row.kl_estimator)
+            ends = [batch.starts[group.completion_index[-1] + 1] for group in batch.groups]
+            return list(each.cpu().tensor_split(ends[:-1]))
         lengths = batch.lengths(anchor.device)
         index = torch.repeat_interleave(torch.arange(len(lengths), device=anchor.device), lengths)
         costs = row.kl_coef * kl_per_completion(
-            anchor, ref, index, estimator=row.kl_estimator, level=row.ratio_level, num_completions=len(lengths)
+            anchor, ref, index, estimator=row.kl_estimator, level=row.kl_level, num_completions=len(lengths)
         )
         return list(costs.cpu().split([len(group.scores) for group in groups]))
 

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from outscore.config import EvaluationSettings, PolicySettings, Recipe, StageSettings
 from outscore.records import StepReport
 from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
@@ -18,7 +21,7 @@ from outscore.train.optim import NotFiniteError
 from outscore.train.sources import Collected, Source
 from outscore.train.step import Batch, Learner, Metrics, UpdatePlan, update
 
-Updater = Callable[[Learner, Batch, UpdatePlan, Callable[[float], None] | None], Metrics]
+Updater = Callable[[Learner, Batch, UpdatePlan, Callable[[float], None] | None, Tensor | None], Metrics]
 """Takes a batch's updates; hears the share that is done."""
 
 
@@ -92,10 +95,11 @@ class StageRun:
         stage, learner = self.stage, self.stage.learner
         collected = stage.source.collect(step, self.reporter.activity)
         started = time.perf_counter()
-        metrics = {**collected.metrics, **self._update(step, collected)}
+        coefficients = torch.zeros(collected.batch.starts[-1])
+        metrics = {**collected.metrics, **self._update(step, collected, coefficients)}
         seconds = {**collected.seconds, "update": time.perf_counter() - started, **self.waiting_seconds}
         self.waiting_seconds = {}
-        rows, accuracy = self._rows(step, collected)
+        rows, accuracy = self._rows(step, collected, coefficients)
         report = StepReport(
             step=step,
             policy_version=learner.policy.version,
@@ -109,13 +113,17 @@ class StageRun:
             self.progress, step=step, policy_version=learner.policy.version, num_updates=learner.num_updates
         )
 
-    def _update(self, step: int, collected: Collected) -> Metrics:
+    def _update(self, step: int, collected: Collected, coefficients: Tensor) -> Metrics:
         learner = self.stage.learner
         self.reporter.activity("updating")
         learner.policy.model.train()
         try:
             return self.stage.update(
-                learner, collected.batch, self.stage.plan, lambda share: self.reporter.activity(f"updating {share:.0%}")
+                learner,
+                collected.batch,
+                self.stage.plan,
+                lambda share: self.reporter.activity(f"updating {share:.0%}"),
+                coefficients,
             )
         except NotFiniteError as error:
             said = self.reporter.failed(step, {"grad_norm": error.norm})
@@ -125,7 +133,7 @@ class StageRun:
                 f"`outscore resume {self.run.path}`"
             ) from error
 
-    def _rows(self, step: int, collected: Collected):  # type: ignore[no-untyped-def]
+    def _rows(self, step: int, collected: Collected, coefficients: Tensor | None = None):  # type: ignore[no-untyped-def]
         if not collected.groups:
             return [], {}
         judge = self.stage.judge
@@ -138,6 +146,7 @@ class StageRun:
             extracted=[answer for group in collected.groups for answer in judge.answers(group.sampled)],
             correct=[verdict for group in verdicts for verdict in group],
             extra_columns=collected.extra_columns,
+            coefficients=None if coefficients is None else collected.per_token(coefficients),
         )
         # Of the groups trained on, as the other metrics of rollouts: replaced ones were chosen for being all alike.
         kept = verdicts[: collected.num_kept]

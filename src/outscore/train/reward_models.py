@@ -47,10 +47,14 @@ def reward_learner(policy: Policy, settings: RewardModelSettings, seed: int, end
 
 
 def update_reward_model(
-    learner: Learner, batch: Batch, plan: UpdatePlan, on_progress: Callable[[float], None] | None = None
+    learner: Learner,
+    batch: Batch,
+    plan: UpdatePlan,
+    on_progress: Callable[[float], None] | None = None,
+    coefficients: Tensor | None = None,
 ) -> Metrics:
     """One update on a batch of preferences. Each completion is forwarded once for all its pairs, and every micro-batch
-    divides by the counts of the whole batch."""
+    divides by the counts of the whole batch. Nothing is asked of log π, so `coefficients` stay 0."""
     model = cast(RewardModel, learner.policy)
     assert batch.pairs is not None
     micros = list(split_groups(batch.groups, plan.token_budget, whole=True))

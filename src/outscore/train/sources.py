@@ -1,8 +1,8 @@
 """Where a step's groups come from: demonstrations, or samples of the policy with their scores and advantages."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from outscore.config import PolicySettings
 from outscore.model.forest import PrefixCount
 from outscore.model.rows import TrainingGroup
-from outscore.objectives.advantages import group_advantages, is_zero_variance
+from outscore.objectives.advantages import is_zero_variance
 from outscore.objectives.algorithms import Algorithm
 from outscore.records import (
     Completion,
@@ -30,6 +30,7 @@ from outscore.rollout import Sampler
 from outscore.train.activity import Tell, counting, tell_nobody
 from outscore.train.order import batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
+from outscore.train.worth import Penalty, Verdict, Worth, without_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,8 @@ class Collected:
     groups: tuple[ScoredGroup, ...] = ()
     """Sampled groups, for the record: those trained on in slot order, then those that a refill replaced."""
     advantages: tuple[tuple[float | None, ...], ...] = ()
-    """For each of `groups` one advantage per completion; None where a completion was left out of training, as all of a
-    replaced group are."""
+    """For each of `groups` one advantage per completion, the mean of its tokens' where these differ; None where a
+    completion was left out of training, as all of a replaced group are."""
     extra_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """What rewards logged, flat over the completions of `groups`."""
 
@@ -56,6 +57,18 @@ class Collected:
     def num_kept(self) -> int:
         """How many of `groups`, the first ones, are trained on."""
         return len(self.batch.groups)
+
+    def per_token(self, values: Float[Tensor, " token"]) -> list[tuple[float, ...] | None]:
+        """Values on the batch's token axis for every token of every completion of `groups`, 0 where it carries no
+        loss; None for a completion that was left out of training."""
+        flat, starts = values.tolist(), self.batch.starts
+        used = [value is not None for group in self.advantages for value in group]
+        spread: list[tuple[float, ...] | None] = [None] * len(used)
+        for number, completion in enumerate(self.batch.completions):
+            if used[number]:
+                own = iter(flat[starts[number] : starts[number + 1]])
+                spread[number] = tuple(next(own) if counts else 0.0 for counts in completion.counts)
+        return spread
 
 
 class Source(Protocol):
@@ -101,10 +114,6 @@ class DemonstrationSource:
         return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
 
 
-Penalty = Callable[[Sequence[ScoredGroup]], list[Float[Tensor, " completion"]]]
-"""For each group, what to take off each completion's reward (KL in the reward)."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSource:
     """Samples, scores and compares the groups of a step."""
@@ -118,13 +127,26 @@ class RolloutSource:
     settings: PolicySettings
     """Group size, refills, sampling."""
     algorithm: Algorithm
-    """Baseline and scale of the advantages."""
+    """What completions are worth."""
     seed: int
     """The run's seed."""
     stage: int
     """The stage's place in the run."""
     penalty: Penalty | None = None
     """KL in the reward, where the algorithm puts it there."""
+    verdict: Verdict | None = None
+    """What is right, for an algorithm that compares that."""
+
+    @property
+    def worth(self) -> Worth:
+        """How completions are compared."""
+        return Worth(
+            algorithm=self.algorithm,
+            settings=self.settings,
+            weights={reward.name: reward.weight for reward in self.rewards.rewards},
+            penalty=self.penalty,
+            verdict=self.verdict,
+        )
 
     @property
     def params(self) -> SamplingParams:
@@ -133,7 +155,9 @@ class RolloutSource:
         return SamplingParams(**sampling.model_dump(exclude={"max_rows"}))
 
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
-        """Draw the groups of a step; slots whose rewards are all equal are drawn again while refills last."""
+        """Draw the groups of a step; slots with nothing to teach, as where all rewards are equal, are drawn again while
+        refills last."""
+        worth = self.worth
         seconds = {"sample": 0.0, "score": 0.0}
         chosen = batch_indices(self.seed, self.stage, step, self.settings.prompts_per_step, len(self.prompts))
         requests = [self._request(index, slot, 0) for slot, index in enumerate(chosen)]
@@ -154,12 +178,12 @@ class RolloutSource:
                 if group.sampled.slot in current:
                     replaced.append(current[group.sampled.slot])
                 current[group.sampled.slot] = _Scored(group, own, metrics)
-            flat = [slot for slot in sorted(current) if _is_flat(current[slot].group)]
+            flat = [slot for slot in sorted(current) if worth.is_silent(current[slot].group)]
             if not flat or attempt == self.settings.refills:
                 break
             requests = [self._request(self._refill(step, slot, attempt + 1), slot, attempt + 1) for slot in flat]
         kept = [current[slot] for slot in sorted(current)]
-        advantages = self._advantages([scored.group for scored in kept])
+        advantages = worth.advantages([scored.group for scored in kept])
         everything = [*kept, *replaced]
         return Collected(
             batch=self._batch([scored.group for scored in kept], advantages),
@@ -167,12 +191,13 @@ class RolloutSource:
                 **merge(logged),
                 **part_metrics([scored.metrics for scored in kept]),
                 **rollout_metrics([scored.group for scored in kept], len(replaced)),
+                **_overlong_metrics(worth, [scored.group for scored in kept]),
             },
             seconds=seconds,
             num_tokens=sum(len(d.completion.token_ids) for s in everything for d in s.group.sampled.completions),
             groups=tuple(scored.group for scored in everything),
             advantages=(
-                *(self._used(scored.group, values) for scored, values in zip(kept, advantages, strict=True)),
+                *(_used(worth, scored.group, values) for scored, values in zip(kept, advantages, strict=True)),
                 *((None,) * len(scored.group.scores) for scored in replaced),
             ),
             extra_columns=_flat_columns(everything),
@@ -188,43 +213,17 @@ class RolloutSource:
             on_finished=counting(what, len(requests) * self.settings.group_size, tell),
         )
 
-    def _advantages(self, groups: Sequence[ScoredGroup]) -> list[Float[Tensor, " completion"]]:
-        penalties = self.penalty(groups) if self.penalty else [torch.zeros(len(group.scores)) for group in groups]
-        advantages = []
-        for group, penalty in zip(groups, penalties, strict=True):
-            rewards, valid = _rewards(group)
-            advantages.append(
-                group_advantages(
-                    rewards - penalty.to(rewards),
-                    baseline=self.algorithm.baseline,
-                    scale=self.algorithm.scale,
-                    eps=self.algorithm.advantage_eps,
-                    valid=valid,
-                )
-            )
-        return advantages
-
-    def _used(self, group: ScoredGroup, values: Float[Tensor, " completion"]) -> tuple[float | None, ...]:
-        """The advantages as training used them; None for a completion that was left out."""
-        return tuple(float(value) if self._trains(group, i) else None for i, value in enumerate(values.tolist()))
-
-    def _trains(self, group: ScoredGroup, sample: int) -> bool:
-        cut = group.sampled.completions[sample].finish == "length"
-        return isinstance(group.scores[sample], Score) and not (cut and self.settings.truncated == "mask")
-
-    def _batch(self, groups: Sequence[ScoredGroup], advantages: Sequence[Float[Tensor, " completion"]]) -> Batch:
+    def _batch(self, groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[Tensor]]) -> Batch:
+        worth = self.worth
         rows: list[TrainingGroup] = []
         completions: list[Completion] = []
-        per_token: list[Tensor] = []
         logprobs: list[float] = []
-        for group, values in zip(groups, advantages, strict=True):
+        for group in groups:
             first = len(completions)
             for i, drawn in enumerate(group.sampled.completions):
-                completion = drawn.completion if self._trains(group, i) else _without_loss(drawn.completion)
-                counted = [p for p, c in zip(drawn.sampler_logprobs, completion.counts, strict=True) if c]
+                completion = drawn.completion if worth.trains(group, i) else without_loss(drawn.completion)
                 completions.append(completion)
-                logprobs.extend(counted)
-                per_token.append(values[i].float().expand(len(counted)))
+                logprobs.extend(p for p, c in zip(drawn.sampler_logprobs, completion.counts, strict=True) if c)
             rows.append(
                 TrainingGroup(
                     prompt_ids=group.sampled.prompt.token_ids,
@@ -235,7 +234,7 @@ class RolloutSource:
         return Batch(
             groups=tuple(rows),
             completions=tuple(completions),
-            advantages=torch.cat(per_token),
+            advantages=torch.cat([own for group in advantages for own in group]).float(),
             sampler_logprobs=torch.tensor(logprobs),
             temperature=self.settings.sampling.temperature,
         )
@@ -294,8 +293,24 @@ def _is_flat(group: ScoredGroup) -> bool:
     return bool(is_zero_variance(rewards, valid))
 
 
-def _without_loss(completion: Completion) -> Completion:
-    return replace(completion, counts=(False,) * len(completion.token_ids))
+def _used(worth: Worth, group: ScoredGroup, advantages: Sequence[Tensor]) -> tuple[float | None, ...]:
+    """The advantages as training used them; None for a completion that was left out."""
+    return tuple(_one(own) if worth.trains(group, i) else None for i, own in enumerate(advantages))
+
+
+def _one(advantages: Float[Tensor, " token"]) -> float:
+    """What the tokens of a completion share, else their mean."""
+    if not advantages.numel():
+        return 0.0
+    first = advantages[0]
+    return float(first if bool((advantages == first).all()) else advantages.mean())
+
+
+def _overlong_metrics(worth: Worth, groups: Sequence[ScoredGroup]) -> Metrics:
+    if not worth.settings.overlong_buffer:
+        return {}
+    costs = torch.cat([worth.overlong(group) for group in groups])
+    return {"overlong_penalty": (float(costs.sum()), float(costs.numel()))}
 
 
 def _columns_by_group(

@@ -167,17 +167,23 @@ def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algori
 
 
 def update(
-    learner: Learner, batch: Batch, plan: UpdatePlan, on_progress: Callable[[float], None] | None = None
+    learner: Learner,
+    batch: Batch,
+    plan: UpdatePlan,
+    on_progress: Callable[[float], None] | None = None,
+    coefficients: Float[Tensor, " token"] | None = None,
 ) -> Metrics:
     """Take the batch's optimizer updates: `epochs` passes of `minibatches` updates each.
 
     The anchor is the policy before the first of them; when there is only one update the anchor is the policy itself
-    and costs nothing. `on_progress` hears the share that is done, after each micro-batch.
+    and costs nothing. `on_progress` hears the share that is done, after each micro-batch. `coefficients`, zeros on the
+    batch's token axis, receives `LossTerms.coefficients` of each token in the first pass: the update of its own
+    mini-batch.
     """
     device = learner.policy.device
     live = live_groups(batch, batch.groups, plan.algorithm)
     anchor = ref = None
-    if plan.epochs * plan.minibatches > 1 and plan.algorithm.surrogate == "clipped":
+    if plan.epochs * plan.minibatches > 1 and plan.algorithm.needs_anchor:
         anchor = batch_logprobs(learner.policy, batch, live, plan.token_budget)
     if learner.reference is not None and plan.algorithm.kl_place == "loss":
         with learner.reference.in_place():
@@ -196,7 +202,8 @@ def update(
         for i, part in enumerate(parts):
             before, total = epoch * len(parts) + i, plan.epochs * len(parts)
             told = _part_of(before, total, on_progress) if on_progress else None
-            reports.append(_one_update(learner, batch, part, plan, known, told))
+            kept = coefficients if epoch == 0 else None
+            reports.append(_one_update(learner, batch, part, plan, known, told, kept))
     return merge(reports)
 
 
@@ -207,8 +214,9 @@ def _one_update(
     plan: UpdatePlan,
     known: Mapping[str, Float[Tensor, " token"] | None],
     on_progress: Callable[[float], None] | None,
+    coefficients: Float[Tensor, " token"] | None,
 ) -> Metrics:
-    return take_update(learner, plan, accumulate(learner, batch, part, plan, known, on_progress))
+    return take_update(learner, plan, accumulate(learner, batch, part, plan, known, on_progress, coefficients))
 
 
 def take_update(learner: Learner, plan: UpdatePlan, terms: Sequence[LossTerms]) -> Metrics:
@@ -228,11 +236,12 @@ def accumulate(
     plan: UpdatePlan,
     known: Mapping[str, Float[Tensor, " token"] | None],
     on_progress: Callable[[float], None] | None = None,
+    coefficients: Float[Tensor, " token"] | None = None,
 ) -> list[LossTerms]:
     """Add the gradient of one update to the master weights' gradients, micro-batch by micro-batch.
 
     Every micro-batch divides by the counts of the whole update, so how it is split changes nothing. `on_progress` hears
-    the share of them that is done.
+    the share of them that is done; `coefficients` receives those of the tokens.
     """
     policy = learner.policy
     starts, lengths = batch.starts, batch.lengths(policy.device)
@@ -259,6 +268,8 @@ def accumulate(
         terms.loss.backward()
         learner.masters.gather_gradients()
         reported.append(terms)
+        if coefficients is not None:
+            coefficients.index_copy_(0, rows.order.to(coefficients.device), terms.coefficients.to(coefficients))
         if on_progress:
             on_progress(done / len(micros))
     return reported

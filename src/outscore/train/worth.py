@@ -1,0 +1,158 @@
+"""What the completions of a step are worth: from scores to one advantage for each token that is trained on.
+
+The mathematics is `outscore.objectives.batch`; this turns records into its tensors.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from outscore.config import PolicySettings
+from outscore.objectives.algorithms import Algorithm
+from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, is_silent
+from outscore.objectives.shaping import overlong_penalty
+from outscore.records import Completion, Score, ScoredGroup, StepScore
+
+Penalty = Callable[[Sequence[ScoredGroup]], list[Tensor]]
+"""For each group what the KL costs: each completion (`kl_place: reward`), or each token that could carry loss, flat
+(`token_reward`)."""
+Verdict = Callable[[ScoredGroup], Sequence[bool | None]]
+"""Whether each completion of a group is right; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worth:
+    """Compares the completions of a step as an algorithm's row says."""
+
+    algorithm: Algorithm
+    """The row."""
+    settings: PolicySettings
+    """What becomes of completions that reached the length limit."""
+    weights: Mapping[str, float]
+    """The weight of each reward, by name, for `reward: parts`."""
+    penalty: Penalty | None = None
+    """KL in the reward, where the algorithm puts it there."""
+    verdict: Verdict | None = None
+    """For `reward: correct`."""
+
+    def is_silent(self, group: ScoredGroup) -> bool:
+        """Whether a group has nothing to teach, penalties aside: what a refill replaces."""
+        return is_silent(self._rewards(group, None, shaped=False), self.algorithm)
+
+    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Tensor]]:
+        """For each completion of each group the advantages of its tokens that are trained on."""
+        self._check_steps(groups)
+        costs = self.penalty(groups) if self.penalty else [None] * len(groups)
+        rewards = [self._rewards(group, cost) for group, cost in zip(groups, costs, strict=True)]
+        flat = batch_advantages(rewards, self.algorithm)
+        lengths = [group.num_tokens.tolist() for group in rewards]
+        parts = iter(flat.split([length for own in lengths for length in own]))
+        return [[next(parts) for _ in own] for own in lengths]
+
+    def overlong(self, group: ScoredGroup) -> Float[Tensor, " completion"]:
+        """The soft overlong punishment of each completion; 0 where there is none."""
+        lengths = torch.tensor([len(drawn.completion.token_ids) for drawn in group.sampled.completions])
+        if not self.settings.overlong_buffer:
+            return torch.zeros(len(lengths), dtype=torch.float64)
+        limit = self.settings.sampling.max_new_tokens
+        return overlong_penalty(lengths, limit=limit, buffer=self.settings.overlong_buffer)
+
+    def trains(self, group: ScoredGroup, sample: int) -> bool:
+        """Whether a completion's tokens carry loss: it was scored, and not cut off where such ones are masked."""
+        cut = group.sampled.completions[sample].finish == "length"
+        return isinstance(group.scores[sample], Score) and not (cut and self.settings.truncated == "mask")
+
+    def _check_steps(self, groups: Sequence[ScoredGroup]) -> None:
+        """ValueError where steps are to be compared and no reward scores any: that would be outcome supervision."""
+        scores = [score for group in groups for score in group.scores if isinstance(score, Score)]
+        if self.algorithm.supervision == "process" and scores and not any(score.steps for score in scores):
+            raise ValueError(
+                f"supervision='process' needs a reward that scores steps, and none of {', '.join(self.weights)} "
+                "returned any: let one return a list of (index of the step's last token, reward) for a completion"
+            )
+
+    def _rewards(self, group: ScoredGroup, cost: Tensor | None, *, shaped: bool = True) -> GroupRewards:
+        row = self.algorithm
+        values, valid = self._compared(group)
+        counts = [drawn.completion.counts for drawn in group.sampled.completions]
+        trained = [self.trains(group, i) for i in range(len(counts))]
+        charged = self.overlong(group) if shaped else torch.zeros(len(counts), dtype=torch.float64)
+        token_costs = None
+        if cost is not None and row.kl_place == "token_reward":
+            each = cost.double().cpu().split([sum(own) for own in counts])
+            paid = [own for own, kept in zip(each, trained, strict=True) if kept]
+            token_costs = torch.cat([cost.new_zeros(0), *paid])
+        elif cost is not None:
+            charged = charged + cost.double().cpu()
+        parts, weights = self._parts(group, charged) if row.reward == "parts" else (None, None)
+        return GroupRewards(
+            rewards=values - charged,
+            valid=valid,
+            num_tokens=torch.tensor([sum(own) if kept else 0 for own, kept in zip(counts, trained, strict=True)]),
+            parts=parts,
+            part_weights=weights,
+            steps=_steps(group, charged.tolist()) if row.supervision == "process" else None,
+            token_costs=token_costs,
+        )
+
+    def _compared(self, group: ScoredGroup) -> tuple[Tensor, Tensor]:
+        """The reward that the row compares, before anything is taken off it, and where there is one."""
+        right: list[float | bool | None]
+        if self.algorithm.reward == "correct":
+            assert self.verdict is not None
+            right = [
+                known if isinstance(score, Score) else None
+                for known, score in zip(self.verdict(group), group.scores, strict=True)
+            ]
+        else:
+            right = [score.reward if isinstance(score, Score) else None for score in group.scores]
+        values = torch.tensor([float(known or 0.0) for known in right], dtype=torch.float64)
+        return values, torch.tensor([known is not None for known in right])
+
+    def _parts(self, group: ScoredGroup, charged: Tensor) -> tuple[Tensor, Tensor]:
+        """Every reward of nonzero weight on its own; a punishment is one more, of weight 1."""
+        names = [name for name, weight in self.weights.items() if weight]
+        table = [
+            [_number(score.parts[name]) if isinstance(score, Score) else float("nan") for score in group.scores]
+            for name in names
+        ]
+        parts = torch.tensor([*table, (-charged).tolist()], dtype=torch.float64)
+        return parts, torch.tensor([*(self.weights[name] for name in names), 1.0], dtype=torch.float64)
+
+
+def step_scores(score: Score, num_tokens: int) -> tuple[StepScore, ...]:
+    """A score as steps: its own, or the whole reward at the last token."""
+    return score.steps or (StepScore(end=num_tokens - 1, reward=score.reward),)
+
+
+def without_loss(completion: Completion) -> Completion:
+    """The completion with no token that carries loss."""
+    return Completion(token_ids=completion.token_ids, text=completion.text, counts=(False,) * len(completion.token_ids))
+
+
+def _steps(group: ScoredGroup, charged: Sequence[float]) -> StepRewards:
+    """The steps of the scored completions, what is charged to a completion taken off its last one."""
+    completion: list[int] = []
+    end: list[int] = []
+    reward: list[float] = []
+    for i, (score, drawn) in enumerate(zip(group.scores, group.sampled.completions, strict=True)):
+        if not isinstance(score, Score):
+            continue
+        counts = drawn.completion.counts
+        steps = step_scores(score, len(counts))
+        for j, step in enumerate(steps):
+            completion.append(i)
+            end.append(sum(counts[: step.end + 1]) - 1)
+            reward.append(step.reward - (charged[i] if j == len(steps) - 1 else 0.0))
+    return StepRewards(
+        completion=torch.tensor(completion, dtype=torch.long),
+        end=torch.tensor(end, dtype=torch.long),
+        reward=torch.tensor(reward, dtype=torch.float64),
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
