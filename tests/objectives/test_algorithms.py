@@ -169,7 +169,8 @@ def test_what_a_row_needs() -> None:
     assert algorithm("dppo").needs_sampler and not algorithm("dppo").needs_anchor
     assert algorithm("grpo", mismatch_cap=2.0).needs_sampler and not algorithm("grpo").needs_sampler
     assert {name for name, row in ALGORITHMS.items() if row.needs_whole_completions} == {
-        *("grpo-r1", "gspo", "rloo", "kimi-k1.5", "deepseek-v3.2")
+        *("grpo-r1", "gspo", "rloo", "kimi-k1.5", "deepseek-v3.2"),
+        *("dpo", "dpo-mean", "cdpo", "ipo", "reward-model"),
     }
     assert algorithm("grpo").compares_completions and not algorithm("sft").compares_completions
 

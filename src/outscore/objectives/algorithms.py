@@ -131,7 +131,12 @@ class Algorithm:
     def uses_ratio(self) -> bool:
         """Whether policy / base enters the objective."""
         weighted = self.kl_weighted and self.kl_coef > 0.0 and self.kl_place == "loss"
-        return self.surrogate != "log_likelihood" or weighted or self.stale_threshold is not None
+        return self.is_off_policy or weighted or self.stale_threshold is not None
+
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether the surrogate itself has policy / base in it, times an advantage."""
+        return self.surrogate != "log_likelihood" and not self.is_pairwise
 
     @property
     def needs_whole_completions(self) -> bool:

@@ -279,7 +279,7 @@ def _metrics(
     level."""
     per_token: dict[str, Tensor] = {"nll": -policy}
     maxima: dict[str, Tensor] = {}
-    if row.surrogate != "log_likelihood":
+    if row.is_off_policy:
         assert tokens.advantages is not None
         base = tokens.base(row)
         if row.surrogate == "soft_gate":
@@ -330,7 +330,7 @@ def _check_inputs(
     pairs: Pairs | None,
 ) -> None:
     """ValueError naming what the algorithm uses and was not given."""
-    compares = row.surrogate != "log_likelihood" or row.stale_threshold is not None
+    compares = row.is_off_policy or row.stale_threshold is not None
     samples = f"ratio_base={row.ratio_base!r}" if row.mismatch_cap is None else f"mismatch_cap={row.mismatch_cap}"
     required = {
         "advantages": (advantages, compares, f"surrogate={row.surrogate!r}"),

@@ -42,9 +42,8 @@ _PAIRS: Mapping[str, Any] = {
     "baseline": "none",
     "scale": "none",
     "surrogate": "logistic",
-    "aggregation": "completion_sum",
-    "kl_coef": 0.1,
 }
+_SUMS: Mapping[str, Any] = {**_PAIRS, "aggregation": "completion_sum", "kl_coef": 0.1}
 
 _ROWS = (
     Preset(
@@ -99,7 +98,7 @@ _ROWS = (
         summary="the log-odds of the better of two answers",
         equation="log sigma(beta h), h = log pi(w)/ref(w) - log pi(l)/ref(l)",
         paper="DPO, arXiv 2305.18290, eq. 7, its beta",
-        cells=_PAIRS,
+        cells=_SUMS,
     ),
     Preset(
         name="dpo-mean",
@@ -108,7 +107,7 @@ _ROWS = (
         equation="log sigma(beta h), h = log pi(w)/ref(w) / |w| - log pi(l)/ref(l) / |l|",
         paper="DeepSeekMath, arXiv 2402.03300, A.1.4",
         left_out="beta: a mean is |o| times smaller than a sum, and the paper gives none; 2 is ours",
-        cells={**_PAIRS, "aggregation": "completion_mean", "kl_coef": 2.0},
+        cells={**_PAIRS, "kl_coef": 2.0},
     ),
     Preset(
         name="cdpo",
@@ -116,7 +115,7 @@ _ROWS = (
         summary="DPO where a tenth of the labels is wrong",
         equation="(1-eps) log sigma(beta h) + eps log sigma(-beta h)",
         paper="Mitchell, A note on DPO with noisy preferences, 2023; after DPO, arXiv 2305.18290",
-        cells={**_PAIRS, "label_smoothing": 0.1},
+        cells={**_SUMS, "label_smoothing": 0.1},
     ),
     Preset(
         name="ipo",
@@ -124,7 +123,7 @@ _ROWS = (
         summary="the difference of log-ratios is to be 1/(2 beta)",
         equation="-(h - 1/(2 beta))^2",
         paper="IPO, arXiv 2310.12036, eq. 17, tau as kl_coef",
-        cells={**_PAIRS, "surrogate": "squared"},
+        cells={**_SUMS, "surrogate": "squared"},
     ),
     Preset(
         name="reward-model",
@@ -132,7 +131,7 @@ _ROWS = (
         summary="a score instead of the log-ratio: Bradley-Terry",
         equation="log sigma(score(w) - score(l)), the mean over the pairs of a ranking",
         paper="InstructGPT, arXiv 2203.02155, eq. 1",
-        cells={**_PAIRS, "trains": "reward_model", "kl_coef": 0.0},
+        cells={**_SUMS, "trains": "reward_model", "kl_coef": 0.0},
     ),
     Preset(
         name="grpo",
