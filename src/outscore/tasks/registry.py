@@ -11,9 +11,10 @@ from outscore.tasks.arithmetic import ArithmeticTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
+from outscore.tasks.opinions import GlobalOpinionTask
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"arithmetic": ArithmeticTask, "reasoning_gym": GymTask, "data": DataTask}
+    {"arithmetic": ArithmeticTask, "reasoning_gym": GymTask, "data": DataTask, "global_opinions": GlobalOpinionTask}
 )
 """Task kinds: add a file to `tasks/` and a line here."""
 
