@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from outscore.records import Demonstration as Demonstration
     from outscore.records import Problem as Problem
     from outscore.records import Prompt as Prompt
+    from outscore.records import Ranking as Ranking
     from outscore.records import SampledCompletion as SampledCompletion
     from outscore.records import SampledGroup as SampledGroup
     from outscore.records import SampleRequest as SampleRequest
@@ -73,6 +74,7 @@ _HOMES = {
         "Demonstration",
         "Problem",
         "Prompt",
+        "Ranking",
         "SampleRequest",
         "SampledCompletion",
         "SampledGroup",

@@ -1,10 +1,11 @@
 """Which evaluation is the best."""
 
 import math
+from dataclasses import replace
 
 from report.building import evaluation
 
-from outscore.report.evaluation import Evaluation, best
+from outscore.report.evaluation import Evaluation, best, headline
 
 
 def found(stage: str, step: int, greedy: float) -> Evaluation:
@@ -33,3 +34,10 @@ def test_an_earlier_stage_is_no_rival():
 def test_what_is_no_number_is_not_ranked():
     assert chosen() is None
     assert chosen(found("grpo", 1, 0.0), found("grpo", 2, math.nan)) == ("grpo", 1)
+
+
+def test_right_answers_rank_before_preferences_and_preferences_before_likelihood():
+    metrics = {"likelihood_accuracy": 0.9, "preference_accuracy": 0.8, "greedy": 0.1, "margin": 3.0}
+    for expected in ("greedy", "preference_accuracy", "likelihood_accuracy", None):
+        assert headline(replace(found("dpo", 1, 0.0), metrics=metrics)) == expected
+        metrics = {name: value for name, value in metrics.items() if name != expected}

@@ -174,3 +174,14 @@ def test_slips_in_arithmetic_are_plausible_and_change_nothing_else():
             steps = re.findall(r"(\d+)([+-])(\d+)=(\d+)", wrong)
             false = [s for s in steps if int(s[0]) + (1 if s[1] == "+" else -1) * int(s[2]) != int(s[3])]
             assert len(false) == 1
+
+
+def test_a_held_out_question_whose_preference_is_trained_on_is_found():
+    from outscore.rewards import Rewards
+    from outscore.tasks import validate
+
+    task = make_task("arithmetic", num_train=20, num_eval=5, num_preferences=10)
+    assert validate(task, Rewards(["tag_answer"])).ok
+    task._preferences.append(task._eval_preferences[2])
+    [complaint] = validate(task, Rewards(["tag_answer"])).complaints
+    assert complaint.startswith("1 evaluation questions are trained on")

@@ -153,7 +153,7 @@ def test_a_ranking_that_is_all_ties_is_named_where_ties_are_dropped() -> None:
 def test_without_rewards_the_best_checkpoint_is_the_one_that_tells_most_pairs_apart(tmp_path: Any) -> None:
     result = run_recipe(RECIPE, tmp_path / "run")
     assert [found.label for found in result.evaluations] == ["before dpo", "dpo step 2", "after dpo"]
-    assert result.evaluations[0].num_problems == 3
+    assert (result.evaluations[0].num_problems, result.evaluations[0].samples) == (3, 0)
     for found in result.evaluations:
         assert set(found.metrics) == {"likelihood_accuracy", "preference_accuracy", "margin", "preference_loss"}
         assert set(found.intervals) == {"likelihood_accuracy", "preference_accuracy"}

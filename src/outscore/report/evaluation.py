@@ -28,7 +28,7 @@ class Evaluation:
     num_problems: int
     """Held-out problems."""
     samples: int
-    """Completions per problem."""
+    """Completions per problem; 0 where nothing was sampled."""
     metrics: Mapping[str, float]
     """`pass@1`, `pass@8`, `maj@8`, `greedy` and the like; shares of one."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)

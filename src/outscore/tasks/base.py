@@ -187,7 +187,12 @@ def _folded(answer: str | None) -> str | float:
 def _overlap(task: Task) -> list[str]:
     trained = {question_text(each) for each in task.train_problems()}
     trained |= {question_text(each.problem) for each in task.demonstrations()}
-    shared = [each for each in task.eval_problems() if question_text(each) in trained]
+    held_out = list(task.eval_problems())
+    if isinstance(task, RankingTask):
+        trained |= {question_text(each.problem) for each in task.train_rankings()}
+        known = {each.id for each in held_out}
+        held_out += [each.problem for each in task.eval_rankings() if each.problem.id not in known]
+    shared = [each for each in held_out if question_text(each) in trained]
     return [f"{len(shared)} evaluation questions are trained on, the first is {shared[0].id!r}"] if shared else []
 
 

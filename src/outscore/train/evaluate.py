@@ -111,7 +111,7 @@ class Evaluator:
             step=step,
             policy_version=policy_version,
             num_problems=len(self.prompts) or max(measure.num_problems for measure in self.measures),
-            samples=1 if greedy_only else self.samples,
+            samples=0 if not self.prompts else 1 if greedy_only else self.samples,
             metrics={name: value.value if isinstance(value, Estimate) else value for name, value in found.items()},
             intervals={name: (estimate.low, estimate.high) for name, estimate in estimates.items()},
         )

@@ -122,7 +122,7 @@ def resume(
             run.log(note)
             if console:
                 console.message(note, warning=True)
-    weights = _policy_weights(run)
+    weights = _policy_weights(run, found.path if found else None)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
 
@@ -218,7 +218,7 @@ def _stages(
         policy.version = start[0].policy_version
         prune_checkpoints(run, start[0], recipe.checkpoints.keep)
         # Before any stage is built: its reference is the policy as the stage finds it.
-        if weights := _policy_weights(run):
+        if weights := _policy_weights(run, start[1]):
             load_weights(weights, workshop.masters)
         if start[0].finished:
             first, start = first + 1, None
@@ -239,17 +239,18 @@ def _stages(
     return None
 
 
-def _policy_weights(run: RunDirectory) -> Path | None:
+def _policy_weights(run: RunDirectory, newest: Path | None) -> Path | None:
     """The newest checkpoint that holds the policy, which a stage of a reward model leaves as it is; None where the
-    policy is what the recipe names.
+    policy is what the recipe names. `newest` is the newest of all, which is known to be sound.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if it is another one, and damaged.
     """
     saved = policy_checkpoints(run)
     if not saved:
         return None
-    read_progress(saved[-1].path)
+    if saved[-1].path != newest:
+        read_progress(saved[-1].path)
     return saved[-1].path
 
 
