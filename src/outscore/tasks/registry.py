@@ -11,9 +11,10 @@ from outscore.tasks.arithmetic import ArithmeticTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
+from outscore.tasks.programs import ProgramsTask
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"arithmetic": ArithmeticTask, "reasoning_gym": GymTask, "data": DataTask}
+    {"arithmetic": ArithmeticTask, "reasoning_gym": GymTask, "data": DataTask, "programs": ProgramsTask}
 )
 """Task kinds: add a file to `tasks/` and a line here."""
 
