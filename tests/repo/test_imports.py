@@ -28,7 +28,7 @@ MAY_IMPORT = {
 HEAVY_OR_OPTIONAL = ["accelerate", "datasets", "gguf", "math_verify", "peft", "reasoning_gym", "tensorboard", "trackio"]
 HEAVY_OR_OPTIONAL += ["jsonschema", "matplotlib", "py3langid", "trl", "typer", "wandb"]
 
-OWN_PROCESS = {"outscore.rewards.math_worker"}
+OWN_PROCESS = {"outscore.rewards.math_worker", "outscore.rewards.sandbox_warden"}
 """Modules that only ever run as a process of their own, started by code that has asked for the extra."""
 
 

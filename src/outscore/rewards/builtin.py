@@ -9,12 +9,14 @@ from functools import partial
 from types import MappingProxyType
 
 from outscore.rewards.answers import boxed, extract_answer, last_number, parse_number, tag_content
+from outscore.rewards.code_rewards import code_stdin, code_tests
 from outscore.rewards.consistency import answer_follows, equations_hold, language_consistency
 from outscore.rewards.contract import Reward
 from outscore.rewards.format import format_tags, json_format
 from outscore.rewards.gym import gym_rewards
 from outscore.rewards.kinds import answer_reward, check_number, known_form, same_number
 from outscore.rewards.length import soft_overlong, target_length
+from outscore.rewards.llm_judge import llm_judge
 from outscore.rewards.math_answers import math_rewards, require_math_verify
 from outscore.rewards.model_based import reward_model
 from outscore.rewards.structured import answer_list, answer_set, multiple_choice
@@ -117,6 +119,9 @@ BUILTIN_REWARDS: Mapping[str, Callable[..., Reward]] = MappingProxyType(
         "soft_overlong": soft_overlong,
         "target_length": target_length,
         "reward_model": reward_model,
+        "code_tests": code_tests,
+        "code_stdin": code_stdin,
+        "llm_judge": llm_judge,
     }
 )
 """Name in a recipe -> builder: add a function and a line here."""

@@ -12,9 +12,16 @@ from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
 from outscore.tasks.opinions import GlobalOpinionTask
+from outscore.tasks.programs import ProgramsTask
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
-    {"arithmetic": ArithmeticTask, "reasoning_gym": GymTask, "data": DataTask, "global_opinions": GlobalOpinionTask}
+    {
+        "arithmetic": ArithmeticTask,
+        "reasoning_gym": GymTask,
+        "data": DataTask,
+        "global_opinions": GlobalOpinionTask,
+        "programs": ProgramsTask,
+    }
 )
 """Task kinds: add a file to `tasks/` and a line here."""
 

@@ -1,0 +1,170 @@
+"""Unit tests taken apart: what a program has to evaluate, and what it should give, which the program never sees.
+
+A test `assert f(2) == 4` becomes the expression `f(2)`, evaluated in the sandbox, and a comparison with 4 made outside
+of it. Test code is data here: nothing of it runs in this process.
+"""
+
+import ast
+import builtins
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_RELATIONS = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One thing a program is asked.
+
+    >>> Case(call="f(2)", relation="==", expected=4).holds(4)
+    True
+    """
+
+    call: str
+    """The expression to evaluate in the program's namespace."""
+    relation: str
+    """`==`, `!=`, `is`, `is not`, `in`, `not in`, `<`, `<=`, `>`, `>=`, or `near`."""
+    expected: Any
+    """The right side; for `near` (value, greatest distance)."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value of plain types passes."""
+        wanted = self.expected
+        try:
+            if self.relation == "near":
+                return bool(math.fabs(value - wanted[0]) <= wanted[1])
+            return bool(
+                {
+                    "==": lambda: value == wanted,
+                    "!=": lambda: value != wanted,
+                    "is": lambda: value is wanted,
+                    "is not": lambda: value is not wanted,
+                    "in": lambda: value in wanted,
+                    "not in": lambda: value not in wanted,
+                    "<": lambda: value < wanted,
+                    "<=": lambda: value <= wanted,
+                    ">": lambda: value > wanted,
+                    ">=": lambda: value >= wanted,
+                }[self.relation]()
+            )
+        except (TypeError, OverflowError):  # values that cannot be compared are not what was asked for
+            return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """The tests of one problem.
+
+    >>> Suite(setup="import math\\n", cases=(Case(call="f(2)", relation="==", expected=4),))
+    """
+
+    setup: str
+    """Source that runs after the program and before the cases."""
+    cases: tuple[Case, ...]
+    """What is asked, in order; never empty."""
+
+
+def parse_tests(tests: str, entry_point: str | None = None) -> Suite:
+    """Take test code apart.
+
+    Understood are `assert EXPRESSION == LITERAL` (either way round, and with other comparisons), `assert abs(EXPRESSION
+    - LITERAL) < LITERAL`, and `assert f(...)` or `assert not f(...)` for a function of the program's own; all at the
+    top or in a `def check(candidate):`, whose candidate is `entry_point` or what `check` is called with. Other
+    statements are set-up.
+
+    Raises:
+        ValueError: for an assertion that can only be judged inside of the program, where it could be tampered with, and
+            for code without an assertion.
+    """
+    setup: list[str] = []
+    cases: list[Case] = []
+    for statement in _statements(tests, entry_point):
+        if isinstance(statement, ast.Assert):
+            cases.append(_case(statement.test))
+        elif any(isinstance(node, ast.Assert) for node in ast.walk(statement)):
+            raise ValueError(
+                f"tests: an assertion inside of other code cannot be judged: {ast.unparse(statement)[:200]!r}"
+            )
+        else:
+            setup.append(ast.unparse(statement))
+    if not cases:
+        raise ValueError(f"tests: there is no assertion in {tests[:200]!r}")
+    return Suite(setup="".join(f"{line}\n" for line in setup), cases=tuple(cases))
+
+
+def _statements(tests: str, entry_point: str | None) -> Iterator[ast.stmt]:
+    try:
+        body = ast.parse(tests).body
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ValueError(f"tests: not Python: {error}: {tests[:200]!r}") from error
+    calls = [call.args for each in body if (call := _call_of_check(each)) is not None]
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "check" and len(statement.args.args) == 1:
+            name = entry_point or (ast.unparse(calls[0][0]) if calls and calls[0] else None)
+            if name is None:
+                raise ValueError(
+                    "tests: check(candidate) needs the function's name: a column `entry_point`, or check(NAME)"
+                )
+            yield from ast.parse(f"{statement.args.args[0].arg} = {name}").body
+            yield from statement.body
+        elif _call_of_check(statement) is None:
+            yield statement
+
+
+def _call_of_check(statement: ast.stmt) -> ast.Call | None:
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "check":
+        return value
+    return None
+
+
+def _case(test: ast.expr) -> Case:
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], _RELATIONS):
+        found = _comparison(test.left, test.ops[0], test.comparators[0])
+        if found is not None:
+            return found
+    negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
+    inner = test.operand if isinstance(test, ast.UnaryOp) and negated else test
+    if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and not hasattr(builtins, inner.func.id):
+        return Case(call=ast.unparse(inner), relation="is", expected=not negated)
+    raise ValueError(
+        f"tests: 'assert {ast.unparse(test)}' can only be judged inside of the program, which could tamper with it; "
+        "write it as a comparison with a literal: assert f(2) == 4"
+    )
+
+
+def _comparison(left: ast.expr, relation: ast.cmpop, right: ast.expr) -> Case | None:
+    symbol = ast.unparse(ast.Compare(ast.Name("a"), [relation], [ast.Name("b")]))[2:-2]
+    known, expected = _literal(right)
+    if known:
+        near = _distance(left)
+        if near is not None and symbol in ("<", "<="):
+            return Case(call=near[0], relation="near", expected=(near[1], expected))
+        return Case(call=ast.unparse(left), relation=symbol, expected=expected)
+    known, expected = _literal(left)
+    return Case(call=ast.unparse(right), relation="==", expected=expected) if known and symbol == "==" else None
+
+
+def _distance(left: ast.expr) -> tuple[str, Any] | None:
+    """(expression, literal) of abs(expression - literal)."""
+    if not (isinstance(left, ast.Call) and isinstance(left.func, ast.Name) and left.func.id == "abs"):
+        return None
+    inside = left.args[0] if len(left.args) == 1 else None
+    if not (isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub)):
+        return None
+    known, value = _literal(inside.right)
+    return (ast.unparse(inside.left), value) if known else None
+
+
+def _literal(node: ast.expr) -> tuple[bool, Any]:
+    try:
+        return True, ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False, None
+
+
+def joined(tests: str | Sequence[str]) -> str:
+    """Test code given as one text or as a list of them."""
+    return tests if isinstance(tests, str) else "\n".join(tests)

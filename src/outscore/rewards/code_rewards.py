@@ -1,0 +1,203 @@
+"""Rewards that run the program a completion holds: against unit tests, and against inputs with their outputs.
+
+Programs run in the sandbox; what they should give stays outside of it (docs/sandbox.md).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Literal
+
+from outscore.rewards.answers import fenced_block
+from outscore.rewards.assertions import Suite, joined, parse_tests
+from outscore.rewards.contract import Reward, completion_text
+from outscore.rewards.sandbox import Limits, Program, Ran, shared_sandbox
+
+CodeForm = Literal["fence", "text"]
+"""Where the program stands: in the last ``` block, or the completion is the program."""
+
+
+def code_tests(
+    *,
+    tests: str = "tests",
+    form: CodeForm = "fence",
+    partial_credit: bool = True,
+    seconds: float = 2.0,
+    memory_mb: int = 256,
+    unsafe: bool = False,
+) -> Reward:
+    """The share of the problem's unit tests that the completion's program passes, from 0 to 1.
+
+    Args:
+        tests: the data column with the tests, as `assert` statements in one text or a list of them; None where the
+            reward does not apply. A column `entry_point` names the function for tests in a `def check(candidate)`.
+        form: `fence` takes the program from the last ``` block, `text` takes the whole completion.
+        partial_credit: without it only a program that passes all tests gets 1, any other 0.
+        seconds: CPU time of a program; it ends after three times that by the clock.
+        memory_mb: its memory, in MiB.
+        unsafe: run it without isolation, where the system has none.
+    """
+    limits = _checked("code_tests", seconds, memory_mb, unsafe)
+    options = {"column": tests, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
+    return Reward(
+        name="code_tests", function=partial(_test_rewards, **options), full=1.0, extract=partial(program_of, form=form)
+    )
+
+
+def code_stdin(
+    *,
+    cases: str = "cases",
+    form: CodeForm = "fence",
+    partial_credit: bool = True,
+    seconds: float = 2.0,
+    memory_mb: int = 256,
+    unsafe: bool = False,
+) -> Reward:
+    """The share of the problem's inputs for which the completion's program prints the right output, from 0 to 1.
+
+    An output is right if its lines are, blanks at their ends and empty lines at the end aside, and the program ends
+    with status 0.
+
+    Args:
+        cases: the data column with a list of {"input": text, "output": text}, or {"inputs": [...], "outputs": [...]},
+            or either as JSON text; None where the reward does not apply.
+        form: as in `code_tests`, and so are the others.
+        partial_credit: without it only a program that is right for all inputs gets 1.
+        seconds: CPU time for each input.
+        memory_mb: memory, in MiB.
+        unsafe: run without isolation.
+    """
+    limits = _checked("code_stdin", seconds, memory_mb, unsafe)
+    options = {"column": cases, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
+    return Reward(
+        name="code_stdin", function=partial(_stdin_rewards, **options), full=1.0, extract=partial(program_of, form=form)
+    )
+
+
+def program_of(text: str, form: CodeForm = "fence") -> str | None:
+    """The program in a completion; None where there is none."""
+    found = fenced_block(text) if form == "fence" else text
+    return found if found and found.strip() else None
+
+
+def same_output(found: str, wanted: str) -> bool:
+    """Whether two outputs have the same lines, blanks at their ends and empty lines at the end aside.
+
+    >>> same_output("1 \\n2\\n\\n", "1\\n2")
+    True
+    """
+    return [line.rstrip() for line in found.rstrip().split("\n")] == [
+        line.rstrip() for line in wanted.rstrip().split("\n")
+    ]
+
+
+def _test_rewards(
+    completions: Sequence[Any],
+    column: str,
+    form: CodeForm,
+    partial_credit: bool,
+    limits: Limits,
+    unsafe: bool,
+    log_metric: Callable[[str, float], None],
+    **columns: Any,
+) -> list[float | None]:
+    entry_points = columns.get("entry_point") or [None] * len(completions)
+    suites = [
+        None if tests is None else _suite(joined(tests), entry_point)
+        for tests, entry_point in zip(_column("code_tests", column, columns), entry_points, strict=True)
+    ]
+    sources = [program_of(completion_text(each), form) for each in completions]
+    asked = [k for k, (suite, source) in enumerate(zip(suites, sources, strict=True)) if suite and source]
+    programs = []
+    for k in asked:
+        suite, source = suites[k], sources[k]
+        assert suite is not None and source is not None
+        programs.append(Program(source=f"{source}\n{suite.setup}", calls=tuple(case.call for case in suite.cases)))
+    ran = dict(zip(asked, shared_sandbox(limits, unsafe).run(programs), strict=True))
+    for each in ran.values():
+        log_metric("code_tests/out_of_time", float(_out_of_time(each)))
+    return [
+        None
+        if suite is None
+        else _credit([_passes(suite, ran.get(k), n) for n in range(len(suite.cases))], partial_credit)
+        for k, suite in enumerate(suites)
+    ]
+
+
+def _passes(suite: Suite, ran: Ran | None, n: int) -> bool:
+    return ran is not None and n in ran.values and suite.cases[n].holds(ran.values[n])
+
+
+def _stdin_rewards(
+    completions: Sequence[Any],
+    column: str,
+    form: CodeForm,
+    partial_credit: bool,
+    limits: Limits,
+    unsafe: bool,
+    log_metric: Callable[[str, float], None],
+    **columns: Any,
+) -> list[float | None]:
+    given = [None if cases is None else _pairs(cases) for cases in _column("code_stdin", column, columns)]
+    programs: list[Program] = []
+    first: list[int | None] = []  # where the runs of a completion begin
+    for completion, cases in zip(completions, given, strict=True):
+        source = program_of(completion_text(completion), form)
+        first.append(len(programs) if source and cases else None)
+        if source and cases:
+            programs += [Program(source=source, stdin=stdin) for stdin, _ in cases]
+    ran = shared_sandbox(limits, unsafe).run(programs)
+    for each in ran:
+        log_metric("code_stdin/out_of_time", float(_out_of_time(each)))
+    rewards: list[float | None] = []
+    for cases, begin in zip(given, first, strict=True):
+        if cases is None or begin is None:
+            rewards.append(None if cases is None else 0.0)
+            continue
+        own = zip(ran[begin : begin + len(cases)], cases, strict=True)
+        right = [r.ended == "exit" and r.code == 0 and same_output(r.stdout, wanted) for r, (_, wanted) in own]
+        rewards.append(_credit(right, partial_credit))
+    return rewards
+
+
+def _credit(passed: Sequence[bool], partial_credit: bool) -> float:
+    return sum(passed) / len(passed) if partial_credit else float(all(passed))
+
+
+def _out_of_time(ran: Ran) -> bool:
+    """Ended by the clock, or killed by the kernel at its CPU time."""
+    return ran.ended == "timeout" or (ran.ended == "exit" and ran.code == -9)
+
+
+def _column(reward: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]:
+    if name not in columns:
+        raise ValueError(f"reward {reward!r} asks for the column {name!r}, which the data do not have")
+    found: Sequence[Any] = columns[name]
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _suite(tests: str, entry_point: str | None) -> Suite:
+    return parse_tests(tests, entry_point)
+
+
+def _pairs(cases: Any) -> list[tuple[str, str]]:
+    """(input, output) of each case. ValueError if they are not given so."""
+    read = json.loads(cases) if isinstance(cases, str) else cases
+    if isinstance(read, Mapping):
+        read = [{"input": a, "output": b} for a, b in zip(read["inputs"], read["outputs"], strict=True)]
+    pairs = [(each["input"], each["output"]) for each in read]
+    if not pairs or any(not isinstance(text, str) for pair in pairs for text in pair):
+        raise ValueError(f"reward 'code_stdin': cases = {str(cases)[:200]!r} must be inputs and outputs, each a text")
+    return pairs
+
+
+def _checked(name: str, seconds: float, memory_mb: int, unsafe: bool) -> Limits:
+    """The limits; refuses what cannot be, and a system that cannot isolate, before a run begins."""
+    if seconds <= 0 or memory_mb < 64:
+        raise ValueError(
+            f"reward {name!r}: seconds = {seconds!r} must be above 0 and memory_mb = {memory_mb!r} 64 or more"
+        )
+    limits = Limits(seconds=seconds, memory_mb=memory_mb)
+    shared_sandbox(limits, unsafe).check()
+    return limits

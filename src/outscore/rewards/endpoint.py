@@ -1,0 +1,173 @@
+"""Asking a language model over any OpenAI-compatible endpoint, with a cache, retries and a budget."""
+
+import contextlib
+import email.message
+import hashlib
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outscore.records import Message
+
+_RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT = 60.0
+_sleep = time.sleep
+
+
+class BudgetError(RuntimeError):
+    """The calls or tokens that a recipe allows are used up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What the model answered.
+
+    >>> Reply(text='{"correctness": "correct"}', num_tokens=120, cached=False)
+    """
+
+    text: str
+    """The message."""
+    num_tokens: int
+    """What the endpoint counted for question and answer; 0 where it does not say."""
+    cached: bool
+    """Whether it was asked before and nothing was spent."""
+
+
+class Endpoint:
+    """A chat endpoint: `url`/chat/completions.
+
+    Args:
+        url: the base, such as http://localhost:8000/v1.
+        model: the model's name there.
+        api_key_env: the environment variable with the key; no key is sent where it is not set.
+        seconds: time limit of one call.
+        retries: how often a call is repeated that failed for a reason that may pass (no connection, time, 429, 5xx).
+        max_calls: calls this process may make, repeated ones included; 0 for any number.
+        max_tokens: tokens they may use together; 0 for any number.
+        cache: a directory for answers, so that a resumed run or another one does not pay again; "" for none. Within
+            the process equal questions are asked once anyhow.
+
+    Raises:
+        ValueError: if the url is none.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        model: str,
+        api_key_env: str = "OPENAI_API_KEY",
+        seconds: float = 120.0,
+        retries: int = 4,
+        max_calls: int = 0,
+        max_tokens: int = 0,
+        cache: str = "",
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"reward 'llm_judge': url = {url!r} must begin with http:// or https://")
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._model = model
+        self._api_key_env = api_key_env
+        self._seconds = seconds
+        self._retries = retries
+        self._max_calls, self._max_tokens = max_calls, max_tokens
+        self._cache = Path(cache) if cache else None
+        self._known: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self.num_calls = 0
+        """Calls made so far."""
+        self.num_tokens = 0
+        """Tokens used so far."""
+
+    def ask(self, messages: Sequence[Message], *, attempt: int = 0) -> Reply:
+        """The model's answer, at temperature 0.
+
+        `attempt` counts how often the same is asked because the answer was of no use: a later one is not looked up
+        under the earlier.
+
+        Raises:
+            BudgetError: if nothing may be spent any more.
+            RuntimeError: if the endpoint does not answer, or not with an answer.
+        """
+        asked = {"model": self._model, "messages": [dict(each) for each in messages], "temperature": 0}
+        key = hashlib.sha256(json.dumps([self._url, asked, attempt], sort_keys=True).encode()).hexdigest()
+        known = self._look_up(key)
+        if known is not None:
+            return Reply(text=known, num_tokens=0, cached=True)
+        answer = self._call(asked)
+        try:
+            text = answer["choices"][0]["message"]["content"]
+            used = int((answer.get("usage") or {}).get("total_tokens", 0))
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+            text, used = None, 0
+        if not isinstance(text, str):
+            raise RuntimeError(f"{self._url} answered what is no chat completion: {json.dumps(answer)[:200]}")
+        with self._lock:
+            self.num_tokens += used
+        self._keep(key, text)
+        return Reply(text=text, num_tokens=used, cached=False)
+
+    def _call(self, asked: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if api_key := os.environ.get(self._api_key_env):
+            headers["Authorization"] = f"Bearer {api_key}"
+        request = urllib.request.Request(self._url, json.dumps(asked).encode(), headers)
+        for attempt in range(self._retries + 1):
+            self._spend_call()
+            try:
+                with urllib.request.urlopen(request, timeout=self._seconds) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                with error:
+                    said = error.read(500).decode("utf-8", errors="replace")
+                reason, wait = f"{error.code} {error.reason}: {said}", _asked_to_wait(error.headers)
+                if error.code not in _RETRYABLE:
+                    raise RuntimeError(f"{self._url} refuses: {reason}") from error
+            except (OSError, ValueError) as error:  # no connection, too slow, no JSON
+                reason, wait = f"{type(error).__name__}: {error}", None
+            if attempt < self._retries:
+                _sleep(min(2.0**attempt if wait is None else wait, _LONGEST_WAIT))
+        raise RuntimeError(f"{self._url} did not answer, asked {self._retries + 1} times; at last {reason}")
+
+    def _spend_call(self) -> None:
+        with self._lock:
+            if self._max_calls and self.num_calls >= self._max_calls:
+                raise BudgetError(f"the judge's budget is spent: max_calls = {self._max_calls}")
+            if self._max_tokens and self.num_tokens >= self._max_tokens:
+                raise BudgetError(
+                    f"the judge's budget is spent: max_tokens = {self._max_tokens}, used {self.num_tokens}"
+                )
+            self.num_calls += 1
+
+    def _look_up(self, key: str) -> str | None:
+        if key in self._known:
+            return self._known[key]
+        if self._cache is not None:
+            with contextlib.suppress(FileNotFoundError):
+                kept: str = json.loads((self._cache / f"{key}.json").read_text(encoding="utf-8"))["text"]
+                self._known[key] = kept
+                return kept
+        return None
+
+    def _keep(self, key: str, text: str) -> None:
+        self._known[key] = text
+        if self._cache is not None:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            aside = self._cache / f"{key}.{os.getpid()}.{threading.get_ident()}.tmp"
+            aside.write_text(json.dumps({"model": self._model, "text": text}), encoding="utf-8")
+            aside.replace(self._cache / f"{key}.json")  # complete or absent
+
+
+def _asked_to_wait(headers: email.message.Message) -> float | None:
+    """Seconds of a Retry-After header; a date or nothing is None."""
+    try:
+        return max(0.0, float(headers.get("Retry-After", "")))
+    except ValueError:
+        return None
