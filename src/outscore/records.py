@@ -108,6 +108,8 @@ class Score:
     the group."""
     parts: Mapping[str, float | None]
     """Each reward by name, before weighting; None where a reward said it does not apply."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Rewards that failed, and whose part is the constant that the recipe puts in their place -> what happened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

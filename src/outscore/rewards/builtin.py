@@ -16,7 +16,7 @@ from outscore.inputs import nearest
 from outscore.rewards.answers import AnswerForm, boxed, extract_answer, last_number, parse_number, tag_content
 from outscore.rewards.contract import Reward, completion_text
 from outscore.rewards.gym import gym_rewards
-from outscore.rewards.math_answers import math_rewards, require_math_verify
+from outscore.rewards.math_answers import import_math_verify, math_rewards, require_math_verify
 
 Check = Callable[[str, str], bool | None]
 """(completion, gold answer) -> whether it is right; None where the gold answer cannot be judged by."""
@@ -99,9 +99,8 @@ def tag_answer(*, tag: str = "answer") -> Reward:
 def math_verify(*, seconds: float = 5.0) -> Reward:
     """1 if math-verify finds the completion's mathematical answer equal to the gold one (extra `outscore[math]`).
 
-    It runs in a process of its own, which is ended and started anew when one completion takes longer than `seconds`;
-    such a completion gets 0, and the metric `math_verify/gave_up` is the share of them. None where the gold answer
-    cannot be parsed.
+    It runs in worker processes, one completion at a time. One that takes longer than `seconds`, or too much memory, has
+    not been found equal: it counts as 0 and as a failure of the reward. None where the gold answer cannot be parsed.
     """
     if seconds <= 0:
         raise ValueError(f"reward 'math_verify': seconds = {seconds!r} must be above 0")
@@ -111,7 +110,17 @@ def math_verify(*, seconds: float = 5.0) -> Reward:
         found = boxed(text)
         return extract_answer(text) if found is None else found
 
-    return Reward(name="math_verify", function=partial(math_rewards, seconds=seconds), full=1.0, extract=extract)
+    return Reward(
+        name="math_verify",
+        function=math_rewards,
+        full=1.0,
+        extract=extract,
+        batched=False,
+        isolate=True,
+        limits={"seconds": seconds},
+        prepare=import_math_verify,
+        on_failure=0.0,
+    )
 
 
 def gym(*, form: str = "auto") -> Reward:
