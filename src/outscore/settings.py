@@ -1,5 +1,6 @@
 """Settings that rooms below the recipe know by name: the base of all, and how rewards run."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -12,14 +13,13 @@ class Settings(BaseModel):
 
 
 def _known_policy(value: Any) -> Any:
-    if value in ("stop", "exclude") or (isinstance(value, int | float) and not isinstance(value, bool)):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value in ("stop", "exclude") or (is_number and math.isfinite(value)):
         return value
-    raise ValueError("must be `stop`, `exclude`, or a number that a failed reward counts as")
+    raise ValueError("must be `stop`, `exclude`, or a finite number that a failed reward counts as")
 
 
-OnFailure = Annotated[
-    Literal["stop", "exclude"] | Annotated[float, Field(allow_inf_nan=False)], BeforeValidator(_known_policy)
-]
+OnFailure = Annotated[Literal["stop", "exclude"] | float, BeforeValidator(_known_policy)]
 """What a reward that fails on a completion means: `stop` ends the run, `exclude` leaves the completion out, a number is
 what the reward counts as."""
 

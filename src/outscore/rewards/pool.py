@@ -235,5 +235,7 @@ def _only(call: _Call) -> _Call:
 
 
 def _replaced(name: str, about: str, reason: str, seconds: float, printed: str) -> str:
-    last = f"; the end of what it printed: {printed[-300:]!r}" if printed else ""
+    crash = printed.rpartition("Fatal Python error")  # and below it where it was, the innermost call first
+    shown = "".join(crash[1:])[:400] if crash[1] else printed[-200:]
+    last = f"; it printed: {shown!r}" if shown else ""
     return f"reward {name!r} {reason} ({about}): its worker is replaced after {seconds:.1f} s{last}"
