@@ -13,7 +13,9 @@ only what its signature names.
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from outscore.inputs import nearest
@@ -233,13 +235,23 @@ def call_arguments(reward: Reward, items: Sequence[Item], state: TrainerState, l
         **reward.options,
     }
     try:
-        parameters = inspect.signature(reward.function).parameters
+        parameters = _parameters(reward.function)
     except (TypeError, ValueError):  # some callables written in C have no signature
         return arguments
     _check_signature(reward, parameters, arguments)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter]:
+    # Rewards that score one at a time are called often, and plain functions do not change their signature.
+    return _remembered(function) if isinstance(function, FunctionType) else inspect.signature(function).parameters
+
+
+@lru_cache(maxsize=64)
+def _remembered(function: FunctionType) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _check_signature(reward: Reward, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:

@@ -5,13 +5,15 @@ of the *thread* that started it.
 """
 
 import json
+import math
 import pickle
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from outscore.rewards.call import CallFailed, Finish, Reply, pause
 from outscore.rewards.contract import Item, Reward, TrainerState
@@ -21,6 +23,8 @@ from outscore.settings import ScoringLimits
 
 MOST_TOGETHER = 64
 """Calls that an asynchronous reward has in one worker at the same time."""
+MOST_AHEAD = 16
+"""Calls that a worker is handed at a time, to make one after the other: it need not wait for the next."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -170,9 +174,11 @@ class Pool:
                 self._fail_all(list(self._calls))
                 self._calls.clear()
                 return []
+            # A share of what waits, so that the last calls are spread over all workers.
+            share = math.ceil(len(self._calls) / (2 * self._most))
+            most = MOST_TOGETHER if self._reward.is_async else min(share, MOST_AHEAD)
             taken = [self._calls.popleft()]
-            together = MOST_TOGETHER if self._reward.is_async and not taken[0].alone else 1
-            while len(taken) < together and self._calls and not self._calls[0].alone:
+            while len(taken) < most and self._calls and not taken[0].alone and not self._calls[0].alone:
                 taken.append(self._calls.popleft())
             return taken
 
@@ -181,30 +187,38 @@ class Pool:
             call.future.set_exception(self._broken or CallFailed("was not called: its workers were closed"))
 
     def _serve(self, worker: WorkerProcess, calls: Sequence[_Call]) -> bool:
-        """Have calls answered; whether the worker is good for more."""
-        begun = time.perf_counter()
-        limit = max(call.limit for call in calls) + (GROUP_SECONDS if self._reward.is_async else 0.0)
-        try:
-            answers = json.loads(worker.ask(pickle.dumps([call.request for call in calls]), limit))
-        except WorkerFault as fault:
-            seconds = time.perf_counter() - begun
-            if len(calls) > 1:  # nobody knows which of them it was
-                self._again([_only(call) for call in calls])
+        """Have calls answered, in order; whether the worker is good for more."""
+        worker.send(pickle.dumps([call.request for call in calls]))
+        is_async = self._reward.is_async
+        for place, call in enumerate(calls):
+            begun = time.perf_counter()
+            try:
+                answer = json.loads(worker.answer(call.limit + (GROUP_SECONDS if is_async else 0.0)))
+            except WorkerFault as fault:
+                # Asynchronous calls are made at the same time, and nobody knows which of them it was.
+                unknown = calls[place:] if is_async and len(calls) > 1 else []
+                self._again([_only(each) for each in unknown] or calls[place + 1 :])
+                if not unknown:
+                    self._fault(worker, call, fault, time.perf_counter() - begun)
                 return False
-            [call] = calls
-            reason = fault.reason or too_long(call.limit)
-            if not self._closed.is_set():
-                self._say(_replaced(self._reward.name, call.about, reason, seconds, worker.printed), False)
-            self._failed(call, reason, seconds)
-            return False
-        seconds = time.perf_counter() - begun
-        for call, answer in zip(calls, answers, strict=True):
-            if "failed" in answer:
-                self._failed(call, answer["failed"], seconds, wrong_shape=answer.get("wrong_shape", False))
-            else:
-                metrics = [(name, value) for name, value in answer["metrics"]]
-                call.future.set_result(Reply(values=answer["values"], columns=answer["columns"], metrics=metrics))
-        return not any(answer.get("spent") for answer in answers)
+            self._settle(call, answer, time.perf_counter() - begun)
+            if answer.get("spent"):
+                self._again(calls[place + 1 :])
+                return False
+        return True
+
+    def _fault(self, worker: WorkerProcess, call: _Call, fault: WorkerFault, seconds: float) -> None:
+        reason = fault.reason or too_long(call.limit)
+        if not self._closed.is_set():
+            self._say(_replaced(self._reward.name, call.about, reason, seconds, worker.printed), False)
+        self._failed(call, reason, seconds)
+
+    def _settle(self, call: _Call, answer: Mapping[str, Any], seconds: float) -> None:
+        if "failed" in answer:
+            self._failed(call, answer["failed"], seconds, wrong_shape=answer.get("wrong_shape", False))
+        else:
+            metrics = [(name, value) for name, value in answer["metrics"]]
+            call.future.set_result(Reply(values=answer["values"], columns=answer["columns"], metrics=metrics))
 
     def _failed(self, call: _Call, reason: str, seconds: float, *, wrong_shape: bool = False) -> None:
         call.spent += seconds

@@ -1,4 +1,4 @@
-"""A worker process as its supervisor sees it: one question at a time, each with a deadline."""
+"""A worker process as its supervisor sees it: calls go out, and each answer has a deadline."""
 
 import contextlib
 import json
@@ -36,7 +36,8 @@ class CannotLoad(Exception):
 
 
 class WorkerProcess:
-    """A fresh Python process that has loaded a reward. `ask` it, and `end` it after any fault.
+    """A fresh Python process that has loaded a reward. `send` calls, take an `answer` each, and `end` it after any
+    fault.
 
     What the reward prints is read and dropped, but for its end: a flood neither blocks the worker nor fills memory.
 
@@ -69,13 +70,16 @@ class WorkerProcess:
         assert self._process.stdout is not None
         self._channel, self._output = ours, self._process.stdout
         self._printed = b""
+        self._unsent = memoryview(b"")
+        self._received = bytearray()
         self._selector = selectors.DefaultSelector()
         for stream in (ours, self._output):
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ)
         setup = {"parcel": parcel, "memory_bytes": memory_bytes}
         try:
-            answer = json.loads(self.ask(pickle.dumps(setup), START_SECONDS))
+            self.send(pickle.dumps(setup))
+            answer = json.loads(self.answer(START_SECONDS))
             if "failed" in answer:
                 raise CannotLoad(answer["failed"])
         except BaseException:
@@ -97,25 +101,28 @@ class WorkerProcess:
         """The end of what it has printed."""
         return self._printed.decode("utf-8", "replace").strip()
 
-    def ask(self, message: bytes, seconds: float) -> bytes:
-        """Send a message and wait for the answer.
+    def send(self, message: bytes) -> None:
+        """Send a message, as far as there is room; `answer` goes on with it."""
+        self._unsent = memoryview(HEADER.pack(len(message)) + message)
+
+    def answer(self, seconds: float) -> bytes:
+        """Wait for the next answer.
 
         Raises:
             WorkerFault: if the process ends, or has not answered after so many seconds. It is then of no further use.
         """
         deadline = time.monotonic() + seconds
-        unsent = memoryview(HEADER.pack(len(message)) + message)
-        received = bytearray()
-        while True:
-            unsent = self._send(unsent)
+        while (answer := self._next()) is None:
+            self._go_on_sending()
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WorkerFault(None)
             for key, _ in self._selector.select(left):
                 if key.fileobj is self._output:
                     self._drain()
-                elif (answer := self._receive(received)) is not None:
-                    return answer
+                else:
+                    self._receive()
+        return answer
 
     def kill(self) -> None:
         """Kill the process and what it started; whoever waits for an answer gets a WorkerFault."""
@@ -131,37 +138,44 @@ class WorkerProcess:
         self._channel.close()
         self._output.close()
 
-    def _send(self, unsent: memoryview) -> memoryview:
+    def _go_on_sending(self) -> None:
         """Send what fits, and be woken when there is room for more."""
         try:
-            while unsent:
-                unsent = unsent[self._channel.send(unsent[:_CHUNK]) :]
+            while self._unsent:
+                self._unsent = self._unsent[self._channel.send(self._unsent[:_CHUNK]) :]
         except BlockingIOError:
             pass
         except OSError:
             raise WorkerFault(self._how_it_ended()) from None
-        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
         if self._selector.get_key(self._channel).events != wanted:
             self._selector.modify(self._channel, wanted)
-        return unsent
 
-    def _receive(self, received: bytearray) -> bytes | None:
-        """Take what has arrived; the whole answer when it is there."""
+    def _receive(self) -> None:
+        """Take what has arrived."""
         try:
             part = self._channel.recv(_CHUNK)
         except BlockingIOError:  # woken because there is room to send
-            return None
+            return
         except OSError:
             part = b""
         if not part:
             raise WorkerFault(self._how_it_ended())
-        received += part
-        if len(received) < HEADER.size:
+        self._received += part
+
+    def _next(self) -> bytes | None:
+        """The next whole answer among what has arrived."""
+        if len(self._received) < HEADER.size:
             return None
-        (size,) = HEADER.unpack_from(received)
+        (size,) = HEADER.unpack_from(self._received)
         if size > MOST_BYTES:
             raise WorkerFault(f"logged more than {MOST_BYTES // 2**20} MiB")
-        return bytes(received[HEADER.size :]) if len(received) == HEADER.size + size else None
+        end = HEADER.size + size
+        if len(self._received) < end:
+            return None
+        answer = bytes(self._received[HEADER.size : end])
+        del self._received[:end]
+        return answer
 
     def _drain(self) -> None:
         part: Any = self._output.read(_CHUNK)

@@ -58,10 +58,12 @@ def main(descriptor: int, parent: int) -> None:
     loop = asyncio.new_event_loop()
     while True:
         calls: list[Call] = [pickle.loads(call) for call in pickle.loads(_receive(channel))]
-        if reward.is_async:
-            _send(channel, loop.run_until_complete(_together(reward, calls)))
-        else:
-            _send(channel, [_answer(reward, call, loop) for call in calls])
+        for answer in (
+            loop.run_until_complete(_together(reward, calls))
+            if reward.is_async
+            else (_answer(reward, call, loop) for call in calls)
+        ):
+            _send(channel, answer)
 
 
 def limit_memory(limit: int) -> None:
