@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from outscore.inputs import apply_overrides, expected, nearest, read_yaml
+from outscore.settings import OnFailure, ScoringSettings, Settings
 
 LR_SFT, LR_POLICY, LR_LORA_FACTOR = 2e-5, 1e-5, 10.0
 """Peak learning rates where a recipe gives none. SFT of all weights: as Stanford Alpaca and Tulu 2 for 7B. GRPO of all
@@ -30,12 +30,6 @@ weights, for both ("LoRA Without Regret", Schulman et al. 2025; QLoRA's 2e-4 for
 WARMUP_SHARE, WARMUP_MOST = 0.05, 10
 """Warm-up where a recipe gives none: this share of the stage's optimizer steps, at most so many. Adam's second moment
 is an average over few steps at first; Alpaca and Tulu 2 warm up over 3 % of theirs."""
-
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
 
 class LoraSettings(Settings):
@@ -348,9 +342,11 @@ class Recipe(Settings):
     """The prompt template."""
     rewards: tuple[str | Mapping[str, Any], ...] = ()
     """Rewards by name or as file.py:function, with options and weight; see docs/rewards.md."""
-    on_reward_failure: Literal["stop", "exclude"] = "stop"
-    """What a reward that fails means: stop the run, or leave the completion out of its group's baseline and out of
-    training."""
+    on_reward_failure: OnFailure = "stop"
+    """What a reward that fails means: stop the run, leave the completion out of its group's baseline and out of
+    training (`exclude`), or count as this number. A reward's own `on_failure` comes before it."""
+    scoring: ScoringSettings = ScoringSettings()
+    """Worker processes of rewards and their limits."""
     stages: tuple[Annotated[StageSettings, WrapValidator(_stage)], ...] = Field(min_length=1)
     """What is done, in order."""
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -40,7 +40,11 @@ def code_tests(
     limits = _checked("code_tests", seconds, memory_mb, unsafe)
     options = {"column": tests, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
     return Reward(
-        name="code_tests", function=partial(_test_rewards, **options), full=1.0, extract=partial(program_of, form=form)
+        name="code_tests",
+        function=partial(_test_rewards, **options),
+        full=1.0,
+        extract=partial(program_of, form=form),
+        isolate=False,  # the sandbox has processes of its own
     )
 
 
@@ -70,7 +74,11 @@ def code_stdin(
     limits = _checked("code_stdin", seconds, memory_mb, unsafe)
     options = {"column": cases, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
     return Reward(
-        name="code_stdin", function=partial(_stdin_rewards, **options), full=1.0, extract=partial(program_of, form=form)
+        name="code_stdin",
+        function=partial(_stdin_rewards, **options),
+        full=1.0,
+        extract=partial(program_of, form=form),
+        isolate=False,  # the sandbox has processes of its own
     )
 
 

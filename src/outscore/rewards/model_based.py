@@ -20,11 +20,12 @@ def reward_model(*, path: str, token_budget: int = TOKEN_BUDGET, trust_remote_co
     """The score of a reward model in the directory `path`: a checkpoint of a stage `reward-model`, the directory of
     such a stage's checkpoints (the newest one is taken), or any causal sequence classifier with one label.
 
-    ValueError if there is none, when the recipe is read; the weights are loaded when something is first scored.
+    ValueError if there is none, when the recipe is read; the weights are loaded when something is first scored. It runs
+    in this process, where the accelerator is.
     """
     directory = newest_checkpoint(Path(path).expanduser())
     scorer = ModelScorer(directory, token_budget=token_budget, trust_remote_code=trust_remote_code)
-    return Reward(name="reward_model", function=scorer)
+    return Reward(name="reward_model", function=scorer, isolate=False)
 
 
 def newest_checkpoint(path: Path) -> Path:

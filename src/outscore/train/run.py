@@ -156,7 +156,9 @@ def _with_objects(
         data["task"] = {"kind": PYTHON, "name": own_task.name}
     own_rewards = None
     if rewards is not None:
-        own_rewards = Rewards(rewards, on_failure=data.get("on_reward_failure", "stop"))
+        own_rewards = Rewards(
+            rewards, on_failure=data.get("on_reward_failure", "stop"), scoring=data.get("scoring", {})
+        )
         data["rewards"] = [_recorded(spec, made) for spec, made in zip(rewards, own_rewards.rewards, strict=True)]
     return parse_recipe(data), own_task, own_rewards
 
@@ -188,11 +190,13 @@ def _go(
     with run.lock(), _interrupts(reporter) as interrupted:
         if start is None:
             _report_facts(workshop, reporter)
+        workshop.rewards.listen(lambda text, shown: reporter.message(text, warning=True) if shown else run.log(text))
         try:
             stopped = _stages(run, recipe, workshop, start, reporter, interrupted)
             finished = stopped is None
         finally:
             done = run.evaluations()
+            workshop.rewards.close()
             reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
         if stopped is not None:
             # Last on the screen, below what the live view leaves there.

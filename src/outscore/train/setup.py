@@ -145,7 +145,9 @@ def prepare(
     """
     check_before_loading(recipe)
     task = make_task(**recipe.task) if task is None else task
-    rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure) if rewards is None else rewards
+    if rewards is None:
+        rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure, scoring=recipe.scoring)
+    rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
     policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
     needs_rollouts = not evaluation_only and any(isinstance(stage, SamplingStage) for stage in recipe.stages)
