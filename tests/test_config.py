@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from outscore.config import PolicySettings, SftSettings, dump_recipe, load_recipe, parse_recipe
+from outscore.config import dump_recipe, load_recipe, parse_recipe
+from outscore.stages import PolicySettings, SftSettings
 
 GRPO = {"algorithm": "grpo", "steps": 3}
 BASE: dict[str, Any] = {"task": {"kind": "arithmetic"}, "rewards": ["tag_answer"], "stages": [GRPO]}

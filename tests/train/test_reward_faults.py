@@ -11,11 +11,11 @@ import pytest
 from rewards.faults import HARMLESS, REASONS, SECONDS, SOURCE, value
 from train.building import prompt_of, tiny_policy
 
-from outscore.config import PolicySettings
 from outscore.objectives.algorithms import algorithm
 from outscore.report.rows import CompletionRow, read_parquet
 from outscore.rewards import RewardError, Rewards
 from outscore.rollout import ScriptedSampler
+from outscore.stages import PolicySettings
 from outscore.train.run import run_recipe
 from outscore.train.sources import RolloutSource
 

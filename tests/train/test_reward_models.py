@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from train.test_preferences import RECIPE, TINY, three_groups
 
-from outscore.config import RewardModelSettings, parse_recipe
+from outscore.config import parse_recipe
 from outscore.model.heads import RewardModel, is_reward_model, load_reward_model
 from outscore.report import RunDirectory
+from outscore.stages import RewardModelSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.checkpoint import policy_checkpoints

@@ -9,15 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from outscore.config import (
-    PolicySettings,
-    PreferenceSettings,
-    Recipe,
-    RejectionSettings,
-    RewardModelSettings,
-    SftSettings,
-    StageSettings,
-)
+from outscore.config import Recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.heads import RewardModel
 from outscore.model.rows import TrainingGroup
@@ -26,6 +18,14 @@ from outscore.objectives.kl import kl_estimate, kl_per_completion
 from outscore.records import RankedGroup, ScoredGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
+from outscore.stages import (
+    PolicySettings,
+    PreferenceSettings,
+    RejectionSettings,
+    RewardModelSettings,
+    SftSettings,
+    StageSettings,
+)
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.loop import Stage
 from outscore.train.optim import make_optimizer

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from outscore.config import PolicySettings, Recipe, RejectionSettings, SftSettings
+from outscore.config import Recipe
 from outscore.records import Prompt
+from outscore.stages import PolicySettings, RejectionSettings, SftSettings
 from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from outscore.config import (
+from outscore.model.logprobs import CHUNK_LOGITS
+from outscore.objectives.algorithms import Algorithm
+from outscore.stages import (
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
@@ -21,8 +23,6 @@ from outscore.config import (
     SftSettings,
     StageSettings,
 )
-from outscore.model.logprobs import CHUNK_LOGITS
-from outscore.objectives.algorithms import Algorithm
 from outscore.train.rejection import BLOCK
 from outscore.train.setup import Workshop
 

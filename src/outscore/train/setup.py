@@ -9,18 +9,7 @@ from typing import Any
 
 import torch
 
-from outscore.config import (
-    ModelSettings,
-    PolicySettings,
-    PreferenceSettings,
-    Recipe,
-    RejectionSettings,
-    RewardModelSettings,
-    SamplingSettings,
-    SamplingStage,
-    SftSettings,
-    StageSettings,
-)
+from outscore.config import ModelSettings, Recipe
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
 from outscore.model.load import LoadedModel, encode, load_model, stop_token_ids, turn_end_id, weights_sha256
@@ -32,6 +21,16 @@ from outscore.objectives.algorithms import Algorithm, Source, algorithm
 from outscore.records import Completion, DemonstrationGroup, Problem, Prompt, RankedGroup, Ranking
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
+from outscore.stages import (
+    PolicySettings,
+    PreferenceSettings,
+    RejectionSettings,
+    RewardModelSettings,
+    SamplingSettings,
+    SamplingStage,
+    SftSettings,
+    StageSettings,
+)
 from outscore.tasks import RankingTask, Task, make_task, render
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings
 from outscore.model.forest import PrefixCount
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.advantages import is_zero_variance
@@ -28,6 +27,7 @@ from outscore.rewards import Rewards
 from outscore.rewards.compose import part_metrics
 from outscore.rewards.scoring import Scoring
 from outscore.rollout import Sampler
+from outscore.stages import PolicySettings
 from outscore.train.activity import Tell, both, counting, tell_nobody
 from outscore.train.order import batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge

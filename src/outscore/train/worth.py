@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, is_silent
 from outscore.objectives.shaping import overlong_penalty
 from outscore.records import Completion, Score, ScoredGroup, StepScore
+from outscore.stages import PolicySettings
 
 Penalty = Callable[[Sequence[ScoredGroup]], list[Tensor]]
 """For each group what the KL costs: each completion (`kl_place: reward`), or each token that could carry loss, flat
