@@ -66,6 +66,7 @@ def test_in_a_batch_a_fault_fails_its_own_completion_and_the_rest_are_scored_tog
     first, bad, last = scores(rewards, "a", kind, "bc")
     assert bad == ScoringFailure(reward_name="faulty", reason=REASONS[kind])
     assert [first.reward, last.reward] == [value("a"), value("bc")]
+    assert rewards.notices[0] == "reward 'faulty' runs in a worker process (2 s a completion, 1 GiB)"
     [said] = [notice for notice in rewards.notices if notice.startswith("step 1: ")]
     assert f"failed on 1 of 3 completions: {REASONS[kind]} (1); " in said and said.endswith(" s lost")
 

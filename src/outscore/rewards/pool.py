@@ -138,11 +138,11 @@ class Pool:
                 if worker is None or worker.has_ended:
                     self._ended(number, worker)
                     worker = self._started(number)
-                if worker is not None and not self._serve(worker, calls):
+                if worker is None:
+                    self._fail_all(calls)
+                elif not self._serve_all(worker, calls):
                     self._ended(number, worker)
                     worker = self._started(number)
-                elif worker is None:
-                    self._fail_all(calls)
         finally:
             self._ended(number, worker)
 
@@ -188,6 +188,15 @@ class Pool:
     def _fail_all(self, calls: Sequence[_Call]) -> None:
         for call in calls:
             call.future.set_exception(self._broken or CallFailed("was not called: its workers were closed"))
+
+    def _serve_all(self, worker: WorkerProcess, calls: Sequence[_Call]) -> bool:
+        """`_serve`, with nobody left to wait for ever if this very code fails."""
+        try:
+            return self._serve(worker, calls)
+        except Exception as error:
+            self._broken = error
+            self._fail_all([call for call in calls if not call.future.done()])
+            return False
 
     def _serve(self, worker: WorkerProcess, calls: Sequence[_Call]) -> bool:
         """Have calls answered, in order; whether the worker is good for more."""

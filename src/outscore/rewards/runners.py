@@ -59,8 +59,11 @@ def make_runner(reward: Reward, settings: ScoringSettings, say: Say) -> Runner:
     except CannotTravel as error:
         say(f"{stays} it cannot be sent to another one ({error})", True)
         return here
+    each = f"{limits.seconds:g} s a completion, {limits.memory_gb:g} GiB"
     if reward.origin is None:
-        say(f"reward {reward.name!r} runs as a copy in a worker process; `isolate: false` runs it in this one", True)
+        say(f"reward {reward.name!r} runs as a copy in a worker process ({each}); `isolate: false` runs it here", True)
+    else:
+        say(f"reward {reward.name!r} runs in a worker process ({each})", False)
     return Isolated(reward, parcel, limits, say)
 
 

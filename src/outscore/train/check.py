@@ -51,6 +51,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings.append(Finding(what="model", status="ok", detail=f"computes in {workshop.facts['precision']}"))
     layout = "ok" if workshop.policy.layout == "group_rows" else "warn"
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout_probe"])))  # type: ignore[arg-type]
+    findings += [Finding(what="reward", status="ok", detail=said) for said in workshop.rewards.notices]
     findings.append(_task_finding(task, workshop))
     findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
