@@ -146,7 +146,7 @@ def test_the_coefficients_of_the_first_pass_are_kept_for_every_token(tmp_path) -
     update(learner_of(policy), batch, plan_of(epochs=2, minibatches=2), coefficients=coefficients)
     kept = collected.per_token(coefficients)
     advantages = [value for group in collected.advantages for value in group]
-    first = [own for own in kept[:4]]
+    first = kept[:4]
     # The first mini-batch holds one group: ratios are 1 there, and four completions count.
     for own, advantage in zip(first, advantages[:4], strict=True):
         assert own == pytest.approx([advantage / (4 * len(own))] * len(own), rel=1e-5)
