@@ -48,11 +48,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_a_step_of_it_updates_and_leaves_its_coefficients(finished: RunDirectory, name: str) -> None:
     [line] = finished.metrics(name)
     assert math.isfinite(line["loss"])
-    if name != "online-rft":  # nothing is right
-        assert line["grad_norm"] > 0.0
+    assert line["grad_norm"] > 0.0
     [file] = [item for item in finished.group_files() if item.stage == name]
     rows = [row for row in read_parquet(file.path) if row.advantage is not None]
     assert all(row.coefficients is not None and len(row.coefficients) == len(row.token_ids) for row in rows)
     assert all(row.step_ends == tuple(range(len(row.token_ids))) for row in rows)
-    pulled = [value for row in rows for value in row.coefficients or ()]
-    assert any(pulled) == (name != "online-rft")
+    assert any(value for row in rows for value in row.coefficients or ())
