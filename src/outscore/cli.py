@@ -155,13 +155,16 @@ def show(
     best: Annotated[bool, typer.Option("--best", help="Show the groups with the highest reward.")] = False,
     worst: Annotated[bool, typer.Option("--worst", help="Show the groups with the lowest reward.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Show one problem (its id) over the steps.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Of the groups shown, this completion token by token, with its coefficients.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at a run, also while it is training: summary, curves, and the completions behind them."""
     with _explained():
         from outscore.report import show_run
 
-        show_run(run, stage=stage, step=step, best=best, worst=worst, prompt=prompt, as_json=as_json)
+        show_run(run, stage=stage, step=step, best=best, worst=worst, prompt=prompt, sample=sample, as_json=as_json)
 
 
 @app.command()
@@ -312,24 +315,20 @@ def label(
 
 
 @app.command()
-def algorithms(as_json: AsJson = False) -> None:
-    """Print the table of algorithms: each is a row of choices, and a recipe may override any cell."""
-    from dataclasses import asdict
+def algorithms(
+    name: Annotated[str | None, typer.Argument(help="One of them, to see every cell of its row.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the table of algorithms, or one row of it: each is a row of choices, and a recipe may override any cell."""
+    with _explained():
+        from outscore.algorithm_table import described, one_algorithm, table_of_algorithms
 
-    from outscore.objectives.algorithms import ALGORITHMS
-
-    rows = [asdict(row) for row in ALGORITHMS.values()]
-    if as_json:
-        _print_json(rows)
-        return
-    table = Table(title="algorithms (override a cell with stages.NAME.cells.CELL=value)")
-    table.add_column("cell")
-    for row in rows:
-        table.add_column(row["name"], overflow="fold")
-    for cell in rows[0]:
-        if cell != "name":
-            table.add_row(cell, *(str(row[cell]) for row in rows))
-    rich.console.Console().print(table)
+        if as_json:
+            _print_json(described(name))
+            return
+        width = rich.console.Console().width
+        shown = table_of_algorithms(width) if name is None else one_algorithm(name, width)
+        rich.console.Console(highlight=False).print(shown)
 
 
 def main() -> None:

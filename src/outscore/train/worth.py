@@ -103,14 +103,14 @@ class Worth:
         right: list[float | bool | None]
         if self.algorithm.reward == "correct":
             assert self.verdict is not None
-            right = [
-                known if isinstance(score, Score) else None
-                for known, score in zip(self.verdict(group), group.scores, strict=True)
+            verdicts = zip(self.verdict(group), group.scores, strict=True)
+            known = [
+                None if right is None or not isinstance(score, Score) else float(right) for right, score in verdicts
             ]
         else:
-            right = [score.reward if isinstance(score, Score) else None for score in group.scores]
-        values = torch.tensor([float(known or 0.0) for known in right], dtype=torch.float64)
-        return values, torch.tensor([known is not None for known in right])
+            known = [score.reward if isinstance(score, Score) else None for score in group.scores]
+        values = torch.tensor([value or 0.0 for value in known], dtype=torch.float64)
+        return values, torch.tensor([value is not None for value in known])
 
     def _parts(self, group: ScoredGroup, charged: Tensor) -> tuple[Tensor, Tensor]:
         """Every reward of nonzero weight on its own; a punishment is one more, of weight 1."""
