@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,6 +146,36 @@ def evaluate(
             _print_json({**to_line(found), "weights_sha256": weights})
         else:
             rich.console.Console().print(evaluation_table([found], weights))
+
+
+@app.command()
+def score(
+    reward: Annotated[
+        list[str],
+        typer.Option(help="A reward by name, as file.py:function, or as {name: …, option: …}; may be repeated."),
+    ],
+    data: Annotated[Path, typer.Option(help="A JSONL, JSON, CSV or Parquet file with a column `completion`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Score a file of completions with rewards: a table, and a histogram of each.
+
+    A column `question` or `prompt`, `answer` and every other reach the rewards as in training. A run's own completions
+    are such a file:
+    outscore score --reward fluency --data runs/demo/groups/grpo/step-000010.parquet
+    """
+    with _explained():
+        from outscore.train.score import score_file, spreads
+
+        rows, logged = score_file(data, reward)
+        found = spreads(rows, list(rows[0].parts))
+        if as_json:
+            summaries = {each.name: each.summary() for each in found}
+            means = {name: total / count for name, (total, count) in logged.items()}
+            _print_json({"summary": summaries, "logged": means, "rows": [asdict(row) for row in rows]})
+        else:
+            _print_scores(rows, found)
+        if all(row.failure is not None for row in rows):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -363,6 +394,19 @@ def _free_path(wanted: Path) -> Path:
 
 def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _print_scores(rows: Any, spreads: Any) -> None:
+    from outscore.report.spread import histogram, spread_table
+
+    out = rich.console.Console()
+    out.print(spread_table({each.name: each.summary() for each in spreads}))
+    for each in spreads:
+        for line in histogram(each.name, each.histogram(10), min(out.width, 80)):
+            out.print(line)
+    failed = [row for row in rows if row.failure is not None]
+    if failed:
+        out.print(Text(f"{len(failed)} could not be scored, the first: {failed[0].where}: {failed[0].failure}", "red"))
 
 
 def _print_findings(findings: Any) -> None:

@@ -100,7 +100,6 @@ class Worth:
 
     def _compared(self, group: ScoredGroup) -> tuple[Tensor, Tensor]:
         """The reward that the row compares, before anything is taken off it, and where there is one."""
-        right: list[float | bool | None]
         if self.algorithm.reward == "correct":
             assert self.verdict is not None
             verdicts = zip(self.verdict(group), group.scores, strict=True)
