@@ -127,6 +127,10 @@ class SamplingSettings(Settings):
     """Completions decoded at the same time. Memory grows with what is different in them."""
 
 
+PREVIOUS, BASE = "previous", "base"
+"""Where a stage's weights may come from besides stages."""
+
+
 class StageSettings(Settings):
     """What every stage has."""
 
@@ -140,6 +144,13 @@ class StageSettings(Settings):
     """Optimizer and schedule."""
     token_budget: int = Field(4096, ge=1)
     """Tokens forwarded at once when training; bounds memory, never changes the gradient."""
+    start: str = PREVIOUS
+    """Which weights the policy begins the stage with: `previous` (as the stage before left them), `base` (as the run
+    began), or the name of an earlier stage."""
+    task: Mapping[str, Any] | None = None
+    """A task of this stage's own, instead of the run's; evaluations keep to the run's."""
+    rewards: tuple[str | Mapping[str, Any], ...] | None = None
+    """Rewards of this stage's own, instead of the run's; evaluations keep to the run's."""
     cells: Mapping[str, Any] = Field(default_factory=dict)
     """Overrides of single cells of the algorithm's row, such as `clip_high: 0.28`."""
 
@@ -259,6 +270,20 @@ def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return _stage_kind(value).model_validate(value) if isinstance(value, Mapping) else handler(value)
 
 
+def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> None:
+    """ValueError where a stage begins with weights that will not be there, or is called what means something else."""
+    if stage.label in (PREVIOUS, BASE):
+        raise ValueError(
+            f"stages: {stage.label!r} cannot be a stage's name, because `start` means something else by it"
+        )
+    if stage.start in (PREVIOUS, BASE) or stage.start in labels[:place]:
+        return
+    if stage.start in labels:
+        raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage, and a cycle has no end")
+    known = [PREVIOUS, BASE, *labels[:place]]
+    raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage{nearest(stage.start, known)}")
+
+
 def _with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
     """The stage with the rate and the warm-up that it leaves out, so that the run's config shows what was used."""
     rate = (LR_SFT if isinstance(stage, SftSettings | RejectionSettings) else LR_POLICY) * (
@@ -371,9 +396,12 @@ class Recipe(Settings):
         labels = [stage.label for stage in self.stages]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"stages: the name {twice[0]!r} stands twice; give one of them another `name`")
-        if "kind" not in self.task:
-            raise ValueError("task: `kind` is missing; for example kind: arithmetic")
-        if not self.rewards and any(isinstance(stage, SamplingStage) for stage in self.stages):
+        for task in (self.task, *(stage.task for stage in self.stages if stage.task is not None)):
+            if "kind" not in task:
+                raise ValueError("task: `kind` is missing; for example kind: arithmetic")
+        for place, stage in enumerate(self.stages):
+            _check_start(stage, labels, place)
+        if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from outscore.config import BASE, PREVIOUS, Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.records import PYTHON
 from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_trackers
 from outscore.report.run import FACTS
@@ -27,6 +27,7 @@ from outscore.train.checkpoint import (
     policy_checkpoints,
     prune_checkpoints,
     read_progress,
+    trained_weights,
 )
 from outscore.train.loop import StageRun
 from outscore.train.setup import Workshop, prepare, stage_plans
@@ -223,6 +224,8 @@ def _stages(
         if start[0].finished:
             first, start = first + 1, None
     for index in range(first, len(recipe.stages)):
+        if start is None:
+            _begin_with(run, recipe, recipe.stages[index].start, workshop)
         stage = build_stage(recipe, index, workshop, run=run, resumed=start[1] if start else None)
         progress = _fresh_progress(recipe.stages[index].label, policy.version)
         if start is not None:
@@ -237,6 +240,16 @@ def _stages(
         if not progress.finished:
             return progress
     return None
+
+
+def _begin_with(run: RunDirectory, recipe: Recipe, start: str, workshop: Workshop) -> None:
+    """Give the policy the weights that a stage begins with, where those are not what the stage before left."""
+    if start == BASE:
+        workshop.masters.load_state_dict(workshop.base())
+    elif start != PREVIOUS:
+        path = [item.path for item in run.checkpoints() if item.stage == start][-1]
+        read_progress(path)
+        workshop.masters.load_state_dict(trained_weights(path, trust_remote_code=recipe.model.trust_remote_code))
 
 
 def _policy_weights(run: RunDirectory, newest: Path | None) -> Path | None:
