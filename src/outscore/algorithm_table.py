@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from outscore.config import STAGE_DEFAULTS, PolicySettings
 from outscore.inputs import nearest
 from outscore.objectives.algorithms import ALGORITHMS, Algorithm
 from outscore.objectives.presets import PRESETS, Preset
+from outscore.stages import STAGE_DEFAULTS, PolicySettings
 
 OTHERS = "others"
 """The heading of rows that no preset describes."""

@@ -21,6 +21,8 @@ from pydantic import (
 from outscore.inputs import apply_overrides, expected, nearest, read_yaml
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stages import (
+    BASE,
+    PREVIOUS,
     WITHOUT_SAMPLING,
     AnyStage,
     PolicySettings,
@@ -152,9 +154,12 @@ class Recipe(Settings):
         labels = [stage.label for stage in self.stages]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"stages: the name {twice[0]!r} stands twice; give one of them another `name`")
-        if "kind" not in self.task:
-            raise ValueError("task: `kind` is missing; for example kind: arithmetic")
-        if not self.rewards and any(isinstance(stage, SamplingStage) for stage in self.stages):
+        for task in (self.task, *(stage.task for stage in self.stages if stage.task is not None)):
+            if "kind" not in task:
+                raise ValueError("task: `kind` is missing; for example kind: arithmetic")
+        for place, stage in enumerate(self.stages):
+            _check_start(stage, labels, place)
+        if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")
@@ -233,3 +238,17 @@ def _settings_in(annotation: Any) -> list[type[BaseModel]]:
 def _nearest_file(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path(".")
     return nearest(file.name, sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml")))
+
+
+def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> None:
+    """ValueError where a stage begins with weights that will not be there, or is called what means something else."""
+    if stage.label in (PREVIOUS, BASE):
+        raise ValueError(
+            f"stages: {stage.label!r} cannot be a stage's name, because `start` means something else by it"
+        )
+    if stage.start in (PREVIOUS, BASE) or stage.start in labels[:place]:
+        return
+    if stage.start in labels:
+        raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage, and a cycle has no end")
+    known = [PREVIOUS, BASE, *labels[:place]]
+    raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage{nearest(stage.start, known)}")

@@ -58,6 +58,10 @@ class SamplingSettings(Settings):
     """Completions decoded at the same time. Memory grows with what is different in them."""
 
 
+PREVIOUS, BASE = "previous", "base"
+"""Where a stage's weights may come from besides stages."""
+
+
 class StageSettings(Settings):
     """What every stage has."""
 
@@ -71,6 +75,13 @@ class StageSettings(Settings):
     """Optimizer and schedule."""
     token_budget: int = Field(4096, ge=1)
     """Tokens forwarded at once when training; bounds memory, never changes the gradient."""
+    start: str = PREVIOUS
+    """Which weights the policy begins the stage with: `previous` (as the stage before left them), `base` (as the run
+    began), or the name of an earlier stage."""
+    task: Mapping[str, Any] | None = None
+    """A task of this stage's own, instead of the run's; evaluations keep to the run's."""
+    rewards: tuple[str | Mapping[str, Any], ...] | None = None
+    """Rewards of this stage's own, instead of the run's; evaluations keep to the run's."""
     cells: Mapping[str, Any] = Field(default_factory=dict)
     """Overrides of single cells of the algorithm's row, such as `clip_high: 0.28`."""
 

@@ -99,7 +99,7 @@ def test_scores_of_training_completions_have_mean_0_and_variance_1_at_both_ends(
     stage = build_stage(parsed, 0, workshop)
     from outscore.train.preferences import ranked_batch
 
-    batch = ranked_batch(workshop.rankings, ties="half")
+    batch = ranked_batch(workshop.materials[0].rankings, ties="half")
     run = RunDirectory.open(run_recipe(recipe, tmp_path / "run").path)
     trained = load_reward_model(run.checkpoint_path("reward-model", 4), layout="group_rows")
     for model in (stage.learner.policy, trained):

@@ -12,8 +12,9 @@ from outscore.model.tiny import tiny_model
 from outscore.tasks import make_task
 from outscore.train import setup
 from outscore.train.check import check_recipe
+from outscore.train.materials import demonstration_groups
 from outscore.train.run import run_recipe
-from outscore.train.setup import demonstration_groups, prepare, stage_algorithm
+from outscore.train.setup import prepare, stage_algorithm
 
 TINY = {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"}
 SFT = {"algorithm": "sft", "steps": 1}
