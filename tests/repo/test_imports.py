@@ -81,6 +81,13 @@ def test_records_and_configuration_need_no_torch(name):
     assert {"torch", "transformers"}.isdisjoint(module.split(".")[0] for _, module in imported_modules(path))
 
 
+def test_a_worker_process_of_rewards_loads_no_torch():
+    """It is started anew after every fault: half a second instead of five."""
+    code = "import sys, outscore.rewards.worker; print({'torch', 'transformers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_importing_the_package_loads_no_extra_and_no_cuda():
     code = (
         "import json, sys, outscore, torch\n"

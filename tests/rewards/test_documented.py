@@ -73,7 +73,7 @@ def test_in_the_first_recipe_the_answer_says_what_is_correct_and_not_the_format(
 
 def test_the_recipe_that_says_how_rewards_run_is_read_as_the_page_says(tmp_path):
     (tmp_path / "my_reward.py").write_text("def judged(completions): ...\ndef perplexity(completions): ...\n")
-    given = yaml.safe_load(blocks("rewards.md", "yaml")[1])
+    given = yaml.safe_load(next(filter(lambda text: "scoring:" in text, blocks("rewards.md", "yaml"))))
     recipe = parse_recipe({"task": {"kind": "arithmetic"}, "stages": [{"algorithm": "grpo", "steps": 1}], **given})
     judged, perplexity = Rewards(recipe.rewards, folder=tmp_path, scoring=recipe.scoring).rewards
     assert (judged.batched, judged.on_failure, judged.limits) == (
