@@ -26,11 +26,16 @@ from outscore.stages import (
     WITHOUT_SAMPLING,
     AnyStage,
     PolicySettings,
+    RejectionSettings,
+    RewardModelSettings,
     SamplingStage,
     StageSettings,
     stage_kind,
     with_defaults,
 )
+
+MODEL_REWARDS = ("reward_model",)
+"""Rewards that may ask the model of an earlier stage."""
 
 
 class LoraSettings(Settings):
@@ -157,8 +162,11 @@ class Recipe(Settings):
         for task in (self.task, *(stage.task for stage in self.stages if stage.task is not None)):
             if "kind" not in task:
                 raise ValueError("task: `kind` is missing; for example kind: arithmetic")
+        _check_asked(self.rewards, "rewards", {})
         for place, stage in enumerate(self.stages):
             _check_start(stage, labels, place)
+            earlier = {each.label: each for each in self.stages[:place]}
+            _check_asked(stage.rewards or (), f"stage `{stage.label}`: rewards", earlier)
         if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
@@ -246,9 +254,26 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
         raise ValueError(
             f"stages: {stage.label!r} cannot be a stage's name, because `start` means something else by it"
         )
-    if stage.start in (PREVIOUS, BASE) or stage.start in labels[:place]:
-        return
-    if stage.start in labels:
-        raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage, and a cycle has no end")
-    known = [PREVIOUS, BASE, *labels[:place]]
-    raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage{nearest(stage.start, known)}")
+    named = {"start": stage.start}
+    if isinstance(stage, RejectionSettings) and stage.samples_from:
+        named["samples_from"] = stage.samples_from
+    for key, start in named.items():
+        known = [BASE, *labels[:place]] if key == "samples_from" else [PREVIOUS, BASE, *labels[:place]]
+        if start in labels[place:]:
+            raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage, and a cycle has no end")
+        if start not in known:
+            raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage{nearest(start, known)}")
+
+
+def _check_asked(rewards: Sequence[str | Mapping[str, Any]], where: str, earlier: Mapping[str, StageSettings]) -> None:
+    """ValueError where a reward asks the model of a stage that has trained none by then."""
+    models = [name for name, stage in earlier.items() if isinstance(stage, RewardModelSettings)]
+    for reward in rewards:
+        if not isinstance(reward, Mapping) or reward.get("name") not in MODEL_REWARDS or "stage" not in reward:
+            continue
+        asked = reward["stage"]
+        if asked not in models:
+            known = f"; those that do: {', '.join(models)}" if models else ", and there is none that does"
+            raise ValueError(
+                f"{where}: {reward['name']}.stage = {asked!r} is no earlier stage that trains a reward model{known}"
+            )

@@ -96,6 +96,17 @@ class StageSettings(Settings):
         return self.steps
 
 
+class TextSettings(StageSettings):
+    """Pre-training on the task's plain text."""
+
+    algorithm: Literal["pretrain"] = "pretrain"
+    """Maximise the log-likelihood of text, every token of it."""
+    batch_size: int = Field(32, ge=1)
+    """Pieces of text in a step."""
+    piece: int = Field(256, ge=2)
+    """Tokens of a piece at most: a longer document is cut, and no piece has a part of two."""
+
+
 class SftSettings(StageSettings):
     """Supervised fine-tuning on the task's demonstrations: groups of one."""
 
@@ -127,6 +138,14 @@ class RejectionSettings(StageSettings):
     """Training problems to sample for; 0 takes all."""
     group_size: int = Field(8, ge=1)
     """Samples of each prompt."""
+    samples_from: str = ""
+    """Which weights sample: `base`, or an earlier stage's; empty means those that the stage begins with. R1 samples its
+    second stage and fine-tunes the base model on that."""
+    filters: Mapping[str, float] = Field(default_factory=dict)
+    """What a sample must score at least by single rewards, as `language_consistency: 0.9`; a reward that does not apply
+    to it is no obstacle."""
+    demonstrations: bool = False
+    """Imitate the task's demonstrations as well."""
     keep: int = Field(1, ge=0)
     """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
     min_reward: float | None = None
@@ -207,9 +226,8 @@ AnyStage = Annotated[StageSettings, WrapValidator(_stage)]
 
 def with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
     """The stage with the rate and the warm-up that it leaves out, so that the run's config shows what was used."""
-    rate = (LR_SFT if isinstance(stage, SftSettings | RejectionSettings) else LR_POLICY) * (
-        LR_LORA_FACTOR if lora else 1.0
-    )
+    imitates = isinstance(stage, TextSettings | SftSettings | RejectionSettings)
+    rate = (LR_SFT if imitates else LR_POLICY) * (LR_LORA_FACTOR if lora else 1.0)
     chosen = {"lr": rate, "warmup_steps": min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)}
     left_out = {key: value for key, value in chosen.items() if key not in stage.optimizer.model_fields_set}
     filled = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update=left_out)})
@@ -237,11 +255,12 @@ def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
 
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
-    for kind in (SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings)
+    for kind in (TextSettings, SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings)
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
 WITHOUT_SAMPLING: Mapping[type[StageSettings], str] = {
+    TextSettings: "pre-training: a text has no prompt and no completions",
     SftSettings: "supervised fine-tuning: a demonstration is a group of one",
     PreferenceSettings: "preferences: their completions are given, not sampled",
     RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from train.test_resume import Stops, contents
 
 from outscore.config import parse_recipe
@@ -24,7 +25,8 @@ from outscore.report.rows import read_parquet
 from outscore.stages import RejectionSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
-from outscore.train.rejection import kept
+from outscore.train.checkpoint import trained_weights
+from outscore.train.rejection import kept, stopped_by
 from outscore.train.run import resume, run_recipe
 from outscore.train.setup import prepare
 
@@ -48,6 +50,10 @@ RECIPE: dict[str, Any] = {
 def digits(completions: list[str], **columns: Any) -> list[float]:
     """Many completions of an untaught model have digits; the share of them differs."""
     return [sum(c.isdigit() for c in text) / max(len(text), 1) for text in completions]
+
+
+def short(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0 - len(text) / 60 for text in completions]
 
 
 def group_of(*samples: tuple[str, float | None, str]) -> ScoredGroup:
@@ -96,6 +102,51 @@ def test_what_passes_is_kept_once_and_the_best_first(settings: dict[str, Any], e
     coefficients = kept(group_of(*SAMPLES), verdicts, RejectionSettings(steps=1, **settings))
     assert [i for i, value in enumerate(coefficients) if value == 1.0] == expected
     assert {value for i, value in enumerate(coefficients) if i not in expected} == {None}
+
+
+def test_filters_are_by_single_rewards_and_one_that_does_not_apply_stops_nothing() -> None:
+    filters = {"language": 0.9, "repetition": 0.5}
+    assert stopped_by({"language": 1.0, "repetition": 0.5}, filters) is None
+    assert stopped_by({"language": 0.8, "repetition": 0.1}, filters) == "language below 0.9"
+    assert stopped_by({"language": None, "repetition": 0.1}, filters) == "repetition below 0.5"
+
+
+def test_the_event_log_counts_what_each_filter_took_and_demonstrations_come_on_top(tmp_path: Path) -> None:
+    rft = {**RECIPE["stages"][1], "filters": {"short": 0.5}, "demonstrations": True, "batch_size": 40, "steps": 1}
+    run_recipe({**RECIPE, "stages": [RECIPE["stages"][0], rft]}, tmp_path / "run", rewards=[digits, short])
+    run = RunDirectory.open(tmp_path / "run")
+    rows = read_parquet(run.groups_path("rft", 0))
+    [told] = re.findall(r"rft: 24 samples of 6 prompts: .*", (run.path / "events.log").read_text())
+    stopped = [row for row in rows if row.finish == "stop" and row.reward >= 0.4 and row.parts["short"] < 0.5]
+    assert f"{len(stopped)} short below 0.5" in told and not any(row.advantage for row in stopped)
+    kept_rows = [row for row in rows if row.advantage]
+    lengths = [len(row.token_ids) for row in kept_rows]
+    task = prepare(parse_recipe({**RECIPE, "rewards": ["tag_answer"], "stages": RECIPE["stages"][:1]}))
+    given = [len(each.completion.token_ids) for each in task.materials[0].demonstrations]
+    # A batch of 40 from so few takes each at least once: its mean length is that of the union, taken round and round.
+    [line] = run.metrics("rft")
+    taken = [*lengths, *given]
+    rounds, rest = divmod(40, len(taken))
+    least, most = (rounds * sum(taken) + sum(sorted(taken, reverse=way)[:rest]) for way in (False, True))
+    assert least <= round(line["completion_length"] * 40) <= most
+
+
+def test_other_weights_may_sample_than_the_stage_begins_with(tmp_path: Path) -> None:
+    sft, rft = RECIPE["stages"]
+    alone = {**RECIPE, "stages": [sft, {**rft, "optimizer": {"lr": 1e-30}}]}
+    lent = {**RECIPE, "stages": [sft, {**rft, "optimizer": {"lr": 1e-30}, "start": "base", "samples_from": "sft"}]}
+    for name, recipe in (("alone", alone), ("lent", lent)):
+        run_recipe(recipe, tmp_path / name, rewards=[digits])
+    one, other = (RunDirectory.open(tmp_path / name) for name in ("alone", "lent"))
+    texts = [[row.response for row in read_parquet(run.groups_path("rft", 0))] for run in (one, other)]
+    assert texts[0] == texts[1]  # sampled by the same weights
+    base = dict(prepare(parse_recipe({**RECIPE, "rewards": ["tag_answer"]})).base())
+    after = trained_weights(other.checkpoints()[-1].path)
+    assert all(torch.allclose(after[name], base[name], atol=1e-9) for name in base)  # and the policy began again
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(lent, tmp_path / "stopped", rewards=[digits], console=Stops("rft", 3))
+    assert resume(tmp_path / "stopped", rewards=[digits]).finished
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "lent")
 
 
 def test_the_samples_are_those_of_the_model_the_stage_begins_with(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from outscore.objectives.presets import PRESETS
 from outscore.objectives.ratios import KlLevel, MismatchLevel, MismatchMode, RatioLevel
 from outscore.objectives.surrogates import Surrogate
 
-Source = Literal["demonstrations", "samples", "policy", "preferences"]
+Source = Literal["texts", "demonstrations", "samples", "policy", "preferences"]
 """Where completions come from: a data set of responses, samples of the model as a stage finds it, samples of the policy
 as it is trained, or a data set of ranked responses."""
 Trained = Literal["policy", "reward_model"]
@@ -259,7 +259,7 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
         raise ValueError(
             f"label_smoothing={cells['label_smoothing']}: must be below 0.5, where preferences say nothing"
         )
-    if cells["source"] in ("demonstrations", "samples"):
+    if cells["source"] in ("texts", "demonstrations", "samples"):
         _check_demonstrations(cells)
     if cells["trains"] != "policy" and cells["source"] != "preferences":
         raise ValueError(f"trains={cells['trains']!r} needs preferences, but source={cells['source']!r}")

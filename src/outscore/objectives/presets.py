@@ -45,21 +45,30 @@ _PAIRS: Mapping[str, Any] = {
 }
 _SUMS: Mapping[str, Any] = {**_PAIRS, "aggregation": "completion_sum", "kl_coef": 0.1}
 
+_LIKELIHOOD: Mapping[str, Any] = {
+    "baseline": "none",
+    "scale": "none",
+    "surrogate": "log_likelihood",
+    "aggregation": "token_mean",
+    "kl_coef": 0.0,
+}
+
 _ROWS = (
+    Preset(
+        name="pretrain",
+        family=_IMITATION,
+        summary="the log-likelihood of plain text",
+        equation="1/T sum_t log pi(x_t | x_<t)",
+        paper="GPT-2, Radford et al. 2019; next-token prediction",
+        cells={**_LIKELIHOOD, "source": "texts"},
+    ),
     Preset(
         name="sft",
         family=_IMITATION,
         summary="the log-likelihood of demonstrations",
         equation="1/sum|o| sum_t log pi(o_t)",
         paper="InstructGPT, arXiv 2203.02155; DeepSeekMath, arXiv 2402.03300, 5.2: the coefficient is 1",
-        cells={
-            "source": "demonstrations",
-            "baseline": "none",
-            "scale": "none",
-            "surrogate": "log_likelihood",
-            "aggregation": "token_mean",
-            "kl_coef": 0.0,
-        },
+        cells={**_LIKELIHOOD, "source": "demonstrations"},
     ),
     Preset(
         name="rft",
@@ -68,14 +77,7 @@ _ROWS = (
         equation="1/sum|o| sum_t I(o) log pi(o_t), o ~ pi as the stage found it",
         paper="DeepSeekMath, arXiv 2402.03300, 5.2.1 and A.1.2",
         left_out="the mean is over the tokens of what is kept, as in sft",
-        cells={
-            "source": "samples",
-            "baseline": "none",
-            "scale": "none",
-            "surrogate": "log_likelihood",
-            "aggregation": "token_mean",
-            "kl_coef": 0.0,
-        },
+        cells={**_LIKELIHOOD, "source": "samples"},
     ),
     Preset(
         name="online-rft",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 from outscore.inputs import nearest
 from outscore.records import Prompt, SampledCompletion, SampledGroup
@@ -117,6 +117,11 @@ class Reward:
     """Called once in a worker before its first call, whose time limit it does not count against: slow imports."""
     on_failure: OnFailure | None = None
     """What its failures mean, if other than the run's `on_reward_failure`."""
+    where: Mapping[str, Any] = field(default_factory=dict)
+    """Data column -> the value, or the values, of the problems it is for; it does not apply to others, and never sees
+    their completions."""
+    stage: str = ""
+    """The stage of the same run whose model it asks; the run tells the function where that is (`located`)."""
     origin: tuple[Mapping[str, Any], Path] | None = None
     """What `make_reward` built it from, if that names it: how it is found again in another process."""
 
@@ -125,6 +130,18 @@ class Reward:
         """Whether the function is a coroutine function, or an object whose call is one."""
         call = getattr(self.function, "__call__", None)  # noqa: B004 (asked for its kind, not whether it is callable)
         return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+
+    def is_for(self, item: "Item") -> bool:
+        """Whether a completion's problem is one of those that the reward is for; ValueError for an unknown column."""
+        for column, wanted in self.where.items():
+            if column not in item.columns:
+                raise ValueError(
+                    f"reward {self.name!r}: where.{column}: problem {item.problem_id!r} has no column {column!r}"
+                    f"{nearest(column, item.columns)}"
+                )
+            if item.columns[column] not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
+                return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,6 +188,19 @@ class Item:
             prompt=self.prompt if isinstance(self.prompt, str) else "\n".join(each["content"] for each in self.prompt),
             completion=self.text,
         )
+
+
+Part = Literal["all", "final"]
+"""Whether a reward looks at a whole completion or at what follows its chain of thought."""
+
+
+def shown_part(completion: Any, part: Part) -> str:
+    """A completion's text, or what follows its chain of thought, if it has one that is closed."""
+    text = completion_text(completion)
+    for mark in ("</think>", "</reasoning>"):
+        if part == "final" and mark in text:
+            return text.rpartition(mark)[2].strip()
+    return text
 
 
 class Log:

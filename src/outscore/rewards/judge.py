@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from outscore.records import StepScore
@@ -39,6 +39,23 @@ class Outcome:
     def part(self, place: int) -> float | None:
         """What counts for a completion."""
         return self.constant if place in self.faults else self.values[place]
+
+    def placed(self, places: Sequence[int], count: int) -> "Outcome":
+        """The same as said about some of `count` completions, those at `places`; it does not apply to the others."""
+        if len(places) == count:
+            return self
+
+        def spread(column: Sequence[Any]) -> tuple[Any, ...]:
+            own = dict(zip(places, column, strict=True))
+            return tuple(own.get(place) for place in range(count))
+
+        return replace(
+            self,
+            values=spread(self.values),
+            faults={places[place]: reason for place, reason in self.faults.items()},
+            columns={name: spread(column) for name, column in self.columns.items()},
+            steps={places[place]: steps for place, steps in self.steps.items()},
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +96,8 @@ def judge(trial: Trial, begun: Finish | None = None) -> Outcome:
     """
     reward, items = trial.reward, trial.items
     places: list[int] = list(range(len(items)))
+    if not places:
+        return _outcome(trial, {}, [], {}, 0.0)
     started = last = time.perf_counter()
     faults: dict[int, str] = {}
     try:

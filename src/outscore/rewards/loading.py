@@ -21,7 +21,7 @@ from outscore.rewards.contract import Reward, RewardFunction
 from outscore.rewards.shaping import SHAPING_KEYS, shaping_of
 from outscore.settings import OnFailure, ScoringLimits, ScoringSettings
 
-_KEYS = ("name", "weight", "label", "batched", "isolate", "limits", "on_failure", *SHAPING_KEYS)
+_KEYS = ("name", "weight", "label", "where", "batched", "isolate", "limits", "on_failure", *SHAPING_KEYS)
 
 Limits = TypeVar("Limits", bound=ScoringLimits)
 """Limits of one reward, or the settings of all."""
@@ -32,7 +32,8 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
 
     Args:
         spec: a built-in name; `file.py:function` or `module:function`; a function; a mapping with one of these as
-            `name`, and `weight` (default 1), `label` (what columns call it; default its own name), how it is shaped
+            `name`, and `weight` (default 1), `label` (what columns call it; default its own name), `where` (the
+            problems it is for), how it is shaped
             (`outscore.rewards.shaping`), `batched`, `isolate`, `limits`, `on_failure` (see `Reward`) and the reward's
             options; or a `Reward`, which is returned as it is.
         folder: what `file.py` paths are relative to; the working directory if not given.
@@ -78,6 +79,13 @@ def _service(reward: Reward, given: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = given[key]
             if not isinstance(given[key], bool):
                 raise ValueError(f"reward {reward.name!r}: {key} = {given[key]!r} must be true or false")
+    if "where" in given:
+        found["where"] = given["where"]
+        if not isinstance(given["where"], Mapping) or not given["where"]:
+            raise ValueError(
+                f"reward {reward.name!r}: where = {given['where']!r} must map a data column to its value, such as "
+                "{domain: reasoning}"
+            )
     where = f"reward {reward.name!r}: "
     if "limits" in given:
         kept = read_settings(given["limits"], where=f"{where}limits", kind=ScoringLimits)

@@ -10,7 +10,7 @@ from outscore.model.heads import RewardModel, completion_scores, is_reward_model
 from outscore.model.load import encode
 from outscore.model.rows import TrainingGroup, flat_starts, separate_rows, split_groups
 from outscore.records import Completion
-from outscore.rewards.contract import completion_text
+from outscore.rewards.contract import Part, shown_part
 
 TOKEN_BUDGET = 16384
 """Tokens scored at once."""
@@ -24,24 +24,37 @@ class ModelScorer:
     of text.
 
     Args:
-        directory: where the model is.
+        directory: where the model is; None where that is said later, by `located`.
+        part: whether it reads whole completions or what follows their chain of thought.
         token_budget: tokens scored at once.
         trust_remote_code: let the model's directory run its own Python code.
     """
 
-    def __init__(self, directory: Path, *, token_budget: int = TOKEN_BUDGET, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        *,
+        part: Part = "all",
+        token_budget: int = TOKEN_BUDGET,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.directory = directory
+        self._part: Part = part
         self._token_budget = token_budget
         self._trust = trust_remote_code
-        self._is_own = is_reward_model(directory)
         self._model: RewardModel | None = None
+
+    def located(self, directory: Path) -> None:
+        """Take the model from this directory."""
+        self.directory, self._model = directory, None
 
     def __call__(
         self, *, prompts: Sequence[Any], completions: Sequence[Any], rendered_prompts: Sequence[str]
     ) -> list[float]:
         """A score for each completion; equal texts are scored once."""
+        is_own = is_reward_model(self._found())
         texts = [
-            (rendered if self._is_own else self._read(prompt), completion_text(completion))
+            (rendered if is_own else self._read(prompt), shown_part(completion, self._part))
             for prompt, completion, rendered in zip(prompts, completions, rendered_prompts, strict=True)
         ]
         scores = dict(zip(dict.fromkeys(texts), self._scores(list(dict.fromkeys(texts))), strict=True))
@@ -51,9 +64,14 @@ class ModelScorer:
     def model(self) -> RewardModel:
         """The model, loaded at the first use, on the GPU where there is one."""
         if self._model is None:
-            self._model = load_reward_model(self.directory, trust_remote_code=self._trust)
+            self._model = load_reward_model(self._found(), trust_remote_code=self._trust)
             torch.nn.Module.to(self._model.model, "cuda" if torch.cuda.is_available() else "cpu")
         return self._model
+
+    def _found(self) -> Path:
+        if self.directory is None:
+            raise ValueError("the stage whose reward model this is has not been trained")
+        return self.directory
 
     def _read(self, prompt: Any) -> str:
         if isinstance(prompt, str):

@@ -2,24 +2,35 @@
 
 from pathlib import Path
 
-from outscore.rewards.contract import Reward
+from outscore.rewards.contract import Part, Reward
 
 TOKEN_BUDGET = 16384
 """Tokens scored at once."""
 
 
-def reward_model(*, path: str, token_budget: int = TOKEN_BUDGET, trust_remote_code: bool = False) -> Reward:
-    """The score of a reward model in the directory `path`: a checkpoint of a stage `reward-model`, the directory of
-    such a stage's checkpoints (the newest one is taken), or any causal sequence classifier with one label.
+def reward_model(
+    *,
+    path: str = "",
+    stage: str = "",
+    part: Part = "all",
+    token_budget: int = TOKEN_BUDGET,
+    trust_remote_code: bool = False,
+) -> Reward:
+    """The score of a reward model, which runs in this process, where the accelerator is.
 
-    ValueError if there is none, when the recipe is read; the weights are loaded when something is first scored. It runs
-    in this process, where the accelerator is.
+    The model is in the directory `path`: a checkpoint of a stage `reward-model`, the directory of such a stage's
+    checkpoints (the newest one is taken), or any causal sequence classifier with one label. ValueError if there is
+    none, when the recipe is read; the weights are loaded when something is first scored. In the rewards of a stage it
+    may be that of an earlier `stage` of the same run instead. With `part: final` it reads what follows the chain of
+    thought only, as R1's helpfulness reward.
     """
     from outscore.rewards.model_based import ModelScorer  # and torch, which worker processes can do without
 
-    directory = newest_checkpoint(Path(path).expanduser())
-    scorer = ModelScorer(directory, token_budget=token_budget, trust_remote_code=trust_remote_code)
-    return Reward(name="reward_model", function=scorer, isolate=False)
+    if bool(path) == bool(stage):
+        raise ValueError("reward 'reward_model' needs `path`, a model's directory, or `stage`, an earlier one")
+    directory = newest_checkpoint(Path(path).expanduser()) if path else None
+    scorer = ModelScorer(directory, part=part, token_budget=token_budget, trust_remote_code=trust_remote_code)
+    return Reward(name="reward_model", function=scorer, isolate=False, stage=stage)
 
 
 def newest_checkpoint(path: Path) -> Path:

@@ -97,7 +97,7 @@ class Scoring(Generic[Result]):
             return
         item = item_of(asked.prompt, completion, sample=sample, group_size=asked.num_samples)
         for part in self._parts:
-            if part.begins_early:
+            if part.begins_early and part.reward.is_for(item):
                 self._begun[part.reward.name][request, sample] = part.runner.begin([item], self._state)
 
     def result(self, groups: Sequence[SampledGroup]) -> Result:
@@ -119,23 +119,34 @@ class Scoring(Generic[Result]):
     def _outcomes(self, groups: Sequence[SampledGroup], items: Sequence[Item]) -> list[Outcome]:
         """Each reward's outcome. What goes on by itself begins before what this thread has to do."""
         keys = [(index, sample) for index, group in enumerate(groups) for sample in range(len(group.completions))]
-        trials = {part.reward.name: part.trial(items, self._state) for part in self._parts}
+        places = {part.reward.name: _places(part.reward, items) for part in self._parts}
+        trials = {
+            part.reward.name: part.trial([items[place] for place in places[part.reward.name]], self._state)
+            for part in self._parts
+        }
         whole: dict[str, Finish] = {}
         single: dict[str, dict[int, Finish]] = {}
         for part in self._parts:
             name = part.reward.name
             if part.begins_early:
                 begun = self._begun[name]
-                single[name] = {i: begun.get(key) or trials[name].begin([i]) for i, key in enumerate(keys)}
-            elif part.runner.overlaps:
-                whole[name] = trials[name].begin(range(len(items)))
+                own = [keys[place] for place in places[name]]
+                single[name] = {i: begun.get(key) or trials[name].begin([i]) for i, key in enumerate(own)}
+            elif part.runner.overlaps and places[name]:
+                whole[name] = trials[name].begin(range(len(places[name])))
         done: dict[str, Outcome] = {}
         for part in sorted(self._parts, key=lambda part: part.runner.overlaps):
             name, trial = part.reward.name, trials[part.reward.name]
-            done[name] = judge(trial, whole.get(name)) if part.reward.batched else judge_each(trial, single.get(name))
+            said = judge(trial, whole.get(name)) if part.reward.batched else judge_each(trial, single.get(name))
+            done[name] = said.placed(places[name], len(items))
             if done[name].faults:
                 self._notices.say(_failures(name, done[name], self._state.global_step), False)
         return [done[part.reward.name] for part in self._parts]
+
+
+def _places(reward: Reward, items: Sequence[Item]) -> list[int]:
+    """The completions that a reward is asked about."""
+    return [place for place, item in enumerate(items) if reward.is_for(item)]
 
 
 def _failures(name: str, outcome: Outcome, step: int) -> str:

@@ -47,6 +47,17 @@ class RankingTask(Task, Protocol):
         """Pairs and rankings of held-out problems."""
 
 
+@runtime_checkable
+class CorpusTask(Task, Protocol):
+    """A task that also has plain text to pre-train on."""
+
+    def train_texts(self) -> Sequence[str]:
+        """Documents to train on; empty where there are none."""
+
+    def eval_texts(self) -> Sequence[str]:
+        """Held-out documents."""
+
+
 class Scorer(Protocol):
     """The part of `outscore.rewards.Rewards` that `validate` uses."""
 

@@ -11,8 +11,10 @@ from outscore.tasks.arithmetic import ArithmeticTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
+from outscore.tasks.mixture import mixture
 from outscore.tasks.opinions import GlobalOpinionTask
 from outscore.tasks.programs import ProgramsTask
+from outscore.tasks.text import TextTask
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
     {
@@ -21,6 +23,8 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
         "data": DataTask,
         "global_opinions": GlobalOpinionTask,
         "programs": ProgramsTask,
+        "mixture": mixture,
+        "text": TextTask,
     }
 )
 """Task kinds: add a file to `tasks/` and a line here."""

@@ -1,6 +1,7 @@
 """From a recipe's stage and the workshop to a stage that can run."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_estimate, kl_per_completion
 from outscore.records import RankedGroup, ScoredGroup
 from outscore.report import RunDirectory
+from outscore.rewards import Rewards
+from outscore.rewards.model_based import ModelScorer
+from outscore.rewards.reward_model import newest_checkpoint
 from outscore.rollout import make_sampler
 from outscore.stages import (
     PolicySettings,
@@ -25,8 +29,10 @@ from outscore.stages import (
     RewardModelSettings,
     SftSettings,
     StageSettings,
+    TextSettings,
 )
 from outscore.train.evaluate import Evaluator, Measure
+from outscore.train.lineage import weights_of
 from outscore.train.loop import Stage
 from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
@@ -36,6 +42,7 @@ from outscore.train.reward_models import RewardModelMeasure, normalise, reward_l
 from outscore.train.setup import Workshop, stage_algorithm
 from outscore.train.sources import DemonstrationSource, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
+from outscore.train.texts import TextMeasure
 from outscore.train.worth import Penalty
 
 EVALUATION_ROWS = 256
@@ -53,6 +60,7 @@ def build_stage(
     on from; the policy has its weights already, a reward model has not.
     """
     settings = recipe.stages[index]
+    _locate_models(workshop.materials[index].rewards, run)
     if isinstance(settings, RewardModelSettings):
         return _reward_model_stage(recipe, index, settings, workshop, resumed)
     row = stage_algorithm(settings)
@@ -83,6 +91,13 @@ def build_stage(
     )
 
 
+def _locate_models(rewards: Rewards, run: RunDirectory | None) -> None:
+    """Tell rewards that ask an earlier stage's model where the run keeps it."""
+    for reward in rewards.rewards:
+        if reward.stage and run is not None:
+            cast(ModelScorer, reward.function).located(newest_checkpoint(run.path / "checkpoints" / reward.stage))
+
+
 def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, run: RunDirectory | None) -> Source:
     """Where a stage that trains the policy has its groups from."""
     settings, materials = recipe.stages[index], workshop.materials[index]
@@ -109,10 +124,16 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             seed=recipe.seed,
             stage=index,
             run=run,
+            demonstrations=materials.demonstrations,
+            sampled_as=(
+                partial(weights_of, run, recipe, settings.samples_from, workshop)
+                if run is not None and settings.samples_from
+                else nullcontext
+            ),
         )
     if isinstance(settings, PreferenceSettings):
         return preference_source(recipe, index, settings, workshop)
-    assert isinstance(settings, SftSettings)
+    assert isinstance(settings, SftSettings | TextSettings)
     return DemonstrationSource(
         demonstrations=materials.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
     )
@@ -187,6 +208,9 @@ def build_evaluator(
                 ties=own.ties if own else "drop",
             )
         )
+    if workshop.eval_texts:
+        budget = stage.token_budget if stage else TOKEN_BUDGET
+        measures.append(TextMeasure(pieces=workshop.eval_texts, policy=workshop.policy, token_budget=budget))
     return _evaluator(recipe, workshop, measures) if workshop.eval_prompts or measures else None
 
 

@@ -1,5 +1,6 @@
 """Held-out evaluation: greedy accuracy, pass@k and maj@k with confidence intervals."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,8 +89,8 @@ class Evaluator:
         greedy_only: bool = False,
         tell: Tell = tell_nobody,
     ) -> Evaluation:
-        """Evaluate; the metrics are `greedy`, with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and
-        those of the measures.
+        """Evaluate; the metrics are `greedy` (with several rewards also `part/NAME`, the mean of each), with k > 1
+        samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and those of the measures.
 
         `tell` hears how far it is.
         """
@@ -98,6 +99,7 @@ class Evaluator:
             greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
             hits = [bool(self.judge.correct(group)[0]) for group in greedy]
             found["greedy"] = wilson_interval(sum(hits), len(hits))
+            found |= self._by_reward(greedy)
         if self.prompts and self.samples > 1 and not greedy_only:
             groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature, tell=tell)
             found |= self._sampled(groups)
@@ -116,6 +118,23 @@ class Evaluator:
             metrics={name: value.value if isinstance(value, Estimate) else value for name, value in found.items()},
             intervals={name: (estimate.low, estimate.high) for name, estimate in estimates.items()},
         )
+
+    def _by_reward(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate | float]:
+        """What each of several rewards says of greedy answers, over those it applies to; with an interval where it is
+        from 0 to 1."""
+        parts: dict[str, list[float]] = {}
+        for group in groups:
+            for score in group.scores:
+                for name, value in score.parts.items() if isinstance(score, Score) else ():
+                    parts.setdefault(name, [])
+                    parts[name] += [] if value is None else [value]
+        several = {name: values for name, values in parts.items() if values} if len(parts) > 1 else {}
+        return {
+            f"part/{name}": mean_interval(values)
+            if all(0.0 <= value <= 1.0 for value in values)
+            else math.fsum(values) / len(values)
+            for name, values in several.items()
+        }
 
     def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate]:
         k = self.samples

@@ -9,9 +9,17 @@ from outscore.model.load import encode, turn_end_id
 from outscore.model.policy import Policy
 from outscore.records import Completion, DemonstrationGroup, Problem, Prompt, RankedGroup, Ranking
 from outscore.rewards import Rewards
-from outscore.stages import PreferenceSettings, SamplingSettings, SamplingStage, SftSettings, StageSettings
+from outscore.stages import (
+    PreferenceSettings,
+    RejectionSettings,
+    SamplingSettings,
+    SamplingStage,
+    SftSettings,
+    StageSettings,
+    TextSettings,
+)
 from outscore.tasks import RankingTask, Task, render
-from outscore.tasks.base import question_text
+from outscore.tasks.base import CorpusTask, question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
 
@@ -23,7 +31,7 @@ class Materials:
     train_prompts: Sequence[Prompt] = ()
     """Prompts to sample from."""
     demonstrations: Sequence[DemonstrationGroup] = ()
-    """Responses to imitate."""
+    """Responses, or pieces of text, to imitate."""
     rankings: Sequence[RankedGroup] = ()
     """Preferences to learn from."""
     rewards: Rewards
@@ -57,16 +65,60 @@ def stage_materials(
         problems = [each for each in task.train_problems() if question_text(each) not in unseen]
         if not problems:
             raise ValueError(f"task: {task.name} has no training problems")
+        if isinstance(stage, RejectionSettings):
+            for name in stage.filters:
+                rewards.named(name)
         room = sampling_limit(recipe)
         prompts = [render_prompt(problem, policy, recipe, room=room) for problem in problems]
-        return Materials(train_prompts=prompts, rewards=rewards, judge=judge)
+        given: Sequence[DemonstrationGroup] = ()
+        if isinstance(stage, RejectionSettings) and stage.demonstrations:
+            given = _apart(demonstration_groups(task, policy, recipe), unseen)
+        return Materials(train_prompts=prompts, demonstrations=given, rewards=rewards, judge=judge)
     if isinstance(stage, PreferenceSettings):
         rankings = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
         return Materials(rankings=ranked_groups(rankings, policy, recipe), rewards=rewards, judge=judge)
+    if isinstance(stage, TextSettings):
+        texts = train_texts(task)
+        return Materials(demonstrations=text_groups(texts, policy, stage.piece), rewards=rewards, judge=judge)
     assert isinstance(stage, SftSettings)
     groups = demonstration_groups(task, policy, recipe)
-    kept = [group for group in groups if question_text(group.prompt.problem) not in unseen]
-    return Materials(demonstrations=kept, rewards=rewards, judge=judge)
+    return Materials(demonstrations=_apart(groups, unseen), rewards=rewards, judge=judge)
+
+
+def _apart(groups: Sequence[DemonstrationGroup], unseen: set[str]) -> list[DemonstrationGroup]:
+    return [group for group in groups if question_text(group.prompt.problem) not in unseen]
+
+
+def train_texts(task: Task) -> Sequence[str]:
+    """The task's texts to train on; ValueError where it has none."""
+    texts = task.train_texts() if isinstance(task, CorpusTask) else []
+    if not texts:
+        raise ValueError(f"stages: pre-training needs plain text, and task {task.name} has none (kind: text has)")
+    return texts
+
+
+def text_groups(texts: Sequence[str], policy: Policy, piece: int) -> list[DemonstrationGroup]:
+    """Texts as groups of one, every token of which is predicted once: a document follows an end token and is closed by
+    one; where it is cut into pieces, a piece follows the last token of the one before."""
+    end = end_token_id(policy, False)
+    longest = piece if policy.context_length is None else min(piece, policy.context_length - 1)
+    groups = []
+    for number, text in enumerate(texts):
+        tokens = (*encode(policy.tokenizer, text), end)
+        before = end
+        for first in range(0, len(tokens), longest):
+            ids = tokens[first : first + longest]
+            problem = Problem(id=f"text/{number}/{first}", question="", answer=None, columns={})
+            groups.append(
+                DemonstrationGroup(
+                    prompt=Prompt(problem=problem, text="", token_ids=(before,)),
+                    completion=Completion(
+                        token_ids=ids, text=str(policy.tokenizer.decode(list(ids))), counts=(True,) * len(ids)
+                    ),
+                )
+            )
+            before = ids[-1]
+    return groups
 
 
 def sampling_limit(recipe: Recipe) -> int:

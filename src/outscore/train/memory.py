@@ -23,6 +23,7 @@ from outscore.stages import (
     SamplingStage,
     SftSettings,
     StageSettings,
+    TextSettings,
 )
 from outscore.train.materials import Materials
 from outscore.train.rejection import BLOCK
@@ -166,7 +167,7 @@ def peak_bytes() -> dict[str, int]:
 
 def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> int:
     """The most tokens forwarded at once: what the budget allows, or all that an update has."""
-    if isinstance(stage, SftSettings):
+    if isinstance(stage, SftSettings | TextSettings):
         sizes = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in materials.demonstrations]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
     if isinstance(stage, PreferenceSettings):

@@ -6,7 +6,8 @@ I(o is right). All samples, kept or not, are the group file of step 0 of the sta
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from outscore.records import (
@@ -52,6 +53,10 @@ class RejectionSource:
     """The stage's place in the run."""
     run: RunDirectory | None = None
     """Where the samples are kept and, after a resume, found."""
+    demonstrations: Sequence[DemonstrationGroup] = ()
+    """What is imitated beside what is kept."""
+    sampled_as: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Gives the policy the weights that sample, where those are not what the stage begins with."""
     _kept: list[DemonstrationGroup] = field(default_factory=list)
     _num_sampled: int = 0
 
@@ -62,12 +67,15 @@ class RejectionSource:
             if not self._kept:
                 raise ValueError(
                     f"stage {self.settings.label}: no sample passed, so there is nothing to imitate: {told}. Begin "
-                    "with a better model, raise group_size or sampling.max_new_tokens, or lower min_reward"
+                    "with a better model, raise group_size or sampling.max_new_tokens, or lower min_reward or filters"
                 )
             if self.run is not None:
                 self.run.log(f"{self.settings.label}: {told}")
         own = DemonstrationSource(
-            demonstrations=self._kept, batch_size=self.settings.batch_size, seed=self.seed, stage=self.stage
+            demonstrations=[*self._kept, *self.demonstrations],
+            batch_size=self.settings.batch_size,
+            seed=self.seed,
+            stage=self.stage,
         )
         collected = own.collect(step, tell)
         share = {"kept_samples": (float(len(self._kept)), float(self._num_sampled))}
@@ -80,7 +88,8 @@ class RejectionSource:
         if path is not None and path.is_file():
             rows = read_parquet(path)
         else:
-            rows = self._sample(chosen, tell)
+            with self.sampled_as():
+                rows = self._sample(chosen, tell)
             if self.run is not None:
                 self.run.write_groups(self.settings.label, 0, rows)
         by_slot: dict[int, list[CompletionRow]] = {}
@@ -144,7 +153,8 @@ def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: Rejectio
     """1 for each sample that is kept, None for the others.
 
     Out go samples that were cut off or could not be scored, those that are not right (or score below `min_reward`,
-    where that is given), repeats of one that is kept, and all but the `keep` best, the earlier first among equals.
+    where that is given), those that one of the `filters` stops, repeats of one that is kept, and all but the `keep`
+    best, the earlier first among equals.
     """
     candidates: list[tuple[float, int]] = []
     seen: set[tuple[int, ...]] = set()
@@ -152,12 +162,23 @@ def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: Rejectio
         if not isinstance(score, Score) or drawn.finish == "length":
             continue
         passes = verdicts[i] if settings.min_reward is None else score.reward >= settings.min_reward
+        passes = passes and stopped_by(score.parts, settings.filters) is None
         if passes and drawn.completion.token_ids not in seen:
             seen.add(drawn.completion.token_ids)
             candidates.append((-score.reward, i))
     best = sorted(candidates)[: settings.keep or None]
     chosen = {i for _, i in best}
     return [1.0 if i in chosen else None for i in range(len(group.scores))]
+
+
+def stopped_by(parts: Mapping[str, float | None], filters: Mapping[str, float]) -> str | None:
+    """The first filter that a sample does not pass, in words; None where it passes all. A reward that does not apply
+    stops nothing."""
+    for name, least in filters.items():
+        value = parts[name]
+        if value is not None and value < least:
+            return f"{name} below {least:g}"
+    return None
 
 
 def _fates(rows: Sequence[CompletionRow], settings: RejectionSettings) -> Counter[str]:
@@ -174,6 +195,8 @@ def _fates(rows: Sequence[CompletionRow], settings: RejectionSettings) -> Counte
             fate = "cut off"
         elif low:
             fate = "not right" if settings.min_reward is None else f"below {settings.min_reward:g}"
+        elif filtered := stopped_by(row.parts, settings.filters):
+            fate = filtered
         else:
             fate = "repeats" if row.token_ids in seen else "right, but beyond `keep`"
         seen.add(row.token_ids)

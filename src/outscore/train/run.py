@@ -15,7 +15,6 @@ from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_tr
 from outscore.report.run import FACTS
 from outscore.rewards import Reward, Rewards
 from outscore.rewards.contract import RewardFunction
-from outscore.stages import BASE, PREVIOUS
 from outscore.tasks import Task, make_task
 from outscore.train.build import build_stage
 from outscore.train.checkpoint import (
@@ -25,11 +24,10 @@ from outscore.train.checkpoint import (
     load_trainer_state,
     load_weights,
     newest_sound,
-    policy_checkpoints,
     prune_checkpoints,
     read_progress,
-    trained_weights,
 )
+from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun
 from outscore.train.setup import Workshop, prepare, stage_plans
 
@@ -124,7 +122,7 @@ def resume(
             run.log(note)
             if console:
                 console.message(note, warning=True)
-    weights = _policy_weights(run, found.path if found else None)
+    weights = policy_weights(run, found.path if found else None)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
 
@@ -226,13 +224,13 @@ def _stages(
         policy.version = start[0].policy_version
         prune_checkpoints(run, start[0], recipe.checkpoints.keep)
         # Before any stage is built: its reference is the policy as the stage finds it.
-        if weights := _policy_weights(run, start[1]):
+        if weights := policy_weights(run, start[1]):
             load_weights(weights, workshop.masters)
         if start[0].finished:
             first, start = first + 1, None
     for index in range(first, len(recipe.stages)):
         if start is None:
-            _begin_with(run, recipe, recipe.stages[index].start, workshop)
+            begin_with(run, recipe, recipe.stages[index].start, workshop)
         stage = build_stage(recipe, index, workshop, run=run, resumed=start[1] if start else None)
         progress = _fresh_progress(recipe.stages[index].label, policy.version)
         if start is not None:
@@ -247,31 +245,6 @@ def _stages(
         if not progress.finished:
             return progress
     return None
-
-
-def _begin_with(run: RunDirectory, recipe: Recipe, start: str, workshop: Workshop) -> None:
-    """Give the policy the weights that a stage begins with, where those are not what the stage before left."""
-    if start == BASE:
-        workshop.masters.load_state_dict(workshop.base())
-    elif start != PREVIOUS:
-        path = [item.path for item in run.checkpoints() if item.stage == start][-1]
-        read_progress(path)
-        workshop.masters.load_state_dict(trained_weights(path, trust_remote_code=recipe.model.trust_remote_code))
-
-
-def _policy_weights(run: RunDirectory, newest: Path | None) -> Path | None:
-    """The newest checkpoint that holds the policy, which a stage of a reward model leaves as it is; None where the
-    policy is what the recipe names. `newest` is the newest of all, which is known to be sound.
-
-    Raises:
-        ValueError: if it is another one, and damaged.
-    """
-    saved = policy_checkpoints(run)
-    if not saved:
-        return None
-    if saved[-1].path != newest:
-        read_progress(saved[-1].path)
-    return saved[-1].path
 
 
 def _fresh_progress(stage: str, version: int) -> Progress:

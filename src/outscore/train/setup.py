@@ -19,7 +19,7 @@ from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, Source, algorithm
-from outscore.records import Prompt, RankedGroup
+from outscore.records import DemonstrationGroup, Prompt, RankedGroup
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.stages import (
@@ -29,9 +29,10 @@ from outscore.stages import (
     RewardModelSettings,
     SftSettings,
     StageSettings,
+    TextSettings,
 )
 from outscore.tasks import RankingTask, Task, make_task
-from outscore.tasks.base import question_text
+from outscore.tasks.base import CorpusTask, question_text
 from outscore.train.evaluate import Judge
 from outscore.train.materials import (
     Materials,
@@ -40,6 +41,7 @@ from outscore.train.materials import (
     ranked_groups,
     render_prompt,
     stage_materials,
+    text_groups,
 )
 
 
@@ -59,6 +61,8 @@ class Workshop:
     """Held-out prompts."""
     eval_rankings: Sequence[RankedGroup]
     """Preferences on held-out problems, if a stage trains on preferences."""
+    eval_texts: Sequence[DemonstrationGroup]
+    """Held-out text, if a stage trains on text."""
     rewards: Rewards
     """What scores completions in evaluations, and in stages that have no rewards of their own."""
     judge: Judge
@@ -73,6 +77,7 @@ class Workshop:
 
 
 SOURCES: Mapping[type[StageSettings], Source] = {
+    TextSettings: "texts",
     SftSettings: "demonstrations",
     PreferenceSettings: "preferences",
     RejectionSettings: "samples",
@@ -184,10 +189,19 @@ def prepare(
         materials=materials,
         eval_prompts=[render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in asked],
         eval_rankings=ranked_groups(shown, policy, recipe),
+        eval_texts=_held_out_text(recipe, tasks, policy),
         rewards=rewards,
         judge=judge,
         facts=found,
     )
+
+
+def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:
+    """Held-out documents of the first stage that trains on text, at most as many as problems are evaluated on."""
+    for stage, task in zip(recipe.stages, tasks, strict=True):
+        if isinstance(stage, TextSettings) and isinstance(task, CorpusTask):
+            return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, stage.piece)
+    return []
 
 
 def _compares(stage: StageSettings) -> bool:
@@ -278,4 +292,5 @@ def _characters(task: Task) -> str:
     texts = [p.question for p in answered if isinstance(p.question, str)]
     texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
     texts += [response for ranking in rankings for response in ranking.responses]
+    texts += [*task.train_texts(), *task.eval_texts()] if isinstance(task, CorpusTask) else []
     return "".join(sorted({character for text in texts for character in text}))

@@ -100,19 +100,24 @@ class DemonstrationSource:
         """The demonstrations of a step; they are there, so there is nothing to tell."""
         chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.demonstrations))
         groups = [self.demonstrations[index] for index in chosen]
-        batch = Batch(
-            groups=tuple(
-                TrainingGroup(prompt_ids=group.prompt.token_ids, completions=(group.completion,), completion_index=(i,))
-                for i, group in enumerate(groups)
-            ),
-            completions=tuple(group.completion for group in groups),
-            advantages=None,
-            sampler_logprobs=None,
-            temperature=1.0,
-        )
+        batch = demonstration_batch(groups)
         lengths = [float(len(group.completion.token_ids)) for group in groups]
         metrics = {"completion_length": (sum(lengths), float(len(lengths)))}
         return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
+
+
+def demonstration_batch(groups: Sequence[DemonstrationGroup]) -> Batch:
+    """Groups of one as a batch."""
+    return Batch(
+        groups=tuple(
+            TrainingGroup(prompt_ids=group.prompt.token_ids, completions=(group.completion,), completion_index=(i,))
+            for i, group in enumerate(groups)
+        ),
+        completions=tuple(group.completion for group in groups),
+        advantages=None,
+        sampler_logprobs=None,
+        temperature=1.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
