@@ -59,6 +59,14 @@ OTHERS: dict[str, dict[str, object]] = {
         "aggregation": "token_mean",
         "kl_coef": 0.0,
     },
+    "pretrain": {
+        "source": "texts",
+        "baseline": "none",
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "aggregation": "token_mean",
+        "kl_coef": 0.0,
+    },
     "rft": {
         "source": "samples",
         "baseline": "none",
@@ -187,7 +195,11 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
     ("name", "overrides", "message"),
     [
         ("gpro", {}, r"'gpro' is not known; did you mean `grpo`\?"),
-        ("zzz", {}, "known: sft, rft, online-rft, dpo, dpo-mean, cdpo, ipo, reward-model, grpo, grpo-r1, dr-grpo"),
+        (
+            "zzz",
+            {},
+            "known: pretrain, sft, rft, online-rft, dpo, dpo-mean, cdpo, ipo, reward-model, grpo, grpo-r1, dr-grpo",
+        ),
         ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
         ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean `token`"),

@@ -59,7 +59,7 @@ _ROWS = (
         family=_IMITATION,
         summary="the log-likelihood of plain text",
         equation="1/T sum_t log pi(x_t | x_<t)",
-        paper="GPT-2, Radford et al. 2019; next-token prediction",
+        paper="next-token prediction, as GPT-3, arXiv 2005.14165, 2.1",
         cells={**_LIKELIHOOD, "source": "texts"},
     ),
     Preset(

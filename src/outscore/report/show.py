@@ -12,7 +12,7 @@ import rich.console
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from outscore.report import evaluation, rows, run, tokens, views
+from outscore.report import evaluation, lineage, rows, run, tokens, views
 from outscore.report.text import format_seconds, visible
 
 NUM_GROUPS = 3
@@ -79,6 +79,7 @@ def summarize(directory: run.RunDirectory, stage: str | None = None) -> dict[str
         "evaluations": [evaluation.to_line(found) for found in evaluations],
         "best": None if found_best is None else {"metric": found_best[0], **evaluation.to_line(found_best[1])},
         "checkpoints": [str(item.path) for item in directory.checkpoints() if stage in (None, item.stage)],
+        "lineage": lineage.parents(directory.config().get("stages", [])),
         "events": events.read_text().splitlines()[-5:] if events.exists() else [],
     }
 
@@ -193,6 +194,10 @@ def _render(
             *(part for group in chosen for part in (views.group_view(group, width, max_rows=64, lines=4), Text("")))
         )
     parts: list[RenderableType] = [Text(visible(data["path"]), style="bold")]
+    if len(data["stages"]) > 1 and lineage.branches(data["config"].get("stages", [])):
+        progress = {stage["name"]: (stage["steps_done"], stage["num_steps"]) for stage in data["stages"]}
+        found = [evaluation.from_line(line) for line in data["evaluations"]]
+        parts += [Text(""), lineage.lineage_tree(data["config"]["stages"], progress, found)]
     for stage in data["stages"]:
         parts += _stage_view(stage, width, ascii_only)
     if data["evaluations"]:

@@ -13,7 +13,7 @@ from outscore.train.step import batch_logprobs
 
 @dataclass(frozen=True, kw_only=True)
 class TextMeasure:
-    """`text_logprob`: mean log-prob of a token of held-out text, in nats; the exponential of its negative is the perplexity."""
+    """`text_logprob`: the mean log-prob of a token of held-out text, in nats; exp(-text_logprob) is the perplexity."""
 
     pieces: Sequence[DemonstrationGroup]
     """Held-out text, in pieces as it is trained on."""
