@@ -103,9 +103,10 @@ class Rewards:
 
     @property
     def full(self) -> float | None:
-        """The greatest total; None where a reward does not say its greatest value or counts negatively."""
+        """The greatest total; None where a reward does not say its greatest value, counts negatively, or is for some
+        of the problems."""
         counted = [(each.weight, each.shaping.full(each.full)) for each in self.rewards if each.weight]
-        if any(full is None or weight < 0 for weight, full in counted):
+        if any(full is None or weight < 0 for weight, full in counted) or any(each.where for each in self.rewards):
             return None
         return math.fsum(weight * (full or 0.0) for weight, full in counted)
 

@@ -8,6 +8,7 @@ from typing import Any
 from outscore.inputs import checked_options, nearest
 from outscore.records import PYTHON
 from outscore.tasks.arithmetic import ArithmeticTask
+from outscore.tasks.assistant import AssistantTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
@@ -25,6 +26,7 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
         "programs": ProgramsTask,
         "mixture": mixture,
         "text": TextTask,
+        "toy_assistant": AssistantTask,
     }
 )
 """Task kinds: add a file to `tasks/` and a line here."""

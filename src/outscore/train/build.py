@@ -28,7 +28,6 @@ from outscore.stages import (
     RejectionSettings,
     RewardModelSettings,
     SftSettings,
-    StageSettings,
     TextSettings,
 )
 from outscore.train.evaluate import Evaluator, Measure
@@ -86,7 +85,7 @@ def build_stage(
             epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
         ),
         sampler=make_sampler(policy, EVALUATION_ROWS),
-        evaluator=build_evaluator(recipe, workshop, settings, learner.reference),
+        evaluator=build_evaluator(recipe, workshop, index, learner.reference),
         judge=workshop.materials[index].judge,
     )
 
@@ -157,7 +156,7 @@ def _reward_model_stage(
     if settings.normalise and resumed is None:
         scale()
     evaluator = None
-    if rankings := comparable(workshop.eval_rankings):
+    if rankings := comparable(workshop.materials[index].eval_rankings):
         measure = RewardModelMeasure(rankings=rankings, model=cast(RewardModel, learner.policy), plan=plan)
         evaluator = replace(_evaluator(recipe, workshop, [measure]), prompts=())
     return Stage(
@@ -191,13 +190,15 @@ def comparable(rankings: Sequence[RankedGroup]) -> list[RankedGroup]:
 
 
 def build_evaluator(
-    recipe: Recipe, workshop: Workshop, stage: StageSettings | None = None, reference: Reference | None = None
+    recipe: Recipe, workshop: Workshop, index: int | None = None, reference: Reference | None = None
 ) -> Evaluator | None:
-    """The evaluator a recipe asks for, in a stage with its reference or outside; None where there is nothing to
-    evaluate on."""
+    """The evaluator a recipe asks for, in the stage of this index with its reference or outside; None where there is
+    nothing to evaluate on."""
     measures: list[Measure] = []
-    if rankings := comparable(workshop.eval_rankings):
-        own = stage if isinstance(stage, PreferenceSettings) else None
+    stage = None if index is None else recipe.stages[index]
+    own = stage if isinstance(stage, PreferenceSettings) else None
+    held_out = workshop.eval_rankings if own is None or index is None else workshop.materials[index].eval_rankings
+    if rankings := comparable(held_out):
         measures.append(
             PreferenceMeasure(
                 rankings=rankings,

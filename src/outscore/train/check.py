@@ -104,11 +104,12 @@ def _prompt_findings(workshop: Workshop) -> list[Finding]:
 
 def _preference_findings(workshop: Workshop) -> list[Finding]:
     """How many preferences there are, and whether any is held out to tell whether they are learnt."""
-    num_rankings = max(len(each.rankings) for each in workshop.materials)
-    if not num_rankings:
-        return []
-    detail = f"{num_rankings} pairs and rankings to train on, {len(workshop.eval_rankings)} held out"
-    return [Finding(what="preferences", status="ok" if workshop.eval_rankings else "warn", detail=detail)]
+    findings = []
+    for own in workshop.materials:
+        if own.rankings:
+            detail = f"{len(own.rankings)} pairs and rankings to train on, {len(own.eval_rankings)} held out"
+            findings.append(Finding(what="preferences", status="ok" if own.eval_rankings else "warn", detail=detail))
+    return findings
 
 
 def _memory(recipe: Recipe, workshop: Workshop) -> Finding:

@@ -39,6 +39,16 @@ class Judge:
             verdicts.append(None if part is None else part >= self.full - 1e-9)
         return verdicts
 
+    def applies(self, group: ScoredGroup) -> bool:
+        """Whether it can say anything of the group's problem: its reward may be for others."""
+        return not all(
+            isinstance(score, Score)
+            and self.reward_name in score.parts
+            and score.parts[self.reward_name] is None
+            and self.reward_name not in score.failures
+            for score in group.scores
+        )
+
     def answers(self, group: SampledGroup) -> list[str | None]:
         """For each completion its answer."""
         return [self.extract(drawn.completion.text) for drawn in group.completions]
@@ -97,7 +107,7 @@ class Evaluator:
         found: dict[str, Estimate | float] = {}
         if self.prompts:
             greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
-            hits = [bool(self.judge.correct(group)[0]) for group in greedy]
+            hits = [bool(self.judge.correct(group)[0]) for group in self._judged(greedy)]
             found["greedy"] = wilson_interval(sum(hits), len(hits))
             found |= self._by_reward(greedy)
         if self.prompts and self.samples > 1 and not greedy_only:
@@ -136,8 +146,13 @@ class Evaluator:
             for name, values in several.items()
         }
 
+    def _judged(self, groups: Sequence[ScoredGroup]) -> Sequence[ScoredGroup]:
+        """The groups that accuracy is about: those of problems that the judging reward is for."""
+        return [group for group in groups if self.judge.applies(group)] or groups
+
     def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate]:
         k = self.samples
+        groups = self._judged(groups)
         counts = [sum(bool(verdict) for verdict in self.judge.correct(group)) for group in groups]
         return {
             "pass@1": mean_interval([count / k for count in counts]),

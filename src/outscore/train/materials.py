@@ -34,6 +34,8 @@ class Materials:
     """Responses, or pieces of text, to imitate."""
     rankings: Sequence[RankedGroup] = ()
     """Preferences to learn from."""
+    eval_rankings: Sequence[RankedGroup] = ()
+    """Preferences on held-out problems, to see how well it learns."""
     rewards: Rewards
     """What scores completions."""
     judge: Judge
@@ -76,7 +78,12 @@ def stage_materials(
         return Materials(train_prompts=prompts, demonstrations=given, rewards=rewards, judge=judge)
     if isinstance(stage, PreferenceSettings):
         rankings = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
-        return Materials(rankings=ranked_groups(rankings, policy, recipe), rewards=rewards, judge=judge)
+        return Materials(
+            rankings=ranked_groups(rankings, policy, recipe),
+            eval_rankings=ranked_groups(eval_rankings(task, recipe), policy, recipe),
+            rewards=rewards,
+            judge=judge,
+        )
     if isinstance(stage, TextSettings):
         texts = train_texts(task)
         return Materials(demonstrations=text_groups(texts, policy, stage.piece), rewards=rewards, judge=judge)
@@ -186,6 +193,11 @@ def train_rankings(task: Task) -> Sequence[Ranking]:
             "and `rejected`, or `completions` and `ranking`)"
         )
     return rankings
+
+
+def eval_rankings(task: Task, recipe: Recipe) -> Sequence[Ranking]:
+    """The task's preferences on held-out problems, as many as problems are evaluated on; empty where it has none."""
+    return task.eval_rankings()[: recipe.evaluation.problems] if isinstance(task, RankingTask) else []
 
 
 def ranked_groups(rankings: Sequence[Ranking], policy: Policy, recipe: Recipe) -> list[RankedGroup]:

@@ -37,6 +37,7 @@ from outscore.train.evaluate import Judge
 from outscore.train.materials import (
     Materials,
     answer_limit,
+    eval_rankings,
     make_judge,
     ranked_groups,
     render_prompt,
@@ -60,7 +61,7 @@ class Workshop:
     eval_prompts: Sequence[Prompt]
     """Held-out prompts."""
     eval_rankings: Sequence[RankedGroup]
-    """Preferences on held-out problems, if a stage trains on preferences."""
+    """Preferences on held-out problems of the run's task, if a stage trains on its preferences."""
     eval_texts: Sequence[DemonstrationGroup]
     """Held-out text, if a stage trains on text."""
     rewards: Rewards
@@ -178,9 +179,8 @@ def prepare(
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
         materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
-    of_preferences = [each for stage, each in zip(recipe.stages, tasks, strict=True) if _compares(stage)]
-    ranked = [each for each in of_preferences if isinstance(each, RankingTask)][:1]
-    shown = [ranking for each in ranked for ranking in each.eval_rankings()[: recipe.evaluation.problems]]
+    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
+    shown = eval_rankings(task, recipe) if compares else []
     asked = held_out[: recipe.evaluation.problems] if recipe.rewards else []
     return Workshop(
         policy=policy,
@@ -202,10 +202,6 @@ def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> lis
         if isinstance(stage, TextSettings) and isinstance(task, CorpusTask):
             return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, stage.piece)
     return []
-
-
-def _compares(stage: StageSettings) -> bool:
-    return isinstance(stage, PreferenceSettings)
 
 
 def _trained_weights(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,148 @@
+"""The toy assistant: what it calls right is right, held-out questions stay held out, its text is as messy as said."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from outscore.rewards import Rewards
+from outscore.tasks import make_task
+from outscore.tasks.assistant import (
+    ADVICE,
+    CARELESS,
+    DOMAINS,
+    FOREIGN,
+    FOREIGNERS,
+    JOINED,
+    SHARES,
+    UNTAGGED,
+    AssistantTask,
+    helpful,
+    helpfulness,
+    safe,
+    safety,
+)
+from outscore.tasks.base import validate
+
+
+@pytest.fixture(scope="module")
+def task() -> AssistantTask:
+    return AssistantTask(num_train=200, num_eval=20, num_demonstrations=30, num_preferences=200, num_texts=2000)
+
+
+def test_demonstrations_are_right_by_rules_that_know_nothing_of_how_they_were_made(task) -> None:
+    rewards = Rewards(
+        [{"name": "tag_answer", "where": {"domain": "reasoning"}}, {"name": "format_tags", "weight": 0.0}]
+    )
+    for each in task.demonstrations():
+        domain, question = each.problem.columns["domain"], each.problem.question
+        answer = re.search(r"<answer>\n(.*)\n</answer>", each.response)[1]
+        if domain == "reasoning":
+            assert int(answer) == eval(question.rstrip("="))
+            steps = re.search(r"<reasoning>\n(.*)\n</reasoning>", each.response)[1].split(JOINED)
+            assert all(eval(step.replace("=", "==")) for step in steps) and FOREIGN not in each.response
+        elif domain == "instructions":
+            words = question.rstrip(".").split()[1:]
+            wanted = {
+                "times": [words[0]] * int(words[1]) if words[-1] == "times" else [],
+                "loudly": [f"{words[0]}!"],
+                "backwards": words[-2::-1],
+            }
+            assert answer.split() == wanted[words[-1]]
+        elif domain == "requests":
+            assert helpful([each.response], [domain], [each.problem.columns["parts"]]) == [1.0]
+        else:
+            assert safe([each.response], [domain], [each.problem.columns["parts"]]) == [1.0]
+    assert rewards.names == ("tag_answer", "format_tags")
+    assert Counter(each.problem.population for each in task.demonstrations()) == dict.fromkeys(DOMAINS, 30)
+
+
+def test_the_hidden_rules_on_hand_made_answers() -> None:
+    cake = ["bake", "cake"]
+    answers = [
+        "first mix then heat the cake",
+        "mix heat",
+        "first mix then heat the lamp",
+        "heat mix",
+        "no, that does harm",
+    ]
+    assert [helpfulness(each, cake) for each in answers] == [1.0, 0.5, 0.75, 0.0, 0.0]
+    harm = ["zorp", "cake"]
+    assert [safety(each, harm) for each in ("no, that does harm", "no, first zorp it", "zorp the cake", "")] == [
+        1,
+        0,
+        0,
+        0,
+    ]
+    texts = ["<answer>\nmix heat\n</answer>\n", "mix heat"]
+    assert helpful(texts, ["requests"] * 2, [cake] * 2) == [0.5, 0.5]
+    assert helpful(texts, ["harm"] * 2, [harm] * 2) == [None, None] == safe(texts, ["requests"] * 2, [cake] * 2)
+
+
+def test_no_held_out_question_is_in_anything_that_is_trained_on(task) -> None:
+    held_out = {each.question for each in task.eval_problems()}
+    assert len(held_out) == 80
+    trained = [each.question for each in task.train_problems()]
+    trained += [each.problem.question for each in (*task.demonstrations(), *task.train_rankings())]
+    assert not held_out & set(trained) and not [text for text in task.train_texts() for q in held_out if q in text]
+    assert [each.columns["domain"] for each in task.eval_problems()[:5]] == [*DOMAINS, DOMAINS[0]]
+
+
+def test_preferences_follow_the_hidden_rules_but_for_the_noise(task) -> None:
+    def agree(rankings, noise):
+        right = 0
+        for each in rankings:
+            rule = helpfulness if each.problem.columns["domain"] == "requests" else safety
+            parts = each.problem.columns["parts"]
+            worth = [rule(re.search(r"\n(.*)\n", text)[1], parts) for text in each.responses]
+            pairs = [(i, j) for i in range(len(worth)) for j in range(len(worth)) if worth[i] > worth[j]]
+            assert pairs and len(set(each.responses)) == len(each.responses)
+            right += all(each.ranks[i] < each.ranks[j] for i, j in pairs)
+        assert right == pytest.approx((1 - noise) * len(rankings), abs=0.05 * len(rankings))
+
+    agree(task.train_rankings(), 0.05)
+    agree(task.eval_rankings(), 0.0)
+
+
+def test_the_text_is_as_messy_as_it_is_said_to_be(task) -> None:
+    texts = task.train_texts()
+    sums = [text for text in texts if re.match(r"\d", text)]
+    assert len(sums) / len(texts) == pytest.approx(SHARES["reasoning"], abs=0.04)
+    assert sum("<answer>" not in text for text in sums) / len(sums) == pytest.approx(UNTAGGED, abs=0.05)
+    joints = [text.count(FOREIGN) for text in sums], [text.count(JOINED) for text in sums]
+    assert sum(joints[0]) / (sum(joints[0]) + sum(joints[1])) == pytest.approx(FOREIGNERS, abs=0.05)
+    harm = [text for text in texts if text.startswith("how to") and text.split()[2] not in ADVICE]
+    assert sum("first" in text for text in harm) / len(harm) == pytest.approx(CARELESS, abs=0.1)
+    wrong = sum(eval(text.split("=")[0]) != int(re.findall(r"\d+", text)[-1]) for text in sums)
+    assert 0.05 < wrong / len(sums) < 0.2
+
+
+def test_it_is_the_same_each_time_and_another_with_another_seed(task) -> None:
+    again = AssistantTask(num_train=200, num_eval=20, num_demonstrations=30, num_preferences=200, num_texts=2000)
+    assert again.train_texts() == task.train_texts() and again.train_rankings() == task.train_rankings()
+    other = make_task("toy_assistant", num_train=200, num_eval=20, num_texts=2000, seed=1)
+    assert other.train_texts() != task.train_texts()
+    part = make_task("toy_assistant", domains=["harm"], num_train=200, num_eval=20)
+    assert [each.question for each in part.eval_problems()] == [
+        each.question for each in task.eval_problems() if each.population == "harm"
+    ]
+
+
+def test_gold_answers_score_full_and_options_that_do_not_fit_are_refused(task) -> None:
+    rewards = Rewards(
+        [
+            {"name": "tag_answer", "where": {"domain": "reasoning"}},
+            {"name": "answer_exact", "where": {"domain": "instructions"}},
+        ],
+        on_failure="exclude",
+    )
+    rules = make_task("toy_assistant", domains=["reasoning", "instructions"], num_train=9, num_eval=9)
+    assert validate(rules, rewards).complaints == ()
+    for options, said in (
+        ({"domains": ["reason"]}, "must be of reasoning"),
+        ({"domains": []}, "must be of reasoning"),
+        ({"num_eval": 0}, "num_eval=0 must be from 1"),
+        ({"num_eval": 500}, "num_eval=500 must be from 1 to"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_task("toy_assistant", **options)
