@@ -96,6 +96,14 @@ def test_each_ranks_good_writing_above_bad(name):
     assert good == make_reward(name).full
 
 
+def test_reflective_words_are_counted_as_words():
+    texts = ["Wait, wait: I check it, but what is awaited is no error", "nothing", ""]
+    assert scores("reflection", *texts) == [5.0, 0.0, 0.0]
+    assert scores({"name": "reflection", "words": ["Hmm"]}, "hmm, wait") == [1.0]
+    with pytest.raises(ValueError, match="counts nothing"):
+        make_reward({"name": "reflection", "words": []})
+
+
 def test_soft_overlong_is_the_line_of_its_source():
     # tokens are characters here: free up to 6, -1 from 10 on
     texts = ["x" * n for n in (0, 6, 7, 8, 10, 11, 50)]

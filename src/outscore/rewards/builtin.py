@@ -20,7 +20,7 @@ from outscore.rewards.llm_judge import llm_judge
 from outscore.rewards.math_answers import import_math_verify, math_rewards, require_math_verify
 from outscore.rewards.reward_model import reward_model
 from outscore.rewards.structured import answer_list, answer_set, multiple_choice
-from outscore.rewards.writing import coherence, completeness, degeneration, fluency, repetition
+from outscore.rewards.writing import coherence, completeness, degeneration, fluency, reflection, repetition
 
 
 def answer_exact(*, form: str = "auto", ignore_case: bool = False) -> Reward:
@@ -125,6 +125,7 @@ BUILTIN_REWARDS: Mapping[str, Callable[..., Reward]] = MappingProxyType(
         "fluency": fluency,
         "repetition": repetition,
         "degeneration": degeneration,
+        "reflection": reflection,
         "soft_overlong": soft_overlong,
         "target_length": target_length,
         "reward_model": reward_model,

@@ -17,7 +17,7 @@ def text_reward(
     name: str,
     score: Callable[[str], float | None],
     *,
-    full: float,
+    full: float | None = None,
     extract: Callable[[str], str | None] = extract_answer,
 ) -> Reward:
     """A reward that looks at the completion's text alone; None where the score says that it does not apply."""

@@ -37,6 +37,18 @@ def degeneration() -> Reward:
     return text_reward("degeneration", lambda text: -loop_share(text), full=0.0)
 
 
+REFLECTIVE = ("wait", "mistake", "however", "but", "retry", "error", "verify", "wrong", "evaluate", "check")
+"""The words whose frequency DeepSeek-R1 follows through the training of R1-Zero (arXiv 2501.12948, appendix)."""
+
+
+def reflection(*, words: Sequence[str] = REFLECTIVE) -> Reward:
+    """How many reflective words there are, a number from 0: to look at, with `weight: 0`, as a curve over a run."""
+    if not words:
+        raise ValueError("reward 'reflection': words = [] counts nothing; give words, or leave it out")
+    known = {word.casefold() for word in words}
+    return text_reward("reflection", lambda text: float(sum(word in known for word in _WORD.findall(text.casefold()))))
+
+
 def fluency() -> Reward:
     """How much a text looks like writing, from 0 to 1: the product of four shares, 0 for no word at all.
 
