@@ -109,7 +109,8 @@ def test_a_whole_run_and_what_can_be_done_with_it(folder: Path) -> None:
     evaluated = run("eval", "one", "--json")
     assert evaluated.exit_code == 0, evaluated.output
     weights = json.loads(evaluated.stdout)["weights_sha256"]
-    assert set(json.loads(evaluated.stdout)["metrics"]) == {"greedy", "pass@1", "pass@2", "maj@2", "reward"}
+    parts = {"part/format_tags", "part/tag_answer"}
+    assert set(json.loads(evaluated.stdout)["metrics"]) == {"greedy", "pass@1", "pass@2", "maj@2", "reward", *parts}
 
     assert run("export", "one", "model").exit_code == 0
     assert (folder / "model" / "model.safetensors").is_file()

@@ -34,7 +34,8 @@ def evaluate(
         if as_json:
             print_json({**to_line(found), "weights_sha256": weights})
         else:
-            rich.console.Console().print(evaluation_table([found], weights))
+            out = rich.console.Console()
+            out.print(evaluation_table([found], weights, min(out.width, 120)))
 
 
 def score(

@@ -123,7 +123,7 @@ class Console:
             self._live = None
         if evaluations:
             self._out.print()
-            self._out.print(views.evaluation_table(evaluations, weights))
+            self._out.print(views.evaluation_table(evaluations, weights, min(self._out.width, 120)))
         if run is not None:
             self._out.print()
             self._print(

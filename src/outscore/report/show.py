@@ -202,7 +202,7 @@ def _render(
         parts += _stage_view(stage, width, ascii_only)
     if data["evaluations"]:
         evaluations = [evaluation.from_line(line) for line in data["evaluations"]]
-        parts += [Text(""), views.evaluation_table(evaluations, data["weights_sha256"])]
+        parts += [Text(""), views.evaluation_table(evaluations, data["weights_sha256"], width)]
     if data["best"]:
         best = data["best"]
         parts += [

@@ -141,19 +141,38 @@ def _advantage(value: float | None) -> Text:
     return Text("–" if value is None else f"{value:+.2f}", style=style)
 
 
-def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = None) -> Table:
-    """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one.
+def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = None, width: int = 80) -> RenderableType:
+    """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one; as
+    many tables below each other as it takes for all columns to fit into `width`.
 
     `weights` is a SHA-256, whose beginning stands below: of the weights a run began with, or that were evaluated.
     """
-    caption = None if weights is None else literal(f"weights {weights[:12]}…")
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    table.add_column(f"{evaluations[-1].num_problems} held-out", no_wrap=True)
-    names = ordered({name for found in evaluations for name in found.metrics})
-    for name in names:
-        table.add_column(literal(f"{name} %" if is_share(name) else name, 14), justify="right", no_wrap=True)
-    for found in evaluations:
-        table.add_row(literal(found.label, 20), *(Text(_with_interval(found, name)) for name in names))
+    labels = [f"{evaluations[-1].num_problems} held-out", *(found.label for found in evaluations)]
+    first = min(max(map(len, labels)), 20) + 2
+    tables: list[list[tuple[str, list[str]]]] = [[]]
+    left = width - first
+    for name in ordered({name for found in evaluations for name in found.metrics}):
+        cells = [_with_interval(found, name) for found in evaluations]
+        head = f"{name} %" if is_share(name) else name
+        needed = max(len(cell) for cell in (head, *cells)) + 1
+        if tables[-1] and needed > left:
+            tables.append([])
+            left = width - first
+        tables[-1].append((head, cells))
+        left -= needed
+    shown: list[RenderableType] = [_columns(labels, columns) for columns in tables]
+    if weights is not None:
+        shown.append(literal(f"weights {weights[:12]}…", style="dim"))
+    return Group(*shown)
+
+
+def _columns(labels: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(labels[0], no_wrap=True)
+    for head, _ in columns:
+        table.add_column(literal(head), justify="right", no_wrap=True)
+    for number, label in enumerate(labels[1:]):
+        table.add_row(literal(label, 20), *(Text(cells[number]) for _, cells in columns))
     return table
 
 
