@@ -26,7 +26,7 @@ lint: dev  ## ruff and strict mypy
 	$(BIN)/mypy
 
 test: lint  ## lint, types, and every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow and not learning and not peer and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope -m "not slow and not learning and not peer and not gpu"
 
 test-learning: dev  ## the long tests: train, and assert that something was learnt
 	$(BIN)/python -m pytest -m "(slow or learning) and not peer and not gpu"

@@ -1,6 +1,7 @@
 """The command as a user meets it: help, errors without tracebacks, and a whole project from `init` on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,21 @@ def test_init_makes_a_project_that_checks(folder: Path, monkeypatch: pytest.Monk
 def test_the_table_of_algorithms_prints(folder: Path) -> None:
     names = {row["name"] for row in json.loads(run("algorithms", "--json").stdout)}
     assert {"sft", "grpo", "grpo-r1", "dr-grpo"} <= names
+    text = run("algorithms").stdout
+    assert all(re.search(rf"^{re.escape(name)} ", text, re.MULTILINE) for name in names)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_one_algorithm_shows_its_equation_its_source_and_every_cell(folder: Path) -> None:
+    text = run("algorithms", "deepseek-v3.2").stdout
+    assert "rho_t k3_t" in text and "arXiv 2512.02556" in text and "left out, or ours:" in text
+    assert re.search(r"^\*kl_weighted +True", text, re.MULTILINE)
+    assert re.search(r"^ surrogate +clipped", text, re.MULTILINE)
+    data = json.loads(run("algorithms", "dapo", "--json").stdout)
+    assert data["cells"]["clip_high"] == 0.28 and data["paper"].startswith("DAPO, arXiv 2503.14476")
+    assert data["stage_defaults"] == {"refills": 10, "overlong_buffer": 51}
+    wrong = run("algorithms", "gpro")
+    assert wrong.exit_code == 1 and "did you mean `grpo`?" in wrong.output
 
 
 def test_chat_answers_and_ends_on_an_empty_line(folder: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from outscore.config import PolicySettings, SftSettings, dump_recipe, load_recipe, parse_recipe
+from outscore.config import dump_recipe, load_recipe, parse_recipe
+from outscore.stages import PolicySettings, SftSettings
 
 GRPO = {"algorithm": "grpo", "steps": 3}
 BASE: dict[str, Any] = {"task": {"kind": "arithmetic"}, "rewards": ["tag_answer"], "stages": [GRPO]}
@@ -33,6 +34,10 @@ def refused(**changes: Any) -> str:
         ({"rewards": []}, ["rewards", "at least one"]),
         ({"task": {"num_train": 5}}, ["`kind` is missing"]),
         ({"stages": [{**GRPO, "prompts_per_step": 2, "minibatches": 3}]}, ["minibatches = 3", "prompts_per_step = 2"]),
+        (
+            {"stages": [{**GRPO, "overlong_buffer": 9, "sampling": {"max_new_tokens": 8}}]},
+            ["overlong_buffer = 9", "sampling.max_new_tokens = 8"],
+        ),
         ({"seed": "many"}, ["`seed`", "many"]),
         ({"rewards": "last_number"}, ["`rewards` = 'last_number'", "give a list: [last_number]"]),
         ({"stages": GRPO}, ["`stages`", "must be a list"]),
@@ -127,3 +132,18 @@ def test_a_key_given_twice_is_refused_with_its_lines(recipe_file: Path) -> None:
     recipe_file.write_text(recipe_file.read_text() + "model:\n  source: x\n  precision: fp32\n  source: y\n")
     with pytest.raises(ValueError, match=r"mine\.yaml: the key `source` stands twice in one mapping, on lines 7 and 9"):
         load_recipe(recipe_file)
+
+
+def test_dapo_brings_its_dynamic_sampling_and_overlong_shaping_and_its_loss_alone_does_not() -> None:
+    def stage(algorithm: str, **given: Any) -> PolicySettings:
+        made = {"algorithm": algorithm, "steps": 3, "sampling": {"max_new_tokens": 50}, **given}
+        [parsed] = parse_recipe({**BASE, "stages": [made]}).stages
+        assert isinstance(parsed, PolicySettings)
+        return parsed
+
+    whole, loss = stage("dapo"), stage("dapo-loss")
+    assert (whole.refills, whole.overlong_buffer) == (10, 10)
+    assert (loss.refills, loss.overlong_buffer) == (0, 0)
+    given = stage("dapo", refills=2, overlong_buffer=0)
+    assert (given.refills, given.overlong_buffer) == (2, 0)
+    assert whole.optimizer == loss.optimizer

@@ -26,7 +26,8 @@ from outscore.tasks.base import question_text
 from outscore.tasks.rankings import parse_ranking
 from outscore.train.build import EVALUATION_ROWS
 from outscore.train.inspect import target_recipe
-from outscore.train.setup import load_policy, render_prompt
+from outscore.train.materials import render_prompt
+from outscore.train.setup import load_policy
 
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 AHEAD = 8

@@ -170,6 +170,8 @@ class Score:
     steps: tuple[StepScore, ...] = ()
     """The total as it was earned, in order, where a reward scores steps: these add up to `reward`, and what has no
     steps of its own is paid at the last token. Empty where no reward does."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Rewards that failed, and whose part is the constant that the recipe puts in their place -> what happened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from outscore.config import OptimizerSettings
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
@@ -24,6 +23,7 @@ from outscore.model.rows import TrainingGroup
 from outscore.model.tiny import character_tokenizer
 from outscore.objectives import algorithm, group_advantages
 from outscore.records import Completion
+from outscore.stages import OptimizerSettings
 from outscore.train.optim import make_optimizer
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, update
 

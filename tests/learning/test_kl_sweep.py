@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from train.building import learner_of, plan_of, prompt_of, tiny_policy
 
-from outscore.config import OptimizerSettings, PolicySettings
 from outscore.model.adapters import trainable_parameters
 from outscore.model.attention import TreeAttention
 from outscore.model.forest import Segment
@@ -13,6 +12,7 @@ from outscore.model.policy import Policy
 from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import make_sampler
+from outscore.stages import OptimizerSettings, PolicySettings
 from outscore.train.sources import RolloutSource
 from outscore.train.step import Reference, update
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from outscore import load_recipe, make_task, run_recipe
-from outscore.rewards.model_based import ModelScorer, newest_checkpoint
+from outscore.rewards.model_based import ModelScorer
+from outscore.rewards.reward_model import newest_checkpoint
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "reward-model.yaml"
 

@@ -23,6 +23,7 @@ def sampled(count, **metrics):
         (steps(5, zero_variance=0.95, accuracy=0.97), "zero_variance", "nearly solved"),
         (steps(5, truncated=0.51), "truncated", "max_new_tokens"),
         (sampled(5, entropy=2.0) + sampled(5, entropy=0.1), "entropy", "learning rate"),
+        (steps(5, **{"scoring_failures": 0.06, "scoring_failures/mine": 0.06}), "scoring_failures", "scored by mine."),
         (steps(1, loss=math.nan, grad_norm=1.0), "not_finite", "loss is nan"),
         (steps(1, grad_norm=math.inf), "not_finite", "precision: fp32"),
     ],
@@ -45,6 +46,7 @@ def test_each_alarm_names_its_remedy(history, kind, remedy):
         steps(5, entropy=2.0) + steps(5, entropy=0.01),
         steps(5, loss=None, zero_variance=None),
         steps(4, truncated=0.0) + steps(1, truncated=1.0),
+        steps(4, scoring_failures=0.0) + steps(1, scoring_failures=0.2),
     ],
 )
 def test_no_alarm_without_cause(history):

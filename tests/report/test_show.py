@@ -2,12 +2,15 @@
 
 import io
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import rich.console
 from report.building import CONFIG, STAGES, WEIGHTS, make_run, rows_of
 from rich.cells import cell_len
 
+from outscore.model.tiny import tiny_model
 from outscore.report import RunDirectory, show_run
 
 
@@ -119,3 +122,34 @@ def test_text_of_a_model_stays_text(tmp_path):
     _, text = shown(run, step=1)
     assert "[bold]x[/bold] \\x1b[2J" in text
     assert "\x1b" not in text
+
+
+def test_a_completion_is_shown_token_by_token_with_the_coefficient_that_was_applied(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    row, left_out = rows_of(1, [1.5, None])
+    row = replace(row, coefficients=(0.0125, -3e-4, 0.0), step_ends=(0, 2), step_rewards=(0.5, 1.0))
+    run.write_groups("grpo", 1, [row, replace(left_out, counts=(True, False, True))])
+    data, text = shown(run, step=1, sample=0)
+    assert [[shown_row["sample"] for shown_row in group] for group in data["groups"]] == [[0]]
+    assert data["groups"][0][0]["coefficients"] == pytest.approx(row.coefficients, rel=1e-6)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["0", "#5", "-0.100", "+1.250e-02", "0.5"] in lines
+    assert ["1", "#6", "-0.250", "-3.000e-04"] in lines
+    assert ["2", "#2", "-0.333", "0", "1"] in lines
+    assert "reward 1.5, advantage +0.5000" in text
+    _, text = shown(run, step=1, sample=1)
+    assert "not scored, left out of training" in text
+    assert ["0", "#5", "-0.100", "–"] in [line.split() for line in text.splitlines()]
+    with pytest.raises(ValueError, match="sample 2: these groups have completions 0 to 1"):
+        shown(run, step=1, sample=2)
+    with pytest.raises(ValueError, match="sample 0: say of which groups: step, best, worst or prompt"):
+        shown(run, sample=0)
+
+
+def test_tokens_are_decoded_with_the_newest_checkpoints_tokenizer(tmp_path):
+    _, tokenizer = tiny_model("0123456789", [], 0, hidden_size=16, num_layers=1, num_heads=2)
+    run = make_run(tmp_path / "b")
+    tokenizer.save_pretrained(run.checkpoints()[-1].path)
+    _, text = shown(run, step=2, sample=0)
+    expected = [tokenizer.decode([token]) for token in (5, 6, 2)]
+    assert [line.split()[1] for line in text.splitlines() if re.match(r" +\d ", line)][:3] == expected

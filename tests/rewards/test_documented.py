@@ -7,7 +7,9 @@ import pytest
 import yaml
 from rewards.building import group, scores
 
+from outscore.config import parse_recipe
 from outscore.rewards import BUILTIN_REWARDS, Rewards
+from outscore.settings import ScoringLimits
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -67,6 +69,25 @@ def test_in_the_first_recipe_the_answer_says_what_is_correct_and_not_the_format(
     (tmp_path / "my_reward.py").write_text(blocks("rewards.md", "python")[0])
     specs = yaml.safe_load(blocks("rewards.md", "yaml")[0])["rewards"]
     assert Rewards(specs, folder=tmp_path).says_correct().name == "concise"
+
+
+def test_the_recipe_that_says_how_rewards_run_is_read_as_the_page_says(tmp_path):
+    (tmp_path / "my_reward.py").write_text("def judged(completions): ...\ndef perplexity(completions): ...\n")
+    given = yaml.safe_load(next(filter(lambda text: "scoring:" in text, blocks("rewards.md", "yaml"))))
+    recipe = parse_recipe({"task": {"kind": "arithmetic"}, "stages": [{"algorithm": "grpo", "steps": 1}], **given})
+    judged, perplexity = Rewards(recipe.rewards, folder=tmp_path, scoring=recipe.scoring).rewards
+    assert (judged.batched, judged.on_failure, judged.limits) == (
+        False,
+        0.0,
+        {"seconds": 30, "retries": 2, "workers": 4},
+    )
+    assert (perplexity.batched, perplexity.isolate, perplexity.on_failure) == (True, False, None)
+
+
+def test_the_limits_in_the_page_are_the_defaults():
+    shown = {row[0]: row[1] for row in tables("rewards.md")}
+    for name, default in ScoringLimits().model_dump().items():
+        assert float(shown[name]) == default
 
 
 def test_the_task_in_a_page_validates(capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rewards.building import group
 
-from outscore.records import Score, ScoringFailure
+from outscore.records import Score, ScoringFailure, StepScore
 from outscore.rewards import RewardError, Rewards
 
 
@@ -171,3 +171,44 @@ def test_a_keyboard_interrupt_is_no_fault_of_a_reward():
 
     with pytest.raises(KeyboardInterrupt):
         scores_of(interrupted, "a", on_failure="exclude")
+
+
+def test_a_reward_may_score_steps_and_its_value_is_their_sum():
+    first, second = scores_of(lambda completions: [[(0, 0.25), (2, 0.5)], None], "abc", "b", on_failure="exclude")
+    assert isinstance(first, Score) and first.reward == 0.75 and list(first.parts.values()) == [0.75]
+    assert first.steps == (StepScore(end=0, reward=0.25), StepScore(end=2, reward=0.5))
+    assert isinstance(second, ScoringFailure)
+
+
+def test_steps_of_several_rewards_add_up_to_the_total_and_what_has_none_is_paid_at_the_end():
+    def steps(completions):
+        return [[(1, 1.0), (2, 2.0)], [(0, 4.0)]]
+
+    specs = [{"name": steps, "weight": 0.5}, {"name": lambda completions: [1.0, None], "label": "end"}]
+    [scored] = Rewards(specs).score([group("abc", "de")], step=1).groups
+    assert scored.scores[0].steps == (StepScore(end=1, reward=0.5), StepScore(end=2, reward=2.0))
+    # What does not apply counts as its mean over the group, at the end like any outcome.
+    assert scored.scores[1].steps == (StepScore(end=0, reward=2.0), StepScore(end=1, reward=1.0))
+    assert all(sum(step.reward for step in score.steps) == score.reward for score in scored.scores)
+    assert scored.scores[0].parts == {"steps": 3.0, "end": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("steps", "complaint"),
+    [
+        ([], "returned steps that end at tokens []"),
+        ([(1, 0.5), (1, 0.5)], "returned steps that end at tokens [1, 1]; at least one is due, in rising order"),
+        ([(2, 0.5), (1, 0.5)], "in rising order, from 0 to 2"),
+        ([(3, 0.5)], "from 0 to 2"),
+        ([(-1, 0.5)], "from 0 to 2"),
+        ([(1.5, 0.5)], "returned a step that ends at token 1.5; an index is due"),
+        ([0.5, 0.25], "as a step; a step is (index of its last token, reward)"),
+        ([(0, "x")], "returned str 'x' among its values"),
+        ([(0, float("nan"))], "returned nan"),
+    ],
+    ids=repr,
+)
+def test_steps_that_do_not_match_the_completion_name_it(steps, complaint):
+    with pytest.raises(RewardError) as caught:
+        scores_of(lambda completions: [steps if text == "bad" else 1.0 for text in completions], "ok", "bad")
+    assert complaint in str(caught.value) and "completion 2 of 2" in str(caught.value)

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 from outscore.model.heads import SETTINGS, reward_model_from
 from outscore.rewards import Rewards
-from outscore.rewards.model_based import ModelScorer, newest_checkpoint
+from outscore.rewards.model_based import ModelScorer
+from outscore.rewards.reward_model import newest_checkpoint
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from outscore.tasks import Task, make_task
+from outscore.rewards import Rewards
+from outscore.tasks import Task, make_task, validate
 from outscore.tasks.opinions import POPULATIONS, GlobalOpinionTask, prompt_text
 
 TWO = ("Japan", "Nigeria")
@@ -151,3 +152,9 @@ def test_populations_are_checked(tmp_path: Path, sample: Path) -> None:
     with pytest.raises(ValueError, match=r"'Japan' has \d problems in the split"):
         GlobalOpinionTask(path=few, populations=TWO)
     assert len(POPULATIONS) == 5
+
+
+def test_gold_letters_score_full_and_garbage_less(sample: Path) -> None:
+    reward = {"name": "answer_exact", "form": "text"}
+    check = validate(GlobalOpinionTask(path=sample, populations=TWO), Rewards([reward]))
+    assert check.ok and check.num_problems > 16, check.complaints

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from train.building import learner_of, plan_of, prompt_of, tiny_policy
 
-from outscore.config import PreferenceSettings, parse_recipe
+from outscore.config import parse_recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
 from outscore.model.rows import split_groups
 from outscore.objectives import algorithm
 from outscore.records import Completion, RankedGroup
 from outscore.report import RunDirectory
+from outscore.stages import PreferenceSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource, ranked_batch

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from train.test_resume import Stops, contents
 
-from outscore.config import RejectionSettings, parse_recipe
+from outscore.config import parse_recipe
 from outscore.model.policy import Policy
 from outscore.records import (
     Completion,
@@ -21,6 +21,7 @@ from outscore.records import (
 )
 from outscore.report import RunDirectory
 from outscore.report.rows import read_parquet
+from outscore.stages import RejectionSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.rejection import kept

@@ -238,6 +238,7 @@ BOUNDARY: dict[str, Any] = {
     "model": {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"},
     "task": {"kind": "arithmetic", "num_train": 20, "num_eval": 4, "num_demonstrations": 8},
     "rewards": ["tag_answer"],
+    "scoring": {"isolate": False},  # a worker would import this file, and torch with it
     "stages": [
         {"algorithm": "sft", "steps": 3, "batch_size": 4, "optimizer": {"lr": 5e-3}},
         {

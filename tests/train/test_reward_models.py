@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from train.test_preferences import RECIPE, TINY, three_groups
 
-from outscore.config import RewardModelSettings, parse_recipe
+from outscore.config import parse_recipe
 from outscore.model.heads import RewardModel, is_reward_model, load_reward_model
 from outscore.report import RunDirectory
+from outscore.stages import RewardModelSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.checkpoint import policy_checkpoints
@@ -98,7 +99,7 @@ def test_scores_of_training_completions_have_mean_0_and_variance_1_at_both_ends(
     stage = build_stage(parsed, 0, workshop)
     from outscore.train.preferences import ranked_batch
 
-    batch = ranked_batch(workshop.rankings, ties="half")
+    batch = ranked_batch(workshop.materials[0].rankings, ties="half")
     run = RunDirectory.open(run_recipe(recipe, tmp_path / "run").path)
     trained = load_reward_model(run.checkpoint_path("reward-model", 4), layout="group_rows")
     for model in (stage.learner.policy, trained):

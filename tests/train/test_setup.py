@@ -12,8 +12,9 @@ from outscore.model.tiny import tiny_model
 from outscore.tasks import make_task
 from outscore.train import setup
 from outscore.train.check import check_recipe
+from outscore.train.materials import demonstration_groups, end_token_id
 from outscore.train.run import run_recipe
-from outscore.train.setup import demonstration_groups, prepare, stage_algorithm
+from outscore.train.setup import prepare, stage_algorithm
 
 TINY = {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"}
 SFT = {"algorithm": "sft", "steps": 1}
@@ -77,7 +78,7 @@ def test_supervised_fine_tuning_leaves_the_room_that_its_evaluation_takes(evalua
     data = {"task": long_rows(300, 4), "stages": [SFT], "evaluation": {"problems": evaluated}}
     recipe = parse_recipe({**BASE, **data})
     if fits:
-        assert len(prepare(recipe).demonstrations) == 1
+        assert len(prepare(recipe).materials[0].demonstrations) == 1
     else:
         with pytest.raises(ValueError, match="has 300 tokens, and the model's context holds 512, which leaves 212"):
             prepare(recipe)
@@ -114,7 +115,7 @@ def test_a_demonstration_ends_with_the_turn_end_of_the_template_that_renders_it(
 def test_without_an_end_of_text_any_stop_token_closes_a_demonstration_and_without_any_it_is_said() -> None:
     policy = chat_policy(TURNS)
     policy.tokenizer.eos_token = None
-    assert setup.end_token_id(policy, False) == 1
+    assert end_token_id(policy, False) == 1
     policy.stop_token_ids = frozenset()
     with pytest.raises(ValueError, match="names an end token"):
-        setup.end_token_id(policy, False)
+        end_token_id(policy, False)

@@ -7,10 +7,10 @@ import torch
 from rewards.building import group
 from train.building import prompt_of, tiny_policy
 
-from outscore.config import PolicySettings
 from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
+from outscore.stages import PolicySettings
 from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.loop import StageRun
 from outscore.train.sources import RolloutSource

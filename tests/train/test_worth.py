@@ -7,12 +7,12 @@ import torch
 from oracles.worth import _compared
 from train.building import batch_of, learner_of, plan_of, prompt_of, tiny_policy
 
-from outscore.config import PolicySettings
 from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import StepScore
 from outscore.report.rows import completion_rows, read_parquet, to_parquet
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
+from outscore.stages import PolicySettings
 from outscore.train.evaluate import Judge
 from outscore.train.sources import RolloutSource
 from outscore.train.step import batch_logprobs, update

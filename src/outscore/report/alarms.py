@@ -8,6 +8,8 @@ WINDOW = 5
 """Steps whose mean has to cross a limit: one unlucky batch raises nothing."""
 ZERO_VARIANCE_LIMIT = 0.9
 TRUNCATED_LIMIT = 0.5
+FAILURES_LIMIT = 0.05
+"""Of the completions: at some per cent a reward has a fault, not the model a bad day."""
 ENTROPY_LIMIT = 0.1
 """As a share of the entropy of the stage's first steps."""
 SOLVED = 0.9
@@ -19,7 +21,7 @@ class Alarm:
     """Something a person should look at."""
 
     kind: str
-    """`zero_variance`, `truncated`, `entropy` or `not_finite`."""
+    """`zero_variance`, `truncated`, `scoring_failures`, `entropy` or `not_finite`."""
     sentence: str
     """What was seen and what to do about it."""
 
@@ -29,7 +31,8 @@ def find_alarms(history: Sequence[Mapping[str, float | None]]) -> list[Alarm]:
     if not history:
         return []
     solved = _recent(history, "accuracy", default=0.0) >= SOLVED
-    found = [_zero_variance(history, solved), _truncated(history), None if solved else _entropy(history)]
+    entropy = None if solved else _entropy(history)
+    found = [_zero_variance(history, solved), _truncated(history), _scoring_failures(history), entropy]
     return _not_finite(history[-1]) + [alarm for alarm in found if alarm is not None]
 
 
@@ -72,6 +75,21 @@ def _truncated(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
         sentence=f"{share:.0%} of the completions of the last {WINDOW} steps were cut off at the limit of new tokens. "
         "Raise max_new_tokens; if they ramble on after the answer, check with `outscore check` that the stop token "
         "is the one the model was trained with.",
+    )
+
+
+def _scoring_failures(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
+    share = _recent(history, "scoring_failures")
+    if not share > FAILURES_LIMIT:
+        return None
+    prefix = "scoring_failures/"
+    names = dict.fromkeys(name.removeprefix(prefix) for step in history[-WINDOW:] for name in step if prefix in name)
+    whose = f" by {', '.join(names)}" if names else ""
+    return Alarm(
+        kind="scoring_failures",
+        sentence=f"{share:.0%} of the completions of the last {WINDOW} steps could not be scored{whose}. "
+        "events.log says why, step by step, and `failure` in the step's group file for each completion: mend the "
+        "reward, or raise its limits.",
     )
 
 

@@ -49,7 +49,7 @@ class CompletionRow:
     reward: float | None
     """The total reward; None when scoring failed."""
     failure: str | None
-    """Which reward failed and why."""
+    """Which reward failed and why; with a reward beside it, the recipe put a constant in its place."""
     advantage: float | None
     """What training used; None when the completion was left out of it."""
     finish: str
@@ -120,7 +120,7 @@ def _sampled(group: ScoredGroup, sample: int) -> dict[str, Any]:
     scored: dict[str, Any] = (
         {"reward": None, "failure": f"{score.reward_name}: {score.reason}", "parts": {}}
         if isinstance(score, ScoringFailure)
-        else {"reward": score.reward, "failure": None, "parts": dict(score.parts)}
+        else {"reward": score.reward, "failure": _replaced(score), "parts": dict(score.parts)}
     )
     if isinstance(score, Score) and score.steps:
         scored["step_ends"] = tuple(each.end for each in score.steps)
@@ -143,6 +143,10 @@ def _sampled(group: ScoredGroup, sample: int) -> dict[str, Any]:
         "sampler_logprobs": drawn.sampler_logprobs,
         **scored,
     }
+
+
+def _replaced(score: Score) -> str | None:
+    return "; ".join(f"{name}: {reason}" for name, reason in score.failures.items()) or None
 
 
 _FIXED = pa.schema(

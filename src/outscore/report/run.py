@@ -31,13 +31,13 @@ class StagePlan:
     """A stage of the run, as `run.json` lists it in order."""
 
     name: str
-    """Unique in the run; names files, so letters, digits, `.`, `_` and `-` only."""
+    """Unique in the run; names files, so letters, digits, `.`, `_`, `+` and `-` only."""
     num_steps: int
     """Steps it will take."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError(f"stage name {self.name!r} names files: use letters, digits, '.', '_' and '-' only")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
+            raise ValueError(f"stage name {self.name!r} names files: use letters, digits, '.', '_', '+' and '-' only")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import rich.console
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from outscore.report import evaluation, rows, run, views
+from outscore.report import evaluation, rows, run, tokens, views
 from outscore.report.text import format_seconds, visible
 
 NUM_GROUPS = 3
@@ -27,6 +27,7 @@ def show_run(
     best: bool = False,
     worst: bool = False,
     prompt: str | None = None,
+    sample: int | None = None,
     as_json: bool = False,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def show_run(
 
     `stage` leaves the other stages out. `step` takes groups of that step (of `stage`, else of the last stage that has
     it); `best` and `worst` the groups with the highest or lowest mean reward, of `step` or of the whole run; `prompt`
-    the groups of one problem id over the steps. Each raises ValueError naming what there is when there is nothing.
+    the groups of one problem id over the steps; `sample` completion number `sample` of each of these groups, token by
+    token with its coefficients. Each raises ValueError naming what there is when there is nothing.
     With `as_json` the data are printed as JSON.
     """
     if best and worst:
@@ -45,13 +47,19 @@ def show_run(
         raise ValueError(f"stage {stage!r}: {directory.path} has {', '.join(known)}")
     data = summarize(directory, stage)
     chosen = _choose(directory, stage=stage, step=step, best=best, worst=worst, prompt=prompt)
+    if sample is not None:
+        chosen = _samples(chosen, sample)
     if chosen is not None:
         data["groups"] = [[asdict(row) for row in group] for group in chosen]
     out = console or rich.console.Console()
     if as_json:
         out.file.write(json.dumps(_finite(data), indent=2, ensure_ascii=False) + "\n")
     else:
-        out.print(_render(data, chosen, min(out.width, 120), ascii_only=not out.encoding.startswith("utf")))
+        width = min(out.width, 120)
+        if sample is not None and chosen is not None:
+            out.print(_tokens(directory, chosen, width))
+        else:
+            out.print(_render(data, chosen, width, ascii_only=not out.encoding.startswith("utf")))
     return data
 
 
@@ -111,6 +119,32 @@ def _choose(
     if best or worst:
         return _ranked(selected, worst=worst)
     return _groups(rows.read_parquet(selected[0].path))[:NUM_GROUPS]
+
+
+def _samples(chosen: list[list[rows.CompletionRow]] | None, sample: int) -> list[list[rows.CompletionRow]]:
+    """Completion number `sample` of each of the groups."""
+    if chosen is None:
+        raise ValueError(f"sample {sample}: say of which groups: step, best, worst or prompt")
+    size = max(len(group) for group in chosen)
+    if not 0 <= sample < size:
+        raise ValueError(f"sample {sample}: these groups have completions 0 to {size - 1}")
+    return [[row for row in group if row.sample == sample] for group in chosen]
+
+
+def _tokens(directory: run.RunDirectory, chosen: Sequence[Sequence[rows.CompletionRow]], width: int) -> RenderableType:
+    pieces = tokens.pieces_of(directory)
+    return Group(
+        *(
+            part
+            for group in chosen
+            for row in group
+            for part in (
+                *views.heading(row, width),
+                tokens.token_view(row, pieces, width),
+                Text(""),
+            )
+        )
+    )
 
 
 def _of_prompt(selected: Sequence[run.StepFile], prompt: str) -> list[list[rows.CompletionRow]]:

@@ -125,10 +125,11 @@ def group_view(rows: Sequence[CompletionRow], width: int, *, max_rows: int = 8, 
         )
     below = [Text(f"… {len(rows) - max_rows} more", style="dim")] if len(rows) > max_rows else []
     below += [literal(row.failure, width, style="red") for row in rows if row.failure][:1]
-    return Group(*_heading(rows[0], width), table, *below)
+    return Group(*heading(rows[0], width), table, *below)
 
 
-def _heading(first: CompletionRow, width: int) -> list[Text]:
+def heading(first: CompletionRow, width: int) -> list[Text]:
+    """Where a group was sampled, its question and its gold answer."""
     gold = "" if first.answer is None else shorten(f"   gold: {visible(first.answer)}", width // 2)
     question = Text(shorten(visible(first.question), width - cell_len(gold)))
     title = literal(f"{first.stage} step {first.step} · {first.problem_id}", width, style="bold")

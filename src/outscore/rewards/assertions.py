@@ -7,11 +7,24 @@ of it. Test code is data here: nothing of it runs in this process.
 import ast
 import builtins
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_RELATIONS = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_COMPARED = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "is": operator.is_,
+    "is not": operator.is_not,
+    "in": lambda value, wanted: value in wanted,
+    "not in": lambda value, wanted: value not in wanted,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +48,7 @@ class Case:
         try:
             if self.relation == "near":
                 return bool(math.fabs(value - wanted[0]) <= wanted[1])
-            return bool(
-                {
-                    "==": lambda: value == wanted,
-                    "!=": lambda: value != wanted,
-                    "is": lambda: value is wanted,
-                    "is not": lambda: value is not wanted,
-                    "in": lambda: value in wanted,
-                    "not in": lambda: value not in wanted,
-                    "<": lambda: value < wanted,
-                    "<=": lambda: value <= wanted,
-                    ">": lambda: value > wanted,
-                    ">=": lambda: value >= wanted,
-                }[self.relation]()
-            )
+            return bool(_RELATIONS[self.relation](value, wanted))
         except (TypeError, OverflowError):  # values that cannot be compared are not what was asked for
             return False
 
@@ -121,7 +121,7 @@ def _call_of_check(statement: ast.stmt) -> ast.Call | None:
 
 
 def _case(test: ast.expr) -> Case:
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], _RELATIONS):
+    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], _COMPARED):
         found = _comparison(test.left, test.ops[0], test.comparators[0])
         if found is not None:
             return found

@@ -16,7 +16,10 @@ def submit(awaitable: Awaitable[Any]) -> "Future[Any]":
     """Start an awaitable on the background loop."""
 
     async def wait() -> Any:
-        return await awaitable
+        try:
+            return await awaitable
+        except SystemExit as error:  # it would end the loop, and with it every reward that waits there
+            raise RuntimeError(f"called sys.exit({error.code!r})") from error
 
     return asyncio.run_coroutine_threadsafe(wait(), _loop())
 

@@ -17,8 +17,8 @@ from outscore.rewards.gym import gym_rewards
 from outscore.rewards.kinds import answer_reward, check_number, known_form, same_number
 from outscore.rewards.length import soft_overlong, target_length
 from outscore.rewards.llm_judge import llm_judge
-from outscore.rewards.math_answers import math_rewards, require_math_verify
-from outscore.rewards.model_based import reward_model
+from outscore.rewards.math_answers import import_math_verify, math_rewards, require_math_verify
+from outscore.rewards.reward_model import reward_model
 from outscore.rewards.structured import answer_list, answer_set, multiple_choice
 from outscore.rewards.writing import coherence, completeness, degeneration, fluency, repetition
 
@@ -69,9 +69,8 @@ def tag_answer(*, tag: str = "answer") -> Reward:
 def math_verify(*, seconds: float = 5.0) -> Reward:
     """1 if math-verify finds the completion's mathematical answer equal to the gold one (extra `outscore[math]`).
 
-    It runs in a process of its own, which is ended and started anew when one completion takes longer than `seconds`;
-    such a completion gets 0, and the metric `math_verify/gave_up` is the share of them. None where the gold answer
-    cannot be parsed.
+    It runs in worker processes, one completion at a time. One that takes longer than `seconds`, or too much memory, has
+    not been found equal: it counts as 0 and as a failure of the reward. None where the gold answer cannot be parsed.
     """
     if seconds <= 0:
         raise ValueError(f"reward 'math_verify': seconds = {seconds!r} must be above 0")
@@ -81,7 +80,17 @@ def math_verify(*, seconds: float = 5.0) -> Reward:
         found = boxed(text)
         return extract_answer(text) if found is None else found
 
-    return Reward(name="math_verify", function=partial(math_rewards, seconds=seconds), full=1.0, extract=extract)
+    return Reward(
+        name="math_verify",
+        function=math_rewards,
+        full=1.0,
+        extract=extract,
+        batched=False,
+        isolate=True,
+        limits={"seconds": seconds},
+        prepare=import_math_verify,
+        on_failure=0.0,
+    )
 
 
 def gym(*, form: str = "auto") -> Reward:

@@ -38,9 +38,19 @@ def code_tests(
         unsafe: run it without isolation, where the system has none.
     """
     limits = _checked("code_tests", seconds, memory_mb, unsafe)
-    options = {"column": tests, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
+    options: dict[str, Any] = {
+        "column": tests,
+        "form": form,
+        "partial_credit": partial_credit,
+        "limits": limits,
+        "unsafe": unsafe,
+    }
     return Reward(
-        name="code_tests", function=partial(_test_rewards, **options), full=1.0, extract=partial(program_of, form=form)
+        name="code_tests",
+        function=partial(_test_rewards, **options),
+        full=1.0,
+        extract=partial(program_of, form=form),
+        isolate=False,  # the sandbox has processes of its own
     )
 
 
@@ -68,9 +78,19 @@ def code_stdin(
         unsafe: run without isolation.
     """
     limits = _checked("code_stdin", seconds, memory_mb, unsafe)
-    options = {"column": cases, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
+    options: dict[str, Any] = {
+        "column": cases,
+        "form": form,
+        "partial_credit": partial_credit,
+        "limits": limits,
+        "unsafe": unsafe,
+    }
     return Reward(
-        name="code_stdin", function=partial(_stdin_rewards, **options), full=1.0, extract=partial(program_of, form=form)
+        name="code_stdin",
+        function=partial(_stdin_rewards, **options),
+        full=1.0,
+        extract=partial(program_of, form=form),
+        isolate=False,  # the sandbox has processes of its own
     )
 
 

@@ -1,24 +1,31 @@
 """Several rewards made one: the weighted total of each completion, and what the rewards said besides."""
 
 import math
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from outscore.inputs import nearest
-from outscore.records import SampledGroup, Score, ScoredGroup, ScoringFailure, StepScore
-from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState, items_of
-from outscore.rewards.judge import OnFailure, Outcome, judge
-from outscore.rewards.loading import make_reward
+from outscore.records import SampledGroup, SampleRequest, Score, ScoredGroup, ScoringFailure, StepScore
+from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState
+from outscore.rewards.judge import Outcome
+from outscore.rewards.loading import make_reward, read_policy, read_settings
+from outscore.rewards.runners import Runner, make_runner
+from outscore.rewards.scoring import Listener, Notices, Part, Scoring
 from outscore.rewards.shaping import Shaper
+from outscore.rewards.values import whole
+from outscore.settings import OnFailure, ScoringSettings
 
 Metrics = Mapping[str, tuple[float, float]]
 """Name -> (sum, count)."""
 
 NOT_APPLICABLE = "not_applicable/"
 """Before a reward's name: the share of completions that the reward does not apply to."""
+
+FAILURES = "scoring_failures/"
+"""Before a reward's name: the share of completions that the reward failed on."""
 
 NONE_APPLIES = "does not apply to this completion"
 """What is wrong with a completion that no reward of nonzero weight gives a number."""
@@ -53,8 +60,11 @@ class Rewards:
     Args:
         specs: built-in names, `file.py:function`, `module:function`, functions, mappings with one of these as `name`
             beside `weight`, `label` and options, or `Reward` records.
-        on_failure: `stop` raises when a reward fails on a completion; `exclude` makes it a `ScoringFailure`.
+        on_failure: `stop` raises when a reward fails on a completion; `exclude` makes it a `ScoringFailure`; a number
+            is what the reward then counts as.
         folder: what `file.py` paths are relative to; the working directory if not given.
+        scoring: worker processes and their limits, as a recipe has them. Without it rewards run in this process, but
+            for those that say otherwise themselves.
 
     Raises:
         ValueError: naming key, value and nearest name, if a spec is wrong, two rewards share a name, or all weights
@@ -70,15 +80,21 @@ class Rewards:
         *,
         on_failure: OnFailure = "stop",
         folder: Path | None = None,
+        scoring: ScoringSettings | Mapping[str, Any] | None = None,
     ) -> None:
         self.rewards = tuple(make_reward(spec, folder=folder) for spec in specs)
-        self.on_failure = on_failure
+        self.on_failure = read_policy(on_failure, where="on_failure")
         for name in self.names:
             if self.names.count(name) > 1:
                 raise ValueError(f"rewards: two are called {name!r}; give one of them another `label`")
         if self.rewards and not any(reward.weight for reward in self.rewards):
             raise ValueError("rewards: every weight is 0, so that nothing would be learned; give one a weight")
         self._shaped = Shaper(self.names, [each.full for each in self.rewards], [each.shaping for each in self.rewards])
+        settings = ScoringSettings(isolate=False) if scoring is None else read_settings(scoring, where="scoring")
+        self._notices = Notices()
+        self._runners = {reward.name: make_runner(reward, settings, self._notices.say) for reward in self.rewards}
+        # The threads of workers know the runners and not this object, which can so be let go of.
+        weakref.finalize(self, _close, tuple(self._runners.values()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,6 +127,25 @@ class Rewards:
                 return fitting[-1]
         return self.rewards[-1] if self.rewards else None
 
+    def listen(self, listener: Listener) -> None:
+        """Have somebody hear what rewards had to say so far, and from now on whenever a scoring ends."""
+        self._notices.listener = listener
+        self._notices.pass_on()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was said and nobody has listened to, the newest last."""
+        return tuple(text for text, _ in self._notices.waiting)
+
+    def start(self) -> None:
+        """Start the workers of isolated rewards, without waiting for them."""
+        for runner in self._runners.values():
+            runner.start()
+
+    def close(self) -> None:
+        """End all workers; the next scoring starts others. Without it they end with this object."""
+        _close(tuple(self._runners.values()))
+
     def score(
         self,
         groups: Sequence[SampledGroup],
@@ -120,7 +155,8 @@ class Rewards:
         epoch: float | None = None,
         on_failure: OnFailure | None = None,
     ) -> ScoringResult:
-        """Score groups: each reward is called once for all their completions, asynchronous ones at the same time.
+        """Score groups: each reward is called once for all their completions, those in workers and asynchronous ones
+        at the same time.
 
         `step`, `max_steps` and `epoch` are what rewards read in `trainer_state`; `on_failure` is for this call alone.
 
@@ -129,15 +165,38 @@ class Rewards:
                 reward, prompt and completion.
             ValueError: if there is no reward, or one asks for a column that the data do not have.
         """
+        return self.begin([], step=step, max_steps=max_steps, epoch=epoch, on_failure=on_failure).result(groups)
+
+    def begin(
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        step: int,
+        max_steps: int = 0,
+        epoch: float | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> Scoring[ScoringResult]:
+        """Begin to score groups that are being sampled: hand `Scoring.finished` to the sampler as its `on_finished`."""
         if not self.rewards:
             raise ValueError("rewards: there is none to score with")
-        items = items_of(groups)
-        if not items:
-            return ScoringResult(groups=[], group_metrics=[], logged={}, extra_columns={})
-        policy = on_failure or self.on_failure
-        outcomes = self._outcomes(items, TrainerState(global_step=step, max_steps=max_steps, epoch=epoch), policy)
-        if policy == "stop":
-            self._check_each_applies(items, outcomes)
+        state = TrainerState(global_step=step, max_steps=max_steps, epoch=epoch)
+        parts = [self._part(reward, on_failure) for reward in self.rewards]
+        policy = self.on_failure if on_failure is None else on_failure
+
+        def combine(
+            groups: Sequence[SampledGroup], items: Sequence[Item], outcomes: Sequence[Outcome]
+        ) -> ScoringResult:
+            if policy == "stop" and items:
+                self._check_each_applies(items, outcomes)
+            return self._combined(groups, outcomes)
+
+        return Scoring(parts, requests, state, self._notices, combine)
+
+    def _part(self, reward: Reward, given: OnFailure | None) -> Part:
+        own = self.on_failure if reward.on_failure is None else reward.on_failure
+        return Part(reward=reward, runner=self._runners[reward.name], on_failure=own if given is None else given)
+
+    def _combined(self, groups: Sequence[SampledGroup], outcomes: Sequence[Outcome]) -> ScoringResult:
         scored, group_metrics = [], []
         first = 0
         for group in groups:
@@ -151,25 +210,12 @@ class Rewards:
             groups=scored, group_metrics=group_metrics, logged=_logged(outcomes), extra_columns=columns
         )
 
-    def _outcomes(self, items: Sequence[Item], state: TrainerState, on_failure: OnFailure) -> list[Outcome]:
-        """Each reward's outcome. Asynchronous rewards wait in threads while the synchronous ones run in this one."""
-        waiting = [reward for reward in self.rewards if reward.is_async]
-        with ThreadPoolExecutor(max(1, len(waiting)), thread_name_prefix="outscore-reward") as threads:
-            started = {reward.name: threads.submit(judge, reward, items, state, on_failure) for reward in waiting}
-            done = {
-                reward.name: judge(reward, items, state, on_failure)
-                for reward in self.rewards
-                if reward.name not in started
-            }
-            done |= {name: future.result() for name, future in started.items()}
-        return [done[name] for name in self.names]
-
     def _check_each_applies(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
         """RewardError for the first completion that no reward of nonzero weight applies to: nothing is learned from
         it."""
         counted = [outcome for reward, outcome in zip(self.rewards, outcomes, strict=True) if reward.weight]
         for place, item in enumerate(items):
-            if all(outcome.values[place] is None for outcome in counted):
+            if all(outcome.part(place) is None for outcome in counted):
                 raise item.error(", ".join(self.names), NONE_APPLIES + _missing_answer(item))
 
     def _scores(
@@ -178,47 +224,32 @@ class Rewards:
         """The scores of one group: the completions at these places, with so many tokens."""
         failures = [self._failure(outcomes, place) for place in places]
         sound = [place for place, failure in zip(places, failures, strict=True) if failure is None]
-        parts = {place: [outcome.values[place] for outcome in outcomes] for place in sound}
-        totals = dict(
-            zip(
-                sound,
-                group_totals(self._shaped(list(parts.values())), [each.weight for each in self.rewards]),
-                strict=True,
-            )
-        )
+        parts = {place: [outcome.part(place) for outcome in outcomes] for place in sound}
+        shaped = dict(zip(sound, self._shaped(list(parts.values())), strict=True))
+        weights = [reward.weight for reward in self.rewards]
+        totals = dict(zip(sound, group_totals(list(shaped.values()), weights), strict=True))
         scores: list[Score | ScoringFailure] = []
-        for place, failure in zip(places, failures, strict=True):
+        for place, failure, length in zip(places, failures, lengths, strict=True):
             total = totals.get(place)
             if failure is not None:
                 scores.append(failure)
             elif total is None:
                 scores.append(ScoringFailure(reward_name=", ".join(self.names), reason=NONE_APPLIES))
             else:
-                steps = self._steps(outcomes, place, total, lengths[place - places.start])
-                scores.append(Score(reward=total, parts=dict(zip(self.names, parts[place], strict=True)), steps=steps))
+                named = dict(zip(self.names, parts[place], strict=True))
+                said = [outcome.steps.get(place, ()) for outcome in outcomes]
+                steps = as_earned(said, shaped[place], weights, total=total, num_tokens=length)
+                scores.append(Score(reward=total, parts=named, steps=steps, failures=self._faults(outcomes, place)))
         return tuple(scores)
 
-    def _steps(self, outcomes: Sequence[Outcome], place: int, total: float, num_tokens: int) -> tuple[StepScore, ...]:
-        """The total as it was earned: weighted steps, and at the last token what is left of it; () without steps."""
-        earned: dict[int, float] = {}
-        for reward, outcome in zip(self.rewards, outcomes, strict=True):
-            for step in outcome.steps.get(place, ()) if reward.weight else ():
-                earned[step.end] = earned.get(step.end, 0.0) + reward.weight * step.reward
-        if not earned:
-            return ()
-        stepped = math.fsum(
-            reward.weight * value
-            for reward, outcome in zip(self.rewards, outcomes, strict=True)
-            if place in outcome.steps and (value := outcome.values[place]) is not None
-        )
-        # What has no steps; exactly nothing, rather than rounding, where every reward has.
-        if any(reward.weight and place not in each.steps for reward, each in zip(self.rewards, outcomes, strict=True)):
-            earned[num_tokens - 1] = earned.get(num_tokens - 1, 0.0) + total - stepped
-        return tuple(StepScore(end=end, reward=value) for end, value in sorted(earned.items()))
+    def _faults(self, outcomes: Sequence[Outcome], place: int) -> dict[str, str]:
+        named = zip(self.names, outcomes, strict=True)
+        return {name: outcome.faults[place] for name, outcome in named if place in outcome.faults}
 
     def _failure(self, outcomes: Sequence[Outcome], place: int) -> ScoringFailure | None:
+        """The first failure that leaves the completion without a score."""
         for reward, outcome in zip(self.rewards, outcomes, strict=True):
-            if place in outcome.faults:
+            if place in outcome.faults and outcome.constant is None:
                 return ScoringFailure(reward_name=reward.name, reason=outcome.faults[place])
         return None
 
@@ -231,11 +262,47 @@ class Rewards:
             metrics[f"reward/{reward.name}"] = (math.fsum(applied), float(len(applied)))
             without = float(len(places) - len(applied) - failed)
             metrics[f"{NOT_APPLICABLE}{reward.name}"] = (without, float(len(places)))
+            metrics[f"{FAILURES}{reward.name}"] = (float(failed), float(len(places)))
         return metrics
 
 
+def as_earned(
+    steps: Sequence[Sequence[StepScore]],
+    values: Sequence[float | None],
+    weights: Sequence[float],
+    *,
+    total: float,
+    num_tokens: int,
+) -> tuple[StepScore, ...]:
+    """The total of a completion as it was earned, in order; () where no reward of nonzero weight has steps.
+
+    A reward whose value is the sum of its steps is paid where they end. What else there is in the total is paid at the
+    last token: rewards without steps, and those whose value shaping has changed.
+
+    Args:
+        steps: the steps that each reward gave; none where it gave no steps.
+        values: the shaped value of each reward.
+        weights: their weights.
+        total: the total.
+        num_tokens: the tokens of the completion.
+    """
+    counted = [each for each in zip(steps, values, weights, strict=True) if each[2]]
+    if not any(own for own, _, _ in counted):
+        return ()
+    earned: dict[int, float] = {}
+    paid: list[float] = []
+    for own, value, weight in counted:
+        if own and value is not None and value == whole(tuple(own)):
+            paid.append(weight * value)
+            for step in own:
+                earned[step.end] = earned.get(step.end, 0.0) + weight * step.reward
+    if len(paid) < len(counted):  # else there is nothing left, not even rounding
+        earned[num_tokens - 1] = earned.get(num_tokens - 1, 0.0) + total - math.fsum(paid)
+    return tuple(StepScore(end=end, reward=value) for end, value in sorted(earned.items()))
+
+
 def part_metrics(groups: Sequence[Metrics]) -> Metrics:
-    """The metrics of these groups together; that a reward does not apply is named only where that happened.
+    """The metrics of these groups together; that a reward does not apply, or fails, is named only where that happened.
 
     >>> part_metrics([{"reward/a": (1.0, 2.0), "not_applicable/a": (0.0, 2.0)}, {"reward/a": (0.5, 2.0)}])
     {'reward/a': (1.5, 4.0)}
@@ -245,7 +312,13 @@ def part_metrics(groups: Sequence[Metrics]) -> Metrics:
         for name, term in group.items():
             terms.setdefault(name, []).append(term)
     sums = {name: (math.fsum(s for s, _ in each), math.fsum(n for _, n in each)) for name, each in terms.items()}
-    return {name: (total, n) for name, (total, n) in sums.items() if total or not name.startswith(NOT_APPLICABLE)}
+    rare = (NOT_APPLICABLE, FAILURES)
+    return {name: (total, n) for name, (total, n) in sums.items() if total or not name.startswith(rare)}
+
+
+def _close(runners: Iterable[Runner]) -> None:
+    for runner in runners:
+        runner.close()
 
 
 def _logged(outcomes: Sequence[Outcome]) -> Metrics:

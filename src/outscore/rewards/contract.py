@@ -15,12 +15,16 @@ reward), in order: its value is their sum, and process supervision pays each whe
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from outscore.inputs import nearest
-from outscore.records import SampledGroup
+from outscore.records import Prompt, SampledCompletion, SampledGroup
 from outscore.rewards.answers import extract_answer
 from outscore.rewards.shaping import Shaping
+from outscore.settings import OnFailure
 
 RewardFunction = Callable[..., Any]
 """Keyword arguments in; a list of float or None out, or an awaitable of one."""
@@ -103,6 +107,18 @@ class Reward:
     """Completion text -> the answer this reward looks at, for tables and majority votes."""
     shaping: Shaping = field(default_factory=Shaping)
     """What becomes of its values before they are weighted; the parts that are kept stay what it said."""
+    batched: bool = True
+    """Whether a call is for all completions of a step; otherwise each has its own, which begins when it is sampled."""
+    isolate: bool | None = None
+    """Whether it runs in worker processes; None leaves that to the run. What needs the GPU or the policy says False."""
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """Those of `ScoringLimits` that differ from the run's."""
+    prepare: Callable[[], None] | None = None
+    """Called once in a worker before its first call, whose time limit it does not count against: slow imports."""
+    on_failure: OnFailure | None = None
+    """What its failures mean, if other than the run's `on_reward_failure`."""
+    origin: tuple[Mapping[str, Any], Path] | None = None
+    """What `make_reward` built it from, if that names it: how it is found again in another process."""
 
     @property
     def is_async(self) -> bool:
@@ -187,23 +203,28 @@ def items_of(groups: Sequence[SampledGroup]) -> list[Item]:
 
 
 def _items(group: SampledGroup) -> Iterator[Item]:
-    problem = group.prompt.problem
+    for sample, drawn in enumerate(group.completions):
+        yield item_of(group.prompt, drawn, sample=sample, group_size=len(group.completions))
+
+
+def item_of(prompt: Prompt, drawn: SampledCompletion, *, sample: int, group_size: int) -> Item:
+    """A completion as rewards see it; ValueError if a data column has a name of the contract."""
+    problem = prompt.problem
     wrong = [column for column in problem.columns if column in _CONTRACT]
     if wrong:
         raise ValueError(f"problem {problem.id!r}: rename its column {wrong[0]!r}, a name of the reward contract")
     columns = {key: value for key, value in problem.columns.items() if key not in NOT_PASSED}
     columns |= {"question": problem.question, "answer": problem.answer}
-    for sample, drawn in enumerate(group.completions):
-        yield Item(
-            problem_id=problem.id,
-            sample=sample,
-            group_size=len(group.completions),
-            prompt=problem.question if isinstance(problem.question, str) else tuple(problem.question),
-            rendered=group.prompt.text,
-            text=drawn.completion.text,
-            token_ids=drawn.completion.token_ids,
-            columns=columns,
-        )
+    return Item(
+        problem_id=problem.id,
+        sample=sample,
+        group_size=group_size,
+        prompt=problem.question if isinstance(problem.question, str) else tuple(problem.question),
+        rendered=prompt.text,
+        text=drawn.completion.text,
+        token_ids=drawn.completion.token_ids,
+        columns=columns,
+    )
 
 
 def call_arguments(reward: Reward, items: Sequence[Item], state: TrainerState, log: Log) -> dict[str, Any]:
@@ -225,13 +246,23 @@ def call_arguments(reward: Reward, items: Sequence[Item], state: TrainerState, l
         **reward.options,
     }
     try:
-        parameters = inspect.signature(reward.function).parameters
+        parameters = _parameters(reward.function)
     except (TypeError, ValueError):  # some callables written in C have no signature
         return arguments
     _check_signature(reward, parameters, arguments)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter]:
+    # Rewards that score one at a time are called often, and plain functions do not change their signature.
+    return _remembered(function) if isinstance(function, FunctionType) else inspect.signature(function).parameters
+
+
+@lru_cache(maxsize=64)
+def _remembered(function: FunctionType) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _check_signature(reward: Reward, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:

@@ -1,20 +1,17 @@
-"""Calling one reward on the completions of a step, and finding out which completion is to blame when it fails.
+"""What one reward says of the completions of a step, and which completion is to blame when it fails."""
 
-This is the seam behind which rewards can run elsewhere: completions in, an `Outcome` out.
-"""
-
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from outscore.records import StepScore
-from outscore.rewards.background import submit
-from outscore.rewards.contract import Item, Log, Reward, TrainerState, call_arguments
-
-OnFailure = Literal["stop", "exclude"]
-"""`stop` raises RewardError; `exclude` makes the completion a ScoringFailure and goes on."""
+from outscore.rewards.call import CallFailed, Finish, Reply
+from outscore.rewards.contract import Item, Reward, TrainerState
+from outscore.rewards.runners import Runner
+from outscore.rewards.values import whole
+from outscore.settings import OnFailure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,157 +31,170 @@ class Outcome:
     """What it logged with `log_extra`, one value for each completion."""
     steps: Mapping[int, tuple[StepScore, ...]] = field(default_factory=dict)
     """Completion -> the rewards of its steps, where the reward scores steps."""
+    seconds_lost: float = 0.0
+    """Seconds of calls that failed, and of finding out whose fault it was."""
+    constant: float | None = None
+    """What the reward counts as where it failed; None where such a completion has no score."""
+
+    def part(self, place: int) -> float | None:
+        """What counts for a completion."""
+        return self.constant if place in self.faults else self.values[place]
 
 
-Value = float | tuple[StepScore, ...] | None
-"""What a reward says of one completion."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One reward and the completions it is to score."""
+
+    reward: Reward
+    """The reward."""
+    runner: Runner
+    """Where it runs."""
+    items: Sequence[Item]
+    """The completions."""
+    state: TrainerState
+    """What the function reads as `trainer_state`."""
+    on_failure: OnFailure
+    """`stop` raises RewardError; otherwise a completion that fails has a fault, and the others are scored."""
+
+    @property
+    def constant(self) -> float | None:
+        """What a failure counts as, if anything."""
+        return None if isinstance(self.on_failure, str) else float(self.on_failure)
+
+    def begin(self, places: Sequence[int]) -> Finish:
+        """Begin a call for some of the completions."""
+        return self.runner.begin([self.items[place] for place in places], self.state)
 
 
-class _WrongShapeError(Exception):
-    """The result is not one number or None for each completion; the text says what it is."""
+def judge(trial: Trial, begun: Finish | None = None) -> Outcome:
+    """Score completions with a reward that takes whole batches; `begun` is the call for all of them, if it has begun.
 
-
-def judge(reward: Reward, items: Sequence[Item], state: TrainerState, on_failure: OnFailure) -> Outcome:
-    """Score completions with one reward.
-
-    When the call for the whole batch fails, each completion is tried alone to find the ones to blame. Under `exclude`
-    those are left out and the rest are scored together once more, so that a reward that compares completions still
-    sees a batch. What is not the fault of single completions stops the run under either policy.
+    When it fails, each completion is tried alone to find the ones to blame. Unless the run is to stop those are left
+    out, as those whose reward is not finite, and the rest are scored together once more: a reward that compares
+    completions sees the batch as if the others had not been sampled. What is no completion's fault stops the run.
 
     Raises:
         RewardError: for a failure that the policy does not tolerate.
         ValueError: if the function asks for a column that there is not.
     """
-    call_arguments(reward, items, state, Log(len(items)))  # a signature that cannot be served is no completion's fault
+    reward, items = trial.reward, trial.items
+    places: list[int] = list(range(len(items)))
+    started = last = time.perf_counter()
     faults: dict[int, str] = {}
-    kept = list(range(len(items)))
     try:
-        values, log = _attempt(reward, items, state)
-    except Exception as error:
-        faults = _culprits(reward, items, state, first_only=on_failure == "stop")
-        if on_failure == "stop" or isinstance(error, _WrongShapeError):
-            index, reason = next(iter(faults.items()), (0, f"{_describe(error)}, but on no completion alone"))
-            raise items[index].error(reward.name, reason) from error
-        kept = [index for index in kept if index not in faults]
-        values, log = _again(reward, [items[index] for index in kept], state)
-    placed: list[float | None] = [None] * len(items)
-    steps: dict[int, tuple[StepScore, ...]] = {}
-    for index, said in zip(kept, values, strict=True):
-        value = math.fsum(step.reward for step in said) if isinstance(said, tuple) else said
-        if value is not None and not math.isfinite(value):
-            reason = f"returned {value}"
-            if on_failure == "stop":
-                raise items[index].error(reward.name, reason)
-            faults[index] = reason
-            continue
-        placed[index] = value
-        if isinstance(said, tuple):
-            steps[index] = said
-    columns = {name: _spread(column, kept, len(items)) for name, column in log.columns.items()}
-    return Outcome(values=tuple(placed), faults=faults, metrics=tuple(log.metrics), columns=columns, steps=steps)
+        reply = (begun or trial.begin(places))()
+    except CallFailed as failure:
+        faults = _culprits(trial, failure)
+        # A result of the wrong shape from every completion is a function that does not keep the contract.
+        is_nobodys = failure.wrong_shape and (not faults or len(faults) == len(items) > 1)
+        if trial.on_failure == "stop" or is_nobodys:
+            place, reason = next(iter(faults.items()), (0, f"{failure.reason}, but on no completion alone"))
+            raise items[place].error(reward.name, reason) from failure.__cause__ or failure
+        places = [place for place in places if place not in faults]
+        last = time.perf_counter()
+        reply = _again(trial, places)
+    while wrong := _not_finite(reply, places):
+        if trial.on_failure == "stop":
+            place, reason = next(iter(wrong.items()))
+            raise items[place].error(reward.name, reason)
+        faults |= wrong
+        places = [place for place in places if place not in wrong]
+        last = time.perf_counter()
+        reply = _again(trial, places)
+    return _outcome(trial, {place: i for i, place in enumerate(places)}, [reply], faults, last - started)
 
 
-def _again(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[list[Value], Log]:
-    if not items:
-        return [], Log(0)
-    try:
-        return _attempt(reward, items, state)
-    except Exception as error:
-        reason = f"{_describe(error)}, but on no completion alone"
-        raise items[0].error(reward.name, reason) from error
+def judge_each(trial: Trial, begun: Mapping[int, Finish] | None = None) -> Outcome:
+    """Score completions one by one; `begun` are the calls that have begun, by completion.
 
-
-def _attempt(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[list[Value], Log]:
-    """One call and its numbers, NaN and infinities among them."""
-    finish, log = _start(reward, items, state)
-    return _values(finish(), items), log
-
-
-def _start(reward: Reward, items: Sequence[Item], state: TrainerState) -> tuple[Callable[[], Any], Log]:
-    """Begin a call; the function returned waits for its result. A synchronous reward runs only then."""
-    log = Log(len(items))
-    arguments = call_arguments(reward, items, state, log)
-    if reward.is_async:
-        return submit(reward.function(**arguments)).result, log
-
-    def finish() -> Any:
-        output = reward.function(**arguments)
-        return submit(output).result() if inspect.isawaitable(output) else output
-
-    return finish, log
-
-
-def _culprits(reward: Reward, items: Sequence[Item], state: TrainerState, *, first_only: bool) -> dict[int, str]:
-    """Which completions make the reward fail when scored alone, and how. Asynchronous rewards try all at once."""
-    started = [_start(reward, [item], state)[0] for item in items]
+    Raises:
+        RewardError: for the first failure, if the policy is to stop.
+        ValueError: if the function asks for a column that there is not.
+    """
+    finishes = dict(begun or {})
+    for place in range(len(trial.items)):
+        if place not in finishes:
+            finishes[place] = trial.begin([place])
+    replies: list[Reply] = []
+    rows: dict[int, int] = {}
     faults: dict[int, str] = {}
-    for index, finish in enumerate(started):
+    lost = 0.0
+    for place, item in enumerate(trial.items):
+        cause: BaseException | None = None
         try:
-            _values(finish(), [items[index]])
-        except Exception as error:  # whatever the user's function raises is what is looked for
-            faults[index] = _describe(error)
-            if first_only:
+            reply = finishes[place]()
+            wrong = _not_finite(reply, [place])
+        except CallFailed as failure:
+            wrong, cause = {place: failure.reason}, failure.__cause__ or failure
+            lost += failure.seconds
+        if wrong and trial.on_failure == "stop":
+            raise item.error(trial.reward.name, wrong[place]) from cause
+        if wrong:
+            faults |= wrong
+        else:
+            rows[place] = len(replies)
+            replies.append(reply)
+    return _outcome(trial, rows, replies, faults, lost)
+
+
+def _again(trial: Trial, places: Sequence[int]) -> Reply:
+    """Score together those that are left."""
+    if not places:
+        return Reply(values=(), columns={}, metrics=())
+    try:
+        return trial.begin(places)()
+    except CallFailed as failure:
+        reason = f"{failure.reason}, but on no completion alone"
+        cause = failure.__cause__ or failure
+        raise trial.items[places[0]].error(trial.reward.name, reason) from cause
+
+
+def _culprits(trial: Trial, failure: CallFailed) -> dict[int, str]:
+    """Which completions make the reward fail when scored alone, and how; the first only, if the run is to stop.
+
+    Asynchronous rewards try all at once.
+    """
+    if len(trial.items) == 1:
+        return {0: failure.reason}
+    places = range(len(trial.items))
+    finishes = map(trial.begin, ([place] for place in places))
+    faults: dict[int, str] = {}
+    for place, finish in zip(places, list(finishes) if trial.reward.is_async else finishes, strict=True):
+        try:
+            finish()
+        except CallFailed as alone:
+            faults[place] = alone.reason
+            if trial.on_failure == "stop":
                 break
     return faults
 
 
-def _values(output: Any, items: Sequence[Item]) -> list[Value]:
-    """The result as floats, steps and None; numpy arrays and tensors are fine."""
-    count = len(items)
-    output = output.tolist() if hasattr(output, "tolist") else output
-    if isinstance(output, str | bytes | Mapping) or not isinstance(output, Iterable):
-        raise _WrongShapeError(f"returned {_kind(output)}; a list of {count} floats or None is due, one a completion")
-    values = list(output)
-    if len(values) != count:
-        raise _WrongShapeError(f"returned {len(values)} values for {count} completions; exactly one each is due")
-    return [_value(value, len(item.token_ids)) for value, item in zip(values, items, strict=True)]
+def _not_finite(reply: Reply, places: Sequence[int]) -> dict[int, str]:
+    values = zip(places, map(whole, reply.values), strict=True)
+    return {place: f"returned {value}" for place, value in values if value is not None and not math.isfinite(value)}
 
 
-def _value(value: Any, num_tokens: int) -> Value:
-    if value is None:
-        return None
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-        # An array of one number is that number.
-        value = value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list) else value
-    if not isinstance(value, list | tuple):
-        return _number(value)
-    steps = tuple(_step(step) for step in value)
-    ends = [step.end for step in steps]
-    if not steps or ends != sorted(set(ends)) or ends[0] < 0 or ends[-1] >= num_tokens:
-        raise _WrongShapeError(
-            f"returned steps that end at tokens {ends[:8]}; at least one is due, in rising order, from 0 to "
-            f"{num_tokens - 1}"
-        )
-    return steps
+def _outcome(
+    trial: Trial, rows: Mapping[int, int], replies: Sequence[Reply], faults: Mapping[int, str], lost: float
+) -> Outcome:
+    """The replies as one; `rows` says which of their values, counted through, is which completion's."""
+    values = [value for reply in replies for value in reply.values]
+    names = dict.fromkeys(name for reply in replies for name in reply.columns)
+    columns = {
+        name: [value for reply in replies for value in reply.columns.get(name, [None] * len(reply.values))]
+        for name in names
+    }
 
+    def spread(column: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(column[rows[place]] if place in rows else None for place in range(len(trial.items)))
 
-def _step(step: Any) -> StepScore:
-    if not isinstance(step, list | tuple) or len(step) != 2:
-        raise _WrongShapeError(f"returned {_kind(step)} as a step; a step is (index of its last token, reward)")
-    end, reward = step
-    if not float(_number(end)).is_integer():
-        raise _WrongShapeError(f"returned a step that ends at token {end!r}; an index is due")
-    return StepScore(end=int(end), reward=_number(reward))
-
-
-def _number(value: Any) -> float:
-    value = value.item() if hasattr(value, "item") else value
-    if not isinstance(value, int | float):
-        raise _WrongShapeError(f"returned {_kind(value)} among its values; each is a float or None")
-    return float(value)
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, _WrongShapeError) else f"raised {type(error).__name__}: {error}"
-
-
-def _spread(values: Sequence[Any], places: Sequence[int], count: int) -> tuple[Any, ...]:
-    spread: list[Any] = [None] * count
-    for place, value in zip(places, values, strict=True):
-        spread[place] = value
-    return tuple(spread)
+    said = spread(values)
+    return Outcome(
+        values=tuple(map(whole, said)),
+        faults=faults,
+        metrics=tuple(metric for reply in replies for metric in reply.metrics),
+        columns={name: spread(column) for name, column in columns.items()},
+        steps={place: value for place, value in enumerate(said) if isinstance(value, tuple)},
+        seconds_lost=lost,
+        constant=trial.constant,
+    )

@@ -104,7 +104,8 @@ def llm_judge(
         cache=cache,
     )
     function = partial(_verdicts if mode == "verdict" else _comparisons, endpoint, concurrency, part, against)
-    return Reward(name="llm_judge", function=_keyword_only(function), full=1.0)
+    # It waits for a server, in threads: its limits are its own, and what it may spend is counted in this process.
+    return Reward(name="llm_judge", function=_keyword_only(function), full=1.0, isolate=False)
 
 
 def read_verdict(text: str) -> float | None:

@@ -10,15 +10,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from outscore.inputs import checked_options, nearest
+from pydantic import TypeAdapter, ValidationError
+
+from outscore.inputs import checked_options, expected, nearest
 from outscore.records import PYTHON
 from outscore.rewards.builtin import BUILTIN_REWARDS
 from outscore.rewards.contract import Reward, RewardFunction
 from outscore.rewards.shaping import SHAPING_KEYS, shaping_of
+from outscore.settings import OnFailure, ScoringLimits, ScoringSettings
 
-_KEYS = ("name", "weight", "label", *SHAPING_KEYS)
+_KEYS = ("name", "weight", "label", "batched", "isolate", "limits", "on_failure", *SHAPING_KEYS)
+
+Limits = TypeVar("Limits", bound=ScoringLimits)
+"""Limits of one reward, or the settings of all."""
 
 
 def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, folder: Path | None = None) -> Reward:
@@ -27,7 +33,8 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
     Args:
         spec: a built-in name; `file.py:function` or `module:function`; a function; a mapping with one of these as
             `name`, and `weight` (default 1), `label` (what columns call it; default its own name), how it is shaped
-            (`outscore.rewards.shaping`) and the reward's options; or a `Reward`, which is returned as it is.
+            (`outscore.rewards.shaping`), `batched`, `isolate`, `limits`, `on_failure` (see `Reward`) and the reward's
+            options; or a `Reward`, which is returned as it is.
         folder: what `file.py` paths are relative to; the working directory if not given.
 
     Raises:
@@ -47,8 +54,9 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
     if source is None:
         raise ValueError(f"rewards: {dict(given)!r} has no `name`; name a built-in reward or file.py:function")
     options = {key: value for key, value in given.items() if key not in _KEYS}
+    place = (folder or Path()).absolute()
     if isinstance(source, str):
-        reward = _named(source, options, folder or Path())
+        reward = replace(_named(source, options, folder or Path()), origin=(dict(given), place))
     elif callable(source):
         reward = _own(source, _name_of(source), options)
     else:
@@ -58,7 +66,48 @@ def make_reward(spec: str | Mapping[str, Any] | RewardFunction | Reward, *, fold
         raise ValueError(f"reward {reward.name!r}: weight = {weight!r} must be a finite number")
     if not isinstance(label, str) or not label:
         raise ValueError(f"reward {reward.name!r}: label = {label!r} must be text")
-    return replace(reward, weight=float(weight), name=label, shaping=shaping_of(label, given, reward.full))
+    reward = replace(reward, weight=float(weight), name=label, shaping=shaping_of(label, given, reward.full))
+    return replace(reward, **_service(reward, given))
+
+
+def _service(reward: Reward, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of how a reward runs: the fields of `Reward` that it sets."""
+    found: dict[str, Any] = {}
+    for key in ("batched", "isolate"):
+        if key in given:
+            found[key] = given[key]
+            if not isinstance(given[key], bool):
+                raise ValueError(f"reward {reward.name!r}: {key} = {given[key]!r} must be true or false")
+    where = f"reward {reward.name!r}: "
+    if "limits" in given:
+        kept = read_settings(given["limits"], where=f"{where}limits", kind=ScoringLimits)
+        found["limits"] = {**reward.limits, **kept.model_dump(exclude_unset=True)}
+    if "on_failure" in given:
+        found["on_failure"] = read_policy(given["on_failure"], where=f"{where}on_failure")
+    return found
+
+
+def read_policy(value: Any, *, where: str) -> OnFailure:
+    """What a failure means; ValueError beginning with `where` if that is no known word and no number."""
+    try:
+        policy: OnFailure = TypeAdapter(OnFailure).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{where} = {value!r} {expected(error.errors()[0])}") from None
+    return policy
+
+
+def read_settings(given: Any, *, where: str, kind: type[Limits] = ScoringSettings) -> Limits:  # type: ignore[assignment]  # a default for the variable
+    """Settings of scoring from what a script or a reward says; ValueError beginning with `where`, naming the key."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        if not detail["loc"]:
+            raise ValueError(f"{where} = {given!r} must be a mapping such as {{seconds: 5}}") from None
+        key = detail["loc"][0]
+        unknown = detail["type"] == "extra_forbidden"
+        said = f"is not known{nearest(key, kind.model_fields)}" if unknown else expected(detail)
+        raise ValueError(f"{where}.{key} = {detail['input']!r} {said}") from None
 
 
 def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
@@ -67,7 +116,9 @@ def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
         for key, parameter in inspect.signature(BUILTIN_REWARDS[source]).parameters.items():
             if parameter.default is parameter.empty and key not in checked:
                 raise ValueError(f"reward {source!r} needs the option {key!r}")
-        return BUILTIN_REWARDS[source](**checked)
+        made = BUILTIN_REWARDS[source](**checked)
+        # Rules that are known to be quick and safe stay in this process, where they cost nothing.
+        return made if made.isolate is not None else replace(made, isolate=False)
     place, colon, name = source.rpartition(":")
     if not colon and source.endswith(".py"):
         raise ValueError(f"rewards: {source!r} is a file; name the function in it too, as in '{source}:my_reward'")
@@ -88,8 +139,8 @@ def _own(target: Callable[..., Any], name: str, options: Mapping[str, Any]) -> R
     """A reward of the user's. A class is instantiated with the options, and the object is called."""
     checked = _checked(name, target, options) if options else {}
     if inspect.isclass(target):
-        made: Any = target(**checked)
-        return Reward(name=name, function=made)
+        instance: Any = target(**checked)
+        return Reward(name=name, function=instance)
     return Reward(name=name, function=target, options=checked)
 
 

@@ -1,4 +1,4 @@
-"""A reward model as a reward: completions scored by a model, in batches, in this process."""
+"""Completions scored by a reward model, in batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,34 +10,10 @@ from outscore.model.heads import RewardModel, completion_scores, is_reward_model
 from outscore.model.load import encode
 from outscore.model.rows import TrainingGroup, flat_starts, separate_rows, split_groups
 from outscore.records import Completion
-from outscore.rewards.contract import Reward, completion_text
+from outscore.rewards.contract import completion_text
 
 TOKEN_BUDGET = 16384
 """Tokens scored at once."""
-
-
-def reward_model(*, path: str, token_budget: int = TOKEN_BUDGET, trust_remote_code: bool = False) -> Reward:
-    """The score of a reward model in the directory `path`: a checkpoint of a stage `reward-model`, the directory of
-    such a stage's checkpoints (the newest one is taken), or any causal sequence classifier with one label.
-
-    ValueError if there is none, when the recipe is read; the weights are loaded when something is first scored.
-    """
-    directory = newest_checkpoint(Path(path).expanduser())
-    scorer = ModelScorer(directory, token_budget=token_budget, trust_remote_code=trust_remote_code)
-    return Reward(name="reward_model", function=scorer)
-
-
-def newest_checkpoint(path: Path) -> Path:
-    """The directory itself, or the newest `step-N` in it; ValueError where neither is a model."""
-    if (path / "config.json").is_file():
-        return path
-    steps = sorted(each.parent for each in path.glob("step-*/config.json"))
-    if not steps:
-        raise ValueError(
-            f"reward 'reward_model': path = {str(path)!r} is no model's directory (it has no config.json) and holds no "
-            "checkpoint step-N; give that of a stage, such as runs/NAME/checkpoints/reward-model"
-        )
-    return steps[-1]
 
 
 class ModelScorer:

@@ -14,6 +14,16 @@ def tell_nobody(what: str) -> None:
     """For where nobody watches."""
 
 
+def both(first: OnFinished, second: OnFinished) -> OnFinished:
+    """What a sampler calls with each completion for two that want to know."""
+
+    def on_finished(request: int, sample: int, completion: SampledCompletion) -> None:
+        first(request, sample, completion)
+        second(request, sample, completion)
+
+    return on_finished
+
+
 def counting(what: str, total: int, tell: Tell) -> OnFinished:
     """Says `what 0/total` now, and returns what a sampler calls with each completion, which counts on."""
     finished = count(1)

@@ -9,15 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from outscore.config import (
-    PolicySettings,
-    PreferenceSettings,
-    Recipe,
-    RejectionSettings,
-    RewardModelSettings,
-    SftSettings,
-    StageSettings,
-)
+from outscore.config import Recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.heads import RewardModel
 from outscore.model.rows import TrainingGroup
@@ -26,13 +18,22 @@ from outscore.objectives.kl import kl_estimate, kl_per_completion
 from outscore.records import RankedGroup, ScoredGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
+from outscore.stages import (
+    PolicySettings,
+    PreferenceSettings,
+    RejectionSettings,
+    RewardModelSettings,
+    SftSettings,
+    StageSettings,
+)
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.loop import Stage
+from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
-from outscore.train.setup import Workshop, answer_limit, end_token_id, stage_algorithm
+from outscore.train.setup import Workshop, stage_algorithm
 from outscore.train.sources import DemonstrationSource, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
 from outscore.train.worth import Penalty
@@ -78,32 +79,32 @@ def build_stage(
         ),
         sampler=make_sampler(policy, EVALUATION_ROWS),
         evaluator=build_evaluator(recipe, workshop, settings, learner.reference),
-        judge=workshop.judge,
+        judge=workshop.materials[index].judge,
     )
 
 
 def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, run: RunDirectory | None) -> Source:
     """Where a stage that trains the policy has its groups from."""
-    settings = recipe.stages[index]
+    settings, materials = recipe.stages[index], workshop.materials[index]
     if isinstance(settings, PolicySettings):
         row = stage_algorithm(settings)
         return RolloutSource(
-            prompts=workshop.train_prompts,
+            prompts=materials.train_prompts,
             sampler=make_sampler(workshop.policy, settings.sampling.max_rows),
-            rewards=workshop.rewards,
+            rewards=materials.rewards,
             settings=settings,
             algorithm=row,
             seed=recipe.seed,
             stage=index,
             penalty=reward_penalty(learner, settings, row) if row.needs_reference and row.kl_place != "loss" else None,
-            verdict=workshop.judge.correct,
+            verdict=materials.judge.correct,
         )
     if isinstance(settings, RejectionSettings):
         return RejectionSource(
-            prompts=workshop.train_prompts,
+            prompts=materials.train_prompts,
             sampler=make_sampler(workshop.policy, settings.sampling.max_rows),
-            rewards=workshop.rewards,
-            judge=workshop.judge,
+            rewards=materials.rewards,
+            judge=materials.judge,
             settings=settings,
             seed=recipe.seed,
             stage=index,
@@ -113,7 +114,7 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
         return preference_source(recipe, index, settings, workshop)
     assert isinstance(settings, SftSettings)
     return DemonstrationSource(
-        demonstrations=workshop.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
+        demonstrations=materials.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
     )
 
 
@@ -131,7 +132,7 @@ def _reward_model_stage(
         total_updates=settings.num_updates,
         token_budget=settings.token_budget,
     )
-    scale = partial(normalise, learner, workshop.rankings, settings.token_budget)
+    scale = partial(normalise, learner, workshop.materials[index].rankings, settings.token_budget)
     if settings.normalise and resumed is None:
         scale()
     evaluator = None
@@ -146,7 +147,7 @@ def _reward_model_stage(
         plan=plan,
         sampler=make_sampler(policy, EVALUATION_ROWS),
         evaluator=evaluator,
-        judge=workshop.judge,
+        judge=workshop.materials[index].judge,
         update=update_reward_model,
         closing=scale if settings.normalise else None,
     )
@@ -155,7 +156,7 @@ def _reward_model_stage(
 def preference_source(recipe: Recipe, index: int, settings: PreferenceSettings, workshop: Workshop) -> PreferenceSource:
     """The workshop's preferences as a stage takes them."""
     return PreferenceSource(
-        rankings=workshop.rankings,
+        rankings=workshop.materials[index].rankings,
         batch_size=settings.batch_size,
         ties=settings.ties,
         seed=recipe.seed,

@@ -1,12 +1,11 @@
 """`outscore check`: everything a run depends on, tried before the run spends time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from outscore.config import PolicySettings, Recipe, RejectionSettings, SftSettings
-from outscore.records import Prompt
+from outscore.config import Recipe
+from outscore.stages import PolicySettings, RejectionSettings, SftSettings
 from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage
@@ -50,6 +49,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings.append(Finding(what="model", status="ok", detail=f"computes in {workshop.facts['precision']}"))
     layout = "ok" if workshop.policy.layout == "group_rows" else "warn"
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout_probe"])))  # type: ignore[arg-type]
+    findings += [Finding(what="reward", status="ok", detail=said) for said in workshop.rewards.notices]
     findings.append(_task_finding(task, workshop))
     findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
@@ -92,8 +92,7 @@ def _judge_findings(task: Task, workshop: Workshop) -> list[Finding]:
 
 
 def _prompt_findings(workshop: Workshop) -> list[Finding]:
-    given = [group.prompt for group in workshop.demonstrations] + [group.prompt for group in workshop.rankings]
-    prompts: Sequence[Prompt] = workshop.train_prompts or given
+    prompts = [prompt for each in workshop.materials for prompt in each.prompts]
     lengths = sorted(len(prompt.token_ids) for prompt in prompts)
     detail = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}; the first: {prompts[0].text!r}"
     findings = [Finding(what="prompts", status="ok", detail=detail)]
@@ -105,17 +104,18 @@ def _prompt_findings(workshop: Workshop) -> list[Finding]:
 
 def _preference_findings(workshop: Workshop) -> list[Finding]:
     """How many preferences there are, and whether any is held out to tell whether they are learnt."""
-    if not workshop.rankings:
+    num_rankings = max(len(each.rankings) for each in workshop.materials)
+    if not num_rankings:
         return []
-    detail = f"{len(workshop.rankings)} pairs and rankings to train on, {len(workshop.eval_rankings)} held out"
+    detail = f"{num_rankings} pairs and rankings to train on, {len(workshop.eval_rankings)} held out"
     return [Finding(what="preferences", status="ok" if workshop.eval_rankings else "warn", detail=detail)]
 
 
 def _memory(recipe: Recipe, workshop: Workshop) -> Finding:
     recomputed = recipe.model.activation_checkpointing
     stages = {
-        stage.label: stage_memory(workshop, stage, stage_algorithm(stage), recomputed=recomputed)
-        for stage in recipe.stages
+        stage.label: stage_memory(workshop, index, stage, stage_algorithm(stage), recomputed=recomputed)
+        for index, stage in enumerate(recipe.stages)
     }
     largest = max(stages, key=lambda label: sum(stages[label].values()))
     detail = f"stage {largest}: {in_words(stages[largest])}"

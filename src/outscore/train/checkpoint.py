@@ -31,7 +31,7 @@ from outscore import __version__
 from outscore.model.adapters import has_adapters
 from outscore.model.export import disk_errors
 from outscore.model.heads import is_reward_model
-from outscore.model.load import quiet_transformers
+from outscore.model.load import load_model, quiet_transformers
 from outscore.model.precision import MasterWeights
 from outscore.report import files
 from outscore.report.evaluation import best
@@ -166,6 +166,14 @@ def load_weights(path: Path, masters: MasterWeights) -> None:
     masters of a bf16 model, and adapters."""
     if stored := _below(safetensors.torch.load_file(path / "trainer.safetensors"), "master."):
         masters.load_state_dict(stored)
+
+
+def trained_weights(path: Path, *, trust_remote_code: bool = False) -> Mapping[str, Tensor]:
+    """The trained weights of a checkpoint by name, in fp32, wherever it holds them."""
+    if stored := _below(safetensors.torch.load_file(path / "trainer.safetensors"), "master."):
+        return stored
+    loaded = load_model(str(path), precision_dtype=torch.float32, trust_remote_code=trust_remote_code)
+    return {name: weight.detach() for name, weight in loaded.model.named_parameters()}
 
 
 def load_trainer_state(path: Path, learner: Learner) -> None:

@@ -9,7 +9,7 @@ from outscore.records import Prompt, SampledGroup, SampleRequest, SamplingParams
 from outscore.report.evaluation import Evaluation
 from outscore.rewards import Rewards
 from outscore.rollout import Sampler
-from outscore.train.activity import Tell, counting, tell_nobody
+from outscore.train.activity import Tell, both, counting, tell_nobody
 
 EVALUATION_STEP = 0
 """The step that keys evaluation draws: every evaluation of a run draws with the same uniforms, which makes them
@@ -33,7 +33,8 @@ class Judge:
         """For each completion whether it is right; None where the reward does not say."""
         verdicts: list[bool | None] = []
         for score in group.scores:
-            part = score.parts.get(self.reward_name) if isinstance(score, Score) else None
+            is_judged = isinstance(score, Score) and self.reward_name not in score.failures
+            part = score.parts.get(self.reward_name) if isinstance(score, Score) and is_judged else None
             verdicts.append(None if part is None else part >= self.full - 1e-9)
         return verdicts
 
@@ -142,11 +143,12 @@ class Evaluator:
         ]
         params = SamplingParams(max_new_tokens=self.max_new_tokens, temperature=temperature)
         what = "evaluating" if temperature else "evaluating greedily"
+        scoring = self.rewards.begin(requests, step=EVALUATION_STEP)
         sampled = sampler.sample(
             requests,
             params,
             seed=self.seed + EVALUATION_SEED,
             step=EVALUATION_STEP,
-            on_finished=counting(what, len(requests) * num_samples, tell),
+            on_finished=both(scoring.finished, counting(what, len(requests) * num_samples, tell)),
         )
-        return list(self.rewards.score(sampled, step=EVALUATION_STEP, max_steps=0).groups)
+        return list(scoring.result(sampled).groups)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from outscore.config import EvaluationSettings, PolicySettings, Recipe, StageSettings
+from outscore.config import EvaluationSettings, Recipe
 from outscore.records import StepReport
 from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
 from outscore.report.evaluation import headline
 from outscore.rollout import Sampler
+from outscore.stages import PolicySettings, StageSettings
 from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
 from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.memory import peak_bytes

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-from outscore.config import (
+from outscore.model.logprobs import CHUNK_LOGITS
+from outscore.model.policy import Policy
+from outscore.objectives.algorithms import Algorithm
+from outscore.stages import (
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
@@ -21,8 +24,7 @@ from outscore.config import (
     SftSettings,
     StageSettings,
 )
-from outscore.model.logprobs import CHUNK_LOGITS
-from outscore.objectives.algorithms import Algorithm
+from outscore.train.materials import Materials
 from outscore.train.rejection import BLOCK
 from outscore.train.setup import Workshop
 
@@ -95,7 +97,9 @@ def cache_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int) -
     return 2 * shape.key_value * shape.num_layers * num_tokens * bytes_per_value
 
 
-def stage_memory(workshop: Workshop, stage: StageSettings, row: Algorithm, *, recomputed: bool) -> dict[str, int]:
+def stage_memory(
+    workshop: Workshop, index: int, stage: StageSettings, row: Algorithm, *, recomputed: bool
+) -> dict[str, int]:
     """Bytes at the peak of a stage, by what they are for.
 
     Training and sampling take turns: `activations` is the larger of what a micro-batch keeps, logits included, and of
@@ -111,10 +115,11 @@ def stage_memory(workshop: Workshop, stage: StageSettings, row: Algorithm, *, re
     )
     if row.trains == "reward_model":  # a model of its own, beside the policy
         states["policy"] = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
-    num_tokens = _micro_batch(workshop, stage)
+    materials = workshop.materials[index]
+    num_tokens = _micro_batch(workshop.policy, materials, stage)
     kept = activation_bytes(shape, num_tokens, bytes_per_value=size, recomputed=recomputed)
     kept += logit_bytes(shape, num_tokens)
-    cached = cache_bytes(shape, _sampled_at_once(workshop, stage), bytes_per_value=size)
+    cached = cache_bytes(shape, _sampled_at_once(materials, stage), bytes_per_value=size)
     return {**states, "activations": max(kept, cached)}
 
 
@@ -159,40 +164,40 @@ def peak_bytes() -> dict[str, int]:
     return found
 
 
-def _micro_batch(workshop: Workshop, stage: StageSettings) -> int:
+def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> int:
     """The most tokens forwarded at once: what the budget allows, or all that an update has."""
     if isinstance(stage, SftSettings):
-        sizes = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in workshop.demonstrations]
+        sizes = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in materials.demonstrations]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
     if isinstance(stage, PreferenceSettings):
         # A group stays whole; without shared beginnings, which is the most it can take.
-        grouped = workshop.policy.layout == "group_rows"
+        grouped = policy.layout == "group_rows"
         sizes = [
             len(g.prompt.token_ids) * (1 if grouped else len(g.completions))
             + sum(len(c.token_ids) for c in g.completions)
-            for g in workshop.rankings
+            for g in materials.rankings
         ]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
     if isinstance(stage, RejectionSettings):
-        longest = _longest_prompt(workshop) + stage.sampling.max_new_tokens
+        longest = _longest_prompt(materials) + stage.sampling.max_new_tokens
         return max(min(stage.token_budget, stage.batch_size * longest), longest)
     assert isinstance(stage, PolicySettings)
-    prompt, new = _longest_prompt(workshop), stage.sampling.max_new_tokens
+    prompt, new = _longest_prompt(materials), stage.sampling.max_new_tokens
     groups = -(-stage.prompts_per_step // stage.minibatches)
-    if workshop.policy.layout == "group_rows":
+    if policy.layout == "group_rows":
         return max(min(stage.token_budget, groups * (prompt + stage.group_size * new)), prompt + new)
     # The budget counts a prompt once; rows of their own repeat it.
     return min(groups * stage.group_size, max((stage.token_budget - prompt) // new, 1)) * (prompt + new)
 
 
-def _sampled_at_once(workshop: Workshop, stage: StageSettings) -> int:
+def _sampled_at_once(materials: Materials, stage: StageSettings) -> int:
     if not isinstance(stage, SamplingStage):
         return 0
     num_prompts = stage.prompts_per_step if isinstance(stage, PolicySettings) else BLOCK
     rows = min(stage.sampling.max_rows, num_prompts * stage.group_size)
-    prompts = -(-rows // stage.group_size) * _longest_prompt(workshop)
+    prompts = -(-rows // stage.group_size) * _longest_prompt(materials)
     return prompts + rows * stage.sampling.max_new_tokens
 
 
-def _longest_prompt(workshop: Workshop) -> int:
-    return max(len(prompt.token_ids) for prompt in workshop.train_prompts)
+def _longest_prompt(materials: Materials) -> int:
+    return max(len(prompt.token_ids) for prompt in materials.train_prompts)

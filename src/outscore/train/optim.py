@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from outscore.config import OptimizerSettings
+from outscore.stages import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, update: int, num_updates: int) -> float:

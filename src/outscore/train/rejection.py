@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from outscore.config import RejectionSettings
 from outscore.records import (
     Completion,
     DemonstrationGroup,
@@ -23,7 +22,8 @@ from outscore.report import RunDirectory, completion_rows
 from outscore.report.rows import CompletionRow, read_parquet
 from outscore.rewards import Rewards
 from outscore.rollout import Sampler
-from outscore.train.activity import Tell, counting, tell_nobody
+from outscore.stages import RejectionSettings
+from outscore.train.activity import Tell, both, counting, tell_nobody
 from outscore.train.evaluate import Judge
 from outscore.train.order import batch_indices
 from outscore.train.sources import Collected, DemonstrationSource, stage_seed
@@ -114,17 +114,17 @@ class RejectionSource:
             requests = [
                 SampleRequest(prompt=self.prompts[chosen[slot]], num_samples=size, slot=slot) for slot in places
             ]
+            scoring = self.rewards.begin(requests, step=0, max_steps=self.settings.steps)
             what = f"sampling, prompt {first + 1} of {len(chosen)} and on:"
             sampled = self.sampler.sample(
                 requests,
                 params,
                 seed=stage_seed(self.seed, self.stage),
                 step=0,
-                on_finished=counting(what, len(requests) * size, tell),
+                on_finished=both(scoring.finished, counting(what, len(requests) * size, tell)),
             )
             tell("scoring")
-            result = self.rewards.score(sampled, step=0, max_steps=self.settings.steps)
-            rows += self._rows(result.groups)
+            rows += self._rows(scoring.result(sampled).groups)
         return rows
 
     def _rows(self, groups: Sequence[ScoredGroup]) -> list[CompletionRow]:
@@ -168,7 +168,7 @@ def _fates(rows: Sequence[CompletionRow], settings: RejectionSettings) -> Counte
         low = not row.correct if settings.min_reward is None else (row.reward or 0.0) < settings.min_reward
         if row.advantage:
             fate = "kept"
-        elif row.failure is not None:
+        elif row.reward is None:
             fate = "could not be scored"
         elif row.finish == "length":
             fate = "cut off"

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import RewardModelSettings
 from outscore.model.heads import RewardModel, completion_scores, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
@@ -18,6 +17,7 @@ from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.preferences import pair_accuracy, pair_losses
 from outscore.objectives.reward_models import calibration_error, normalisation, reward_model_loss
 from outscore.records import RankedGroup
+from outscore.stages import RewardModelSettings
 from outscore.train.activity import Tell, tell_nobody
 from outscore.train.checkpoint import load_weights
 from outscore.train.optim import make_optimizer

@@ -15,6 +15,7 @@ from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_tr
 from outscore.report.run import FACTS
 from outscore.rewards import Reward, Rewards
 from outscore.rewards.contract import RewardFunction
+from outscore.stages import BASE, PREVIOUS
 from outscore.tasks import Task, make_task
 from outscore.train.build import build_stage
 from outscore.train.checkpoint import (
@@ -27,6 +28,7 @@ from outscore.train.checkpoint import (
     policy_checkpoints,
     prune_checkpoints,
     read_progress,
+    trained_weights,
 )
 from outscore.train.loop import StageRun
 from outscore.train.setup import Workshop, prepare, stage_plans
@@ -156,7 +158,9 @@ def _with_objects(
         data["task"] = {"kind": PYTHON, "name": own_task.name}
     own_rewards = None
     if rewards is not None:
-        own_rewards = Rewards(rewards, on_failure=data.get("on_reward_failure", "stop"))
+        own_rewards = Rewards(
+            rewards, on_failure=data.get("on_reward_failure", "stop"), scoring=data.get("scoring", {})
+        )
         data["rewards"] = [_recorded(spec, made) for spec, made in zip(rewards, own_rewards.rewards, strict=True)]
     return parse_recipe(data), own_task, own_rewards
 
@@ -188,11 +192,15 @@ def _go(
     with run.lock(), _interrupts(reporter) as interrupted:
         if start is None:
             _report_facts(workshop, reporter)
+        for rewards in workshop.all_rewards:
+            rewards.listen(lambda text, shown: reporter.message(text, warning=True) if shown else run.log(text))
         try:
             stopped = _stages(run, recipe, workshop, start, reporter, interrupted)
             finished = stopped is None
         finally:
             done = run.evaluations()
+            for rewards in workshop.all_rewards:
+                rewards.close()
             reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
         if stopped is not None:
             # Last on the screen, below what the live view leaves there.
@@ -223,6 +231,8 @@ def _stages(
         if start[0].finished:
             first, start = first + 1, None
     for index in range(first, len(recipe.stages)):
+        if start is None:
+            _begin_with(run, recipe, recipe.stages[index].start, workshop)
         stage = build_stage(recipe, index, workshop, run=run, resumed=start[1] if start else None)
         progress = _fresh_progress(recipe.stages[index].label, policy.version)
         if start is not None:
@@ -237,6 +247,16 @@ def _stages(
         if not progress.finished:
             return progress
     return None
+
+
+def _begin_with(run: RunDirectory, recipe: Recipe, start: str, workshop: Workshop) -> None:
+    """Give the policy the weights that a stage begins with, where those are not what the stage before left."""
+    if start == BASE:
+        workshop.masters.load_state_dict(workshop.base())
+    elif start != PREVIOUS:
+        path = [item.path for item in run.checkpoints() if item.stage == start][-1]
+        read_progress(path)
+        workshop.masters.load_state_dict(trained_weights(path, trust_remote_code=recipe.model.trust_remote_code))
 
 
 def _policy_weights(run: RunDirectory, newest: Path | None) -> Path | None:

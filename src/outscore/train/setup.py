@@ -3,38 +3,44 @@ any work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from outscore.config import (
-    ModelSettings,
-    PolicySettings,
-    PreferenceSettings,
-    Recipe,
-    RejectionSettings,
-    RewardModelSettings,
-    SamplingSettings,
-    SamplingStage,
-    SftSettings,
-    StageSettings,
-)
+from outscore.config import ModelSettings, Recipe
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
-from outscore.model.load import LoadedModel, encode, load_model, stop_token_ids, turn_end_id, weights_sha256
+from outscore.model.load import LoadedModel, load_model, stop_token_ids, weights_sha256
 from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, Source, algorithm
-from outscore.records import Completion, DemonstrationGroup, Problem, Prompt, RankedGroup, Ranking
+from outscore.records import Prompt, RankedGroup
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
-from outscore.tasks import RankingTask, Task, make_task, render
-from outscore.tasks.templates import check_template
+from outscore.stages import (
+    PolicySettings,
+    PreferenceSettings,
+    RejectionSettings,
+    RewardModelSettings,
+    SftSettings,
+    StageSettings,
+)
+from outscore.tasks import RankingTask, Task, make_task
+from outscore.tasks.base import question_text
 from outscore.train.evaluate import Judge
+from outscore.train.materials import (
+    Materials,
+    answer_limit,
+    make_judge,
+    ranked_groups,
+    render_prompt,
+    stage_materials,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,22 +51,25 @@ class Workshop:
     """The model that is trained."""
     masters: MasterWeights
     """Its trained weights in fp32; they live through all stages."""
-    train_prompts: Sequence[Prompt]
-    """Prompts to sample from."""
+    base: Callable[[], Mapping[str, Tensor]]
+    """Loads the trained weights again as the run began with them, by name, in fp32."""
+    materials: Sequence[Materials]
+    """What each stage works on; none where nothing is trained."""
     eval_prompts: Sequence[Prompt]
     """Held-out prompts."""
-    demonstrations: Sequence[DemonstrationGroup]
-    """Demonstrations, if a stage needs them."""
-    rankings: Sequence[RankedGroup]
-    """Preferences to train on, if a stage needs them."""
     eval_rankings: Sequence[RankedGroup]
     """Preferences on held-out problems, if a stage trains on preferences."""
     rewards: Rewards
-    """What scores completions."""
+    """What scores completions in evaluations, and in stages that have no rewards of their own."""
     judge: Judge
-    """What is correct."""
+    """What is correct in evaluations."""
     facts: Mapping[str, Any]
     """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
+
+    @property
+    def all_rewards(self) -> list[Rewards]:
+        """The run's rewards and those that stages have to themselves."""
+        return list({id(each): each for each in (self.rewards, *(item.rewards for item in self.materials))}.values())
 
 
 SOURCES: Mapping[type[StageSettings], Source] = {
@@ -145,34 +154,35 @@ def prepare(
     """
     check_before_loading(recipe)
     task = make_task(**recipe.task) if task is None else task
-    rewards = Rewards(recipe.rewards, on_failure=recipe.on_reward_failure) if rewards is None else rewards
+    tasks = [task if stage.task is None else make_task(**stage.task) for stage in recipe.stages]
+    scoring = partial(Rewards, on_failure=recipe.on_reward_failure, scoring=recipe.scoring)
+    rewards = scoring(recipe.rewards) if rewards is None else rewards
+    rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    policy, found = load_policy(recipe.model, task, recipe.seed, weights=weights, facts=facts)
-    needs_rollouts = not evaluation_only and any(isinstance(stage, SamplingStage) for stage in recipe.stages)
-    needs_demonstrations = not evaluation_only and any(isinstance(stage, SftSettings) for stage in recipe.stages)
-    needs_rankings = any(isinstance(stage, PreferenceSettings) for stage in recipe.stages)
-
-    def prompts(problems: Sequence[Problem], room: int) -> list[Prompt]:
-        return [render_prompt(problem, policy, recipe, room=room) for problem in problems]
-
-    train = prompts(task.train_problems(), sampling_limit(recipe)) if needs_rollouts else []
-    if needs_rollouts and not train:
-        raise ValueError(f"task: {task.name} has no training problems")
-    held_out = task.eval_problems()[: recipe.evaluation.problems] if recipe.rewards else []
-    demonstrations = demonstration_groups(task, policy, recipe) if needs_demonstrations else []
-    rankings: list[RankedGroup] = []
-    if needs_rankings and not evaluation_only:
-        rankings = ranked_groups(train_rankings(task), policy, recipe)
-    shown = (
-        task.eval_rankings()[: recipe.evaluation.problems] if needs_rankings and isinstance(task, RankingTask) else []
-    )
+    distinct = list({id(each): each for each in (task, *tasks)}.values())
+    load = partial(load_policy, recipe.model, distinct, recipe.seed)
+    policy, found = load(weights=weights, facts=facts)
+    held_out = task.eval_problems()
+    unseen = {question_text(problem) for problem in held_out}
+    materials = []
+    for stage, own_task in zip(() if evaluation_only else recipe.stages, tasks, strict=False):
+        scorers, verdicts = rewards, judge
+        if stage.rewards is not None:
+            scorers = scoring(stage.rewards)
+            verdicts = make_judge(recipe, scorers, own=True)
+        # A task holds its own evaluation problems out; another task may have them.
+        others = set() if own_task is task else unseen
+        materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
+    of_preferences = [each for stage, each in zip(recipe.stages, tasks, strict=True) if _compares(stage)]
+    ranked = [each for each in of_preferences if isinstance(each, RankingTask)][:1]
+    shown = [ranking for each in ranked for ranking in each.eval_rankings()[: recipe.evaluation.problems]]
+    asked = held_out[: recipe.evaluation.problems] if recipe.rewards else []
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
-        train_prompts=train,
-        eval_prompts=prompts(held_out, answer_limit(recipe)),
-        demonstrations=demonstrations,
-        rankings=rankings,
+        base=partial(_trained_weights, load, found),
+        materials=materials,
+        eval_prompts=[render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in asked],
         eval_rankings=ranked_groups(shown, policy, recipe),
         rewards=rewards,
         judge=judge,
@@ -180,15 +190,27 @@ def prepare(
     )
 
 
+def _compares(stage: StageSettings) -> bool:
+    return isinstance(stage, PreferenceSettings)
+
+
+def _trained_weights(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> dict[str, Tensor]:
+    model = load(facts=facts)[0].model
+    return {name: weight.detach().float() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
 def load_policy(
     settings: ModelSettings,
-    task: Task | None,
+    task: Task | Sequence[Task] | None,
     seed: int,
     *,
     weights: Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[Policy, dict[str, Any]]:
-    """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen."""
+    """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen.
+
+    `task`, or several, gives a `tiny` model its tokenizer's characters.
+    """
     facts = facts or {}
     precision = settings.precision if settings.precision != "auto" else facts.get("precision")
     probed = facts.get("precision_probe", "given")
@@ -196,7 +218,8 @@ def load_policy(
         probe = probe_precision(default_device())
         precision, probed = probe.precision, probe.reason
     source = str(weights) if weights is not None and settings.lora is None else settings.source
-    loaded = _load(source, settings, task, seed)
+    tasks = [task] if isinstance(task, Task) else [] if task is None else task
+    loaded = _load(source, settings, tasks, seed)
     model, tokenizer = loaded.model, loaded.tokenizer
     stops = stop_token_ids(model, tokenizer)
     if "layout_probe" in facts:
@@ -220,10 +243,13 @@ def load_policy(
     return policy, found
 
 
-def _load(source: str, settings: ModelSettings, task: Task | None, seed: int) -> LoadedModel:
+def _load(source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int) -> LoadedModel:
     if source == "tiny":
-        characters = getattr(task, "characters", None) or _characters(task)
-        strings = getattr(task, "special_strings", ())
+        if not tasks:
+            raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
+        known = [getattr(task, "characters", None) or _characters(task) for task in tasks]
+        characters = known[0] if len(known) == 1 else "".join(sorted(set("".join(known))))
+        strings = tuple(dict.fromkeys(text for task in tasks for text in getattr(task, "special_strings", ())))
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
         return LoadedModel(model=model, tokenizer=tokenizer, sha256=weights_sha256(model), source=source)
     if is_adapter(Path(source)):
@@ -243,124 +269,8 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def sampling_limit(recipe: Recipe) -> int:
-    """New tokens that every sampled prompt leaves room for: the most that a stage's sampling allows, or sampling's
-    default where no stage samples."""
-    allowed = [stage.sampling.max_new_tokens for stage in recipe.stages if isinstance(stage, SamplingStage)]
-    return max(allowed, default=SamplingSettings().max_new_tokens)
-
-
-def answer_limit(recipe: Recipe) -> int:
-    """New tokens that an answer may have in an evaluation: what the recipe says, or as many as a stage may sample."""
-    return recipe.evaluation.max_new_tokens or sampling_limit(recipe)
-
-
-def render_prompt(problem: Problem, policy: Policy, recipe: Recipe, *, room: int) -> Prompt:
-    """Render a problem with the recipe's template; ValueError where the model's context has not `room` more tokens."""
-    return render(
-        problem,
-        policy.tokenizer,
-        recipe.prompt.template,
-        system=recipe.prompt.system,
-        limit=policy.context_length,
-        room=room,
-    )
-
-
-def make_judge(recipe: Recipe, rewards: Rewards) -> Judge:
-    """The judge of the recipe's evaluation: by the reward it names, or the one that `Rewards.says_correct` chooses."""
-    name = recipe.evaluation.correct
-    if rewards.names and name and name not in rewards.names:
-        raise ValueError(f"evaluation.correct = {name!r} is none of the rewards: {', '.join(rewards.names)}")
-    chosen = rewards.named(name) if rewards.names and name else rewards.says_correct()
-    if chosen is None:
-        return Judge(reward_name="", extract=str.strip)
-    return Judge(reward_name=chosen.name, full=1.0 if chosen.full is None else chosen.full, extract=chosen.extract)
-
-
-def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[DemonstrationGroup]:
-    """The task's demonstrations as groups of one, each closed by its end token.
-
-    Raises:
-        ValueError: if there is none, or one does not fit into the model's context with its prompt.
-    """
-    groups = []
-    answered = partial(_answered, "demonstration", policy, recipe, cache(partial(end_token_id, policy)))
-    for demonstration in task.demonstrations():
-        prompt, [completion] = answered(demonstration.problem, [demonstration.response])
-        groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
-    if not groups:
-        raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")
-    return groups
-
-
-def train_rankings(task: Task) -> Sequence[Ranking]:
-    """The task's preferences to train on; ValueError where it has none."""
-    rankings = task.train_rankings() if isinstance(task, RankingTask) else []
-    if not rankings:
-        raise ValueError(
-            f"stages: training on preferences needs pairs or rankings, and task {task.name} has none (columns `chosen` "
-            "and `rejected`, or `completions` and `ranking`)"
-        )
-    return rankings
-
-
-def ranked_groups(rankings: Sequence[Ranking], policy: Policy, recipe: Recipe) -> list[RankedGroup]:
-    """Preferences as groups, each completion closed by its end token.
-
-    Raises:
-        ValueError: if one does not fit into the model's context with its prompt.
-    """
-    groups = []
-    answered = partial(_answered, "preference", policy, recipe, cache(partial(end_token_id, policy)))
-    for ranking in rankings:
-        prompt, completions = answered(ranking.problem, ranking.responses)
-        groups.append(RankedGroup(prompt=prompt, completions=tuple(completions), ranks=ranking.ranks))
-    return groups
-
-
-def _answered(
-    what: str, policy: Policy, recipe: Recipe, end: Callable[[bool], int], problem: Problem, responses: Sequence[str]
-) -> tuple[Prompt, list[Completion]]:
-    """The prompt of a problem, and the responses to it with their end token."""
-    prompt = render_prompt(problem, policy, recipe, room=0)
-    template = check_template(problem, policy.tokenizer, recipe.prompt.template, recipe.prompt.system)
-    completions = []
-    for response in responses:
-        ids = (*encode(policy.tokenizer, response), end(template == "chat"))
-        total = len(prompt.token_ids) + len(ids)
-        if policy.context_length is not None and total > policy.context_length:
-            raise ValueError(
-                f"{what} {problem.id!r} has {total} tokens with its prompt, more than the model's context of "
-                f"{policy.context_length}: shorten it or leave it out; its prompt begins {prompt.text[:80]!r}"
-            )
-        completions.append(Completion(token_ids=ids, text=response, counts=(True,) * len(ids)))
-    return prompt, completions
-
-
-def end_token_id(policy: Policy, is_chat: bool) -> int:
-    """The token that closes a demonstration: the turn end of the chat template where the prompt is chat, else the
-    tokenizer's end of text, else any token that ends a completion.
-
-    Raises:
-        ValueError: if the model has none.
-    """
-    candidates: list[int | None] = [policy.tokenizer.eos_token_id, *sorted(policy.stop_token_ids)]
-    if is_chat:
-        candidates.insert(0, turn_end_id(policy.tokenizer))
-    known = [token for token in candidates if token is not None]
-    if not known:
-        raise ValueError(
-            "model: neither tokenizer nor config names an end token, so demonstrations cannot teach where to stop; "
-            "set eos_token in its tokenizer_config.json"
-        )
-    return known[0]
-
-
-def _characters(task: Task | None) -> str:
+def _characters(task: Task) -> str:
     """Every character of a task's text, for a tokenizer made for it."""
-    if task is None:
-        raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
     problems = [*task.train_problems(), *task.eval_problems()]
     demonstrations = task.demonstrations()
     rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []

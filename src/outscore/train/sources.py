@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings
 from outscore.model.forest import PrefixCount
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.advantages import is_zero_variance
@@ -26,8 +25,10 @@ from outscore.records import (
 )
 from outscore.rewards import Rewards
 from outscore.rewards.compose import part_metrics
+from outscore.rewards.scoring import Scoring
 from outscore.rollout import Sampler
-from outscore.train.activity import Tell, counting, tell_nobody
+from outscore.stages import PolicySettings
+from outscore.train.activity import Tell, both, counting, tell_nobody
 from outscore.train.order import batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
 from outscore.train.worth import Penalty, Verdict, Worth, without_loss
@@ -166,10 +167,11 @@ class RolloutSource:
         logged: list[Metrics] = []
         for attempt in range(self.settings.refills + 1):
             started = time.perf_counter()
-            sampled = self._sample(requests, step, attempt, tell)
+            scoring = self.rewards.begin(requests, step=step, max_steps=self.settings.steps, epoch=self._epoch(step))
+            sampled = self._sample(requests, step, attempt, scoring, tell)
             tell("scoring")
             between = time.perf_counter()
-            result = self.rewards.score(sampled, step=step, max_steps=self.settings.steps, epoch=self._epoch(step))
+            result = scoring.result(sampled)
             seconds["sample"] += between - started
             seconds["score"] += time.perf_counter() - between
             logged.append(result.logged)
@@ -203,14 +205,16 @@ class RolloutSource:
             extra_columns=_flat_columns(everything),
         )
 
-    def _sample(self, requests: Sequence[SampleRequest], step: int, attempt: int, tell: Tell) -> list[SampledGroup]:
+    def _sample(
+        self, requests: Sequence[SampleRequest], step: int, attempt: int, scoring: Scoring[Any], tell: Tell
+    ) -> list[SampledGroup]:
         what = f"sampling refill {attempt} of {self.settings.refills}:" if attempt else "sampling"
         return self.sampler.sample(
             requests,
             self.params,
             seed=stage_seed(self.seed, self.stage),
             step=step,
-            on_finished=counting(what, len(requests) * self.settings.group_size, tell),
+            on_finished=both(scoring.finished, counting(what, len(requests) * self.settings.group_size, tell)),
         )
 
     def _batch(self, groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[Tensor]]) -> Batch:
@@ -278,7 +282,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
         "completion_length": (sum(lengths), total),
         "distinct_tokens": (float(sum(count.size for count in beginnings)), sum(lengths)),
         "truncated": (float(sum(drawn.finish == "length" for drawn in completions)), total),
-        "scoring_failures": (total - len(scores), total),
+        "scoring_failures": (total - float(sum(not score.failures for score in scores)), total),
     }
 
 

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from outscore.config import OptimizerSettings
 from outscore.model.logprobs import token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
@@ -21,6 +20,7 @@ from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
 from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
+from outscore.stages import OptimizerSettings
 from outscore.train.optim import learning_rate, take_step
 
 Metrics = Mapping[str, tuple[float, float]]

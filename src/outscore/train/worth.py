@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.config import PolicySettings
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, is_silent
 from outscore.objectives.shaping import overlong_penalty
 from outscore.records import Completion, Score, ScoredGroup, StepScore
+from outscore.stages import PolicySettings
 
 Penalty = Callable[[Sequence[ScoredGroup]], list[Tensor]]
 """For each group what the KL costs: each completion (`kl_place: reward`), or each token that could carry loss, flat
@@ -100,17 +100,16 @@ class Worth:
 
     def _compared(self, group: ScoredGroup) -> tuple[Tensor, Tensor]:
         """The reward that the row compares, before anything is taken off it, and where there is one."""
-        right: list[float | bool | None]
         if self.algorithm.reward == "correct":
             assert self.verdict is not None
-            right = [
-                known if isinstance(score, Score) else None
-                for known, score in zip(self.verdict(group), group.scores, strict=True)
+            verdicts = zip(self.verdict(group), group.scores, strict=True)
+            known = [
+                None if right is None or not isinstance(score, Score) else float(right) for right, score in verdicts
             ]
         else:
-            right = [score.reward if isinstance(score, Score) else None for score in group.scores]
-        values = torch.tensor([float(known or 0.0) for known in right], dtype=torch.float64)
-        return values, torch.tensor([known is not None for known in right])
+            known = [score.reward if isinstance(score, Score) else None for score in group.scores]
+        values = torch.tensor([value or 0.0 for value in known], dtype=torch.float64)
+        return values, torch.tensor([value is not None for value in known])
 
     def _parts(self, group: ScoredGroup, charged: Tensor) -> tuple[Tensor, Tensor]:
         """Every reward of nonzero weight on its own; a punishment is one more, of weight 1."""

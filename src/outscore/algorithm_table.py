@@ -1,0 +1,105 @@
+"""The table of algorithms for people: what `outscore algorithms` prints."""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from outscore.inputs import nearest
+from outscore.objectives.algorithms import ALGORITHMS, Algorithm
+from outscore.objectives.presets import PRESETS, Preset
+from outscore.stages import STAGE_DEFAULTS, PolicySettings
+
+OTHERS = "others"
+"""The heading of rows that no preset describes."""
+
+
+def described(name: str | None = None) -> Any:
+    """All rows as data, or one with its preset's words; ValueError names the nearest row."""
+    if name is None:
+        return [asdict(row) for row in ALGORITHMS.values()]
+    row, preset = _row(name), PRESETS.get(name)
+    words = asdict(preset) if preset else {}
+    words.pop("cells", None)
+    return {**words, "cells": asdict(row), "stage_defaults": _stage_defaults(name)}
+
+
+def table_of_algorithms(width: int) -> RenderableType:
+    """A line for each row, under the heading of its family."""
+    families: dict[str, list[str]] = {}
+    for name in ALGORITHMS:
+        families.setdefault(PRESETS[name].family if name in PRESETS else OTHERS, []).append(name)
+    parts: list[RenderableType] = []
+    for family, names in families.items():
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(width=max(len(name) for name in ALGORITHMS), no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name in names:
+            grid.add_row(Text(name, style="bold"), Text(PRESETS[name].summary if name in PRESETS else ""))
+        parts += [Text(family, style="cyan"), grid, Text("")]
+    parts.append(Text("One row: outscore algorithms NAME. Override a cell: stages.STAGE.cells.CELL=value"))
+    return Group(*parts)
+
+
+def one_algorithm(name: str, width: int) -> RenderableType:
+    """Every cell of a row with what it means, those marked in which it differs from grpo; its equation and source.
+
+    Raises:
+        ValueError: naming the nearest row, if there is none of this name.
+    """
+    row, preset = _row(name), PRESETS.get(name)
+    parts: list[RenderableType] = [Text(name, style="bold")]
+    if preset:
+        parts += _words(preset, width)
+    if defaults := _stage_defaults(name):
+        chosen = ", ".join(f"{key}={value}" for key, value in defaults.items())
+        parts += [Text(textwrap.fill(f"stage settings where a recipe gives none: {chosen}", width))]
+    plain, meanings = asdict(ALGORITHMS["grpo"]), _meanings()
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for cell, value in asdict(row).items():
+        if cell != "name":
+            differs = value != plain[cell]
+            grid.add_row(
+                Text(f"{'*' if differs else ' '}{cell}", style="bold" if differs else ""),
+                Text(str(value), style="bold" if differs else ""),
+                Text(meanings[cell], style="dim"),
+            )
+    return Group(*parts, Text(""), grid, Text("* other than grpo"))
+
+
+def _row(name: str) -> Algorithm:
+    if name not in ALGORITHMS:
+        raise ValueError(f"algorithm {name!r} is not known{nearest(name, ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def _words(preset: Preset, width: int) -> list[RenderableType]:
+    lines = [preset.summary, "", f"  {preset.equation}", "", f"source: {preset.paper}"]
+    lines += [f"left out, or ours: {preset.left_out}"] if preset.left_out else []
+    return [Text(textwrap.fill(line, width, subsequent_indent="    ") if line else "") for line in lines]
+
+
+def _stage_defaults(name: str) -> dict[str, Any]:
+    """What `name` asks of its stage, at the stage's own default lengths."""
+    suggest = STAGE_DEFAULTS.get(name)
+    return dict(suggest(PolicySettings(algorithm=name, steps=1))) if suggest else {}
+
+
+def _meanings() -> dict[str, str]:
+    """The first sentence of the docstring below each cell."""
+    (body,) = ast.parse(inspect.getsource(Algorithm)).body
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for cell, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(cell, ast.AnnAssign) and isinstance(cell.target, ast.Name) and isinstance(below, ast.Expr):
+            text = ast.literal_eval(below.value)
+            found[cell.target.id] = " ".join(text.split(". ")[0].split()).rstrip(".")
+    return found

@@ -1,0 +1,147 @@
+"""One call of a reward function, in whichever process: completions in, a `Reply` out, or `CallFailed` with a reason."""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from outscore.rewards.background import submit
+from outscore.rewards.contract import Item, Log, Reward, TrainerState, call_arguments
+from outscore.rewards.values import Value, WrongShape, values_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What a call gave.
+
+    >>> Reply(values=(1.0, None), columns={"seen": [True, False]}, metrics=[("length", 3.0)])
+    """
+
+    values: Sequence[Value]
+    """For each completion its reward, whole or in steps, NaN and infinities among them; None where it has none."""
+    columns: Mapping[str, Sequence[Any]]
+    """What it logged with `log_extra`."""
+    metrics: Sequence[tuple[str, float]]
+    """What it logged with `log_metric`."""
+
+
+class CallFailed(Exception):
+    """A call that gave no rewards.
+
+    Args:
+        reason: what happened, in a sentence that says the same when it happens again.
+        wrong_shape: the function ended well and returned what it may not.
+        seconds: how long the call took.
+    """
+
+    def __init__(self, reason: str, *, wrong_shape: bool = False, seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.wrong_shape = wrong_shape
+        self.seconds = seconds
+
+
+Finish = Callable[[], Reply]
+"""Waits for a call that has begun, or makes it; raises CallFailed."""
+
+
+class InProcess:
+    """Runs a reward in this process. Asynchronous ones share an event loop that lives as long as the process.
+
+    Args:
+        reward: the reward.
+        retries: how often a call that failed is made again.
+    """
+
+    def __init__(self, reward: Reward, retries: int = 0) -> None:
+        self._reward = reward
+        self._retries = retries
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a call goes on by itself once it has begun."""
+        return self._reward.is_async
+
+    def begin(self, items: Sequence[Item], state: TrainerState) -> Finish:
+        """Begin a call; a synchronous function runs when the result is asked for."""
+        finish = _timed(_begin(self._reward, items, state))
+        again: Finish = partial(self._again, items, state)
+        return partial(_retried, finish, again, self._retries) if self._retries else finish
+
+    def _again(self, items: Sequence[Item], state: TrainerState) -> Reply:
+        return _timed(_begin(self._reward, items, state))()
+
+    def start(self) -> None:
+        """Nothing needs to be started."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _timed(finish: Finish) -> Finish:
+    """The same, with the seconds of a failure taken from when it begins or is waited for."""
+
+    def timed() -> Reply:
+        begun = time.perf_counter()
+        try:
+            return finish()
+        except CallFailed as failure:
+            failure.seconds = time.perf_counter() - begun
+            raise
+
+    return timed
+
+
+def _retried(finish: Finish, again: Finish, retries: int) -> Reply:
+    for failed in range(retries):
+        try:
+            return finish()
+        except CallFailed as failure:
+            if failure.wrong_shape:
+                raise
+        time.sleep(pause(failed))
+        finish = again
+    return finish()
+
+
+def pause(failed: int) -> float:
+    """Seconds to wait before a call is made again that has failed `failed` + 1 times."""
+    return min(0.1 * 2.0**failed, 5.0)
+
+
+def _begin(reward: Reward, items: Sequence[Item], state: TrainerState) -> Finish:
+    log = Log(len(items))
+    arguments = call_arguments(reward, items, state, log)
+    if reward.is_async:
+        waiting = submit(reward.function(**arguments))
+        return lambda: reply_of(waiting.result, log, items)
+
+    def output() -> Any:
+        found = reward.function(**arguments)
+        return submit(found).result() if inspect.isawaitable(found) else found
+
+    return lambda: reply_of(output, log, items)
+
+
+def reply_of(output: Callable[[], Any], log: Log, items: Sequence[Item]) -> Reply:
+    """The reply of a call for these completions, whose result `output` waits for.
+
+    Raises:
+        CallFailed: for whatever the function raises, `sys.exit` included, and for a result that is not one value each.
+    """
+    try:
+        values = values_of(output(), [len(item.token_ids) for item in items])
+    except WrongShape as error:
+        raise CallFailed(str(error), wrong_shape=True) from error
+    except (Exception, SystemExit) as error:
+        raise CallFailed(describe(error)) from error
+    return Reply(values=values, columns=log.columns, metrics=log.metrics)
+
+
+def describe(error: BaseException) -> str:
+    """What an exception says, in a sentence about who raised it."""
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({error.code!r})"
+    return f"raised {type(error).__name__}: {str(error)[:1000]}"
