@@ -60,7 +60,7 @@ class Algorithm:
     batch_norm: BatchNorm = "none"
     """Whether advantages are then normalised over the batch, and over its completions or its tokens."""
     gae_lambda: float = 0.95
-    """`baseline: critic`: how far ahead an advantage looks for itself before it takes the critic's word; 1 to the end."""
+    """`baseline: critic`: how far an advantage looks ahead before it takes the critic's word; 1 to the end."""
     critic_lambda: float | None = None
     """The same for what the critic learns from; None is `gae_lambda` (VC-PPO has 1)."""
     lambda_alpha: float | None = None

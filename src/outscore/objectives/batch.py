@@ -136,7 +136,7 @@ def batch_returns(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Tenso
 
 
 def _compared(groups: Sequence[GroupRewards], row: Algorithm, valid: Tensor, lengths: Tensor) -> Tensor:
-    """Advantages of tokens where a completion is compared as a whole, or by its steps, less what KL is still to cost."""
+    """Advantages of tokens where completions are compared as a whole, or by steps, less what KL is still to cost."""
     local = torch.cat([_local(group, row) for group in groups])
     if row.supervision == "outcome":
         if row.scale == "batch_std":
@@ -174,7 +174,7 @@ def _generalised(groups: Sequence[GroupRewards], row: Algorithm) -> tuple[Tensor
 
 
 def _paid_by_step(group: GroupRewards) -> Tensor:
-    """What a group's tokens are paid where each step has a reward of its own, as it is: the critic does the comparing."""
+    """What a group's tokens are paid where each step has a reward, as it is: the critic does the comparing."""
     assert group.steps is not None
     first = group.num_tokens.cumsum(0) - group.num_tokens
     steps = group.steps

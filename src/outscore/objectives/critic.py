@@ -22,11 +22,11 @@ def critic_loss(
     clip: float,
     num_tokens: int,
 ) -> LossTerms:
-    """Sum over the tokens of a micro-batch of the clipped value loss (`clipped_value_loss`), over the tokens of the whole
-    update: its share of the mean.
+    """Sum over the tokens of a micro-batch of the clipped value loss (`clipped_value_loss`), over the tokens of the
+    whole update: its share of the mean.
 
-    The coefficients are -d loss / d value of each token. Metrics are means over tokens: `value_loss`, the share that the
-    clip holds (`value_clip_fraction`), and the `returns` and `values` themselves.
+    The coefficients are -d loss / d value of each token. Metrics are means over tokens: `value_loss`, the share that
+    the clip holds (`value_clip_fraction`), and the `returns` and `values` themselves.
     """
     values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
     old_values, returns = old_values.to(values), returns.to(values)

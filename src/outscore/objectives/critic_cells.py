@@ -19,8 +19,8 @@ _OPTIONAL = ("critic_lambda", "lambda_alpha", "kl_adapt_to")
 
 
 def check_critic(cells: Mapping[str, Any]) -> None:
-    """ValueError for a number about a critic or the steering of `kl_coef` that is out of range, for a cell that a critic
-    excludes, and for one that is about a critic where there is none."""
+    """ValueError for a number about a critic or the steering of `kl_coef` that is out of range, for a cell that a
+    critic excludes, and for one that is about a critic where there is none."""
     for key, low, high in _RANGES:
         value = cells[key]
         if value is None and key in _OPTIONAL:
@@ -34,12 +34,12 @@ def check_critic(cells: Mapping[str, Any]) -> None:
         for key, choices in wanted.items():
             if cells[key] not in choices:
                 raise ValueError(
-                    f"{key}={cells[key]!r} does not go with baseline='critic', where each token has an advantage of its "
-                    f"own; use {' or '.join(map(repr, choices))}"
+                    f"{key}={cells[key]!r} does not go with baseline='critic', where each token has an advantage "
+                    f"of its own; use {' or '.join(map(repr, choices))}"
                 )
         if cells["lambda_alpha"] is not None and cells["critic_lambda"] is None:
             raise ValueError(
-                f"lambda_alpha={cells['lambda_alpha']} is the policy's lambda alone; give critic_lambda too, 1.0 in VAPO"
+                f"lambda_alpha={cells['lambda_alpha']} is the policy's alone; give critic_lambda too, 1.0 in VAPO"
             )
     else:
         unused = {"critic_lambda": None, "lambda_alpha": None, "whiten_rewards": False}

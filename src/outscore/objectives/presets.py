@@ -345,8 +345,8 @@ _ROWS = (
         summary="a critic says what each token adds; KL in its reward",
         equation="1/|o| sum_t min(rho_t A_t, clip(rho_t) A_t), A = GAE of r_t = -beta log(pi_t/ref_t) + [t last] r, "
         "whitened",
-        paper="DeepSeekMath, arXiv 2402.03300, eq. 1 and 2; PPO, arXiv 1707.06347; beta, lambda and clips as in Huang et "
-        "al., arXiv 2403.17031",
+        paper="DeepSeekMath, arXiv 2402.03300, eq. 1 and 2; PPO, arXiv 1707.06347; beta, lambda and clips as in Huang "
+        "et al., arXiv 2403.17031",
         left_out="a trunk shared with the critic, and so c1; critic and policy step alone",
         cells={**_PPO, "kl_estimator": "k1", "kl_place": "token_reward", "kl_coef": 0.05},
     ),
@@ -356,8 +356,8 @@ _ROWS = (
         summary="the critic is trained first, and looks to the end",
         equation="as ppo, the critic's targets with lambda 1",
         paper="VC-PPO, arXiv 2503.01491",
-        left_out="no KL, and a mean over tokens, are our choice; value pre-training is the stage's critic.warmup_steps, 50 "
-        "where a recipe gives none",
+        left_out="no KL, and a mean over tokens, are our choice; value pre-training is the stage's "
+        "critic.warmup_steps, 50 where a recipe gives none",
         cells={**_PPO, "critic_lambda": 1.0, "aggregation": "token_mean", "kl_coef": 0.0},
     ),
     Preset(
