@@ -198,7 +198,7 @@ def test_what_will_not_pass_is_not_tried_again_and_stops_the_run():
         pytest.raises(RewardError, match=r"refuses: 401 .*no such key"),
     ):
         judged(judge, "277")
-    assert len(judge.asked) == 2  # once for the batch, once to find the completion
+    assert len(judge.asked) == 1
 
 
 def test_a_judge_that_is_not_there_is_a_failure_and_no_zero():

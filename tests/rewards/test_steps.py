@@ -44,7 +44,7 @@ def said(text, count):
 def forged(completions, **columns):
     worker = sys.modules["outscore.rewards.worker"]
     beyond = {"forge a step": [[len(completions[0]), 1.0]], "forge a word": "good"}[completions[0]]
-    worker._written = lambda reply: {"values": [beyond], "columns": {}, "metrics": []}
+    worker.written = lambda values: [beyond]
     return [1.0]
 """
 

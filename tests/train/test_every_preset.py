@@ -39,6 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "task": {"kind": "arithmetic", "num_train": 8, "num_eval": 4, "num_demonstrations": 4},
         "stages": [*(_stage(name) for name in PRESETS), process],
         "evaluation": {"problems": 0},
+        "scoring": {"isolate": False},
     }
     run_recipe(recipe, path, rewards=[steps, {"name": long, "weight": 0.5}])
     return RunDirectory.open(path)

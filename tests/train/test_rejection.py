@@ -41,6 +41,7 @@ RECIPE: dict[str, Any] = {
     ],
     "evaluation": {"problems": 2, "samples": 1},
     "checkpoints": {"every": 2},
+    "scoring": {"isolate": False},
 }
 
 
