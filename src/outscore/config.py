@@ -22,10 +22,12 @@ from outscore.inputs import apply_overrides, expected, nearest, read_yaml
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stages import (
     BASE,
+    POLICY,
     PREVIOUS,
     WITHOUT_SAMPLING,
     AnyStage,
     PolicySettings,
+    RewardModelSettings,
     SamplingStage,
     StageSettings,
     stage_kind,
@@ -159,6 +161,7 @@ class Recipe(Settings):
                 raise ValueError("task: `kind` is missing; for example kind: arithmetic")
         for place, stage in enumerate(self.stages):
             _check_start(stage, labels, place)
+            _check_critic(stage, self.stages[:place])
         if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
@@ -252,3 +255,23 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
         raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage, and a cycle has no end")
     known = [PREVIOUS, BASE, *labels[:place]]
     raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage{nearest(stage.start, known)}")
+
+
+def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> None:
+    """ValueError where a critic begins as what an earlier stage does not leave, or as what is not there."""
+    if not isinstance(stage, PolicySettings) or stage.critic is None or stage.critic.start == POLICY:
+        return
+    start, where = stage.critic.start, f"stage `{stage.label}`: critic.start = {stage.critic.start!r}"
+    named = next((each for each in earlier if each.label == start), None)
+    if named is not None and not _leaves_critic(named):
+        raise ValueError(f"{where} is an earlier stage, but one that trains neither a reward model nor a critic")
+    if named is None and not Path(start).expanduser().is_dir():
+        known = [POLICY, *(each.label for each in earlier if _leaves_critic(each))]
+        raise ValueError(
+            f"{where} is neither a directory nor an earlier stage with a reward model or a critic"
+            f"{nearest(start, known)}"
+        )
+
+
+def _leaves_critic(stage: StageSettings) -> bool:
+    return isinstance(stage, RewardModelSettings) or (isinstance(stage, PolicySettings) and stage.critic is not None)

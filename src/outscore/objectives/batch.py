@@ -131,8 +131,12 @@ def batch_advantages(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Te
 
 def batch_returns(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Tensor, " token"]:
     """What the critic is to expect at every loss-carrying token of a batch, in float64: its values now, and the
-    generalised advantage with its own lambda (VC-PPO, arXiv 2503.01491), before anything is normalised."""
-    return _generalised(groups, row)[1]
+    generalised advantage with its own lambda (VC-PPO, arXiv 2503.01491), before anything is normalised. Tokens of
+    completions that are not valid get the value itself: nothing is known that it should be."""
+    valid = torch.cat([group.valid for group in groups])
+    counted = valid.repeat_interleave(torch.cat([group.num_tokens for group in groups]))
+    values = torch.cat([group.values.double() for group in groups if group.values is not None])
+    return torch.where(counted, _generalised(groups, row)[1], values)
 
 
 def _compared(groups: Sequence[GroupRewards], row: Algorithm, valid: Tensor, lengths: Tensor) -> Tensor:
