@@ -267,7 +267,7 @@ def _filled(given: SettingsType, suggested: Mapping[str, Any]) -> SettingsType:
 
 
 def _suggestions(stage: PolicySettings) -> dict[str, Any]:
-    """What the algorithm asks of the stage. Where the row or a cell has a critic, the stage has one, to be filled in."""
+    """What the algorithm asks of the stage: a critic, to be filled in, where the row or a cell has one."""
     suggested = dict(STAGE_DEFAULTS.get(stage.algorithm, _nothing)(stage))
     of_critic = suggested.pop("critic", None)
     row = "" if of_critic is None else "critic"

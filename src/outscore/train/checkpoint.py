@@ -196,8 +196,8 @@ def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None
     if progress.kl_coef is not None:
         learner.kl_coef = progress.kl_coef
     if learner.critic is not None:
-        own = dataclasses.replace(progress, num_updates=progress.critic_updates, kl_coef=None)
-        load_trainer_state(path / CRITIC, learner.critic, own)
+        of_critic = dataclasses.replace(progress, num_updates=progress.critic_updates, kl_coef=None)
+        load_trainer_state(path / CRITIC, learner.critic, of_critic)
     moments = _below(safetensors.torch.load_file(path / "trainer.safetensors"), "adam.")
     for name, parameter in learner.masters.parameters.items():
         own = _below(moments, name + "|")

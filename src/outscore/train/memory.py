@@ -9,10 +9,9 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
@@ -129,7 +128,7 @@ def stage_memory(
 
 def num_scalar_parameters(policy: Policy) -> int:
     """Weights of a copy of the policy, adapters merged, with a scalar head."""
-    backbone = cast(nn.Module, policy.base.base_model).named_parameters()
+    backbone = policy.base.base_model.named_parameters()
     return sum(weight.numel() for name, weight in backbone if "lora_" not in name) + int(policy.config.hidden_size)
 
 
