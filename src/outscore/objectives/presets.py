@@ -357,7 +357,7 @@ _ROWS = (
         equation="as ppo, the critic's targets with lambda 1",
         paper="VC-PPO, arXiv 2503.01491",
         left_out="no KL, and a mean over tokens, are our choice; value pre-training is the stage's "
-        "critic.warmup_steps, 50 where a recipe gives none",
+        "critic.warmup_steps, 50 where a recipe gives none, at most half of the stage",
         cells={**_PPO, "critic_lambda": 1.0, "aggregation": "token_mean", "kl_coef": 0.0},
     ),
     Preset(
