@@ -26,7 +26,7 @@ def refused(**changes: Any) -> str:
         ({"model": {"lora": {"rnk": 4}}}, ["model.lora.rnk", "`rank`"]),
         ({"stages": [{**GRPO, "group_sise": 8}]}, ["stages.0.group_sise", "`group_size`"]),
         ({"stages": [{**GRPO, "optimizer": {"learning_rate": 1}}]}, ["stages.0.optimizer.learning_rate", "lr"]),
-        ({"stages": [{**GRPO, "group_size": 1}]}, ["stages.0.group_size", "1", "greater than or equal to 2"]),
+        ({"stages": [{**GRPO, "group_size": 0}]}, ["stages.0.group_size", "0", "greater than or equal to 1"]),
         ({"stages": [{**GRPO, "steps": 0}]}, ["stages.0.steps", "0"]),
         ({"stages": [{"algorithm": "sft", "steps": 3, "group_size": 4}]}, ["no effect on supervised fine-tuning"]),
         ({"stages": []}, ["stages", "at least 1"]),

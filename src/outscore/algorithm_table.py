@@ -90,7 +90,7 @@ def _words(preset: Preset, width: int) -> list[RenderableType]:
 def _stage_defaults(name: str) -> dict[str, Any]:
     """What `name` asks of its stage, at the stage's own default lengths."""
     suggest = STAGE_DEFAULTS.get(name)
-    return dict(suggest(PolicySettings(algorithm=name, steps=1))) if suggest else {}
+    return dict(suggest(PolicySettings(algorithm=name, steps=200))) if suggest else {}
 
 
 def _meanings() -> dict[str, str]:

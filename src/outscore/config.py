@@ -22,6 +22,7 @@ from outscore.inputs import apply_overrides, expected, nearest, read_yaml
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stages import (
     BASE,
+    POLICY,
     PREVIOUS,
     WITHOUT_SAMPLING,
     AnyStage,
@@ -167,6 +168,7 @@ class Recipe(Settings):
             _check_start(stage, labels, place)
             earlier = {each.label: each for each in self.stages[:place]}
             _check_asked(stage.rewards or (), f"stage `{stage.label}`: rewards", earlier)
+            _check_critic(stage, self.stages[:place])
         if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
@@ -277,3 +279,23 @@ def _check_asked(rewards: Sequence[str | Mapping[str, Any]], where: str, earlier
             raise ValueError(
                 f"{where}: {reward['name']}.stage = {asked!r} is no earlier stage that trains a reward model{known}"
             )
+
+
+def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> None:
+    """ValueError where a critic begins as what an earlier stage does not leave, or as what is not there."""
+    if not isinstance(stage, PolicySettings) or stage.critic is None or stage.critic.start == POLICY:
+        return
+    start, where = stage.critic.start, f"stage `{stage.label}`: critic.start = {stage.critic.start!r}"
+    named = next((each for each in earlier if each.label == start), None)
+    if named is not None and not _leaves_critic(named):
+        raise ValueError(f"{where} is an earlier stage, but one that trains neither a reward model nor a critic")
+    if named is None and not Path(start).expanduser().is_dir():
+        known = [POLICY, *(each.label for each in earlier if _leaves_critic(each))]
+        raise ValueError(
+            f"{where} is neither a directory nor an earlier stage with a reward model or a critic"
+            f"{nearest(start, known)}"
+        )
+
+
+def _leaves_critic(stage: StageSettings) -> bool:
+    return isinstance(stage, RewardModelSettings) or (isinstance(stage, PolicySettings) and stage.critic is not None)

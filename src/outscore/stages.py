@@ -5,16 +5,17 @@ pass. Each has its own keys, so that a key which has no effect is refused.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from outscore.settings import Settings
 
-LR_SFT, LR_POLICY, LR_LORA_FACTOR = 2e-5, 1e-5, 10.0
+LR_SFT, LR_POLICY, LR_LORA_FACTOR, LR_CRITIC_FACTOR = 2e-5, 1e-5, 10.0, 2.0
 """Peak learning rates where a recipe gives none. SFT of all weights: as Stanford Alpaca and Tulu 2 for 7B. GRPO of all
 weights: DeepSeekMath's 1e-6 is for 7B, and models that a laptop trains want more. LoRA: ten times the rate of all
-weights, for both ("LoRA Without Regret", Schulman et al. 2025; QLoRA's 2e-4 for SFT)."""
+weights, for both ("LoRA Without Regret", Schulman et al. 2025; QLoRA's 2e-4 for SFT). A critic: twice the policy's, as
+in VC-PPO (arXiv 2503.01491) and VAPO (arXiv 2504.05118)."""
 WARMUP_SHARE, WARMUP_MOST = 0.05, 10
 """Warm-up where a recipe gives none: this share of the stage's optimizer steps, at most so many. Adam's second moment
 is an average over few steps at first; Alpaca and Tulu 2 warm up over 3 % of theirs."""
@@ -164,6 +165,23 @@ class RewardModelSettings(PreferenceSettings):
     """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
 
 
+POLICY = "policy"
+"""What a critic may begin as besides a model's directory and an earlier stage's."""
+
+
+class CriticSettings(Settings):
+    """The model that says what a state is worth, trained beside the policy."""
+
+    start: str = POLICY
+    """What it begins as: `policy`, a copy of the policy with a head that says 0; the reward model or critic of an
+    earlier stage, by the stage's name; or the directory of a reward model. These bring their head along."""
+    lr: float = Field(LR_CRITIC_FACTOR * LR_POLICY, gt=0)
+    """Peak learning rate; else its optimizer is the stage's. A recipe that leaves it out gets twice the policy's,
+    LoRA's factor of ten aside: all weights of a critic are trained."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps at the beginning in which only the critic learns (value pre-training)."""
+
+
 class PolicySettings(StageSettings):
     """Training on groups sampled from the policy itself: GRPO and its relatives."""
 
@@ -171,8 +189,8 @@ class PolicySettings(StageSettings):
     """A row of the table of algorithms whose source is the policy."""
     prompts_per_step: int = Field(8, ge=1)
     """Groups in a step."""
-    group_size: int = Field(8, ge=2)
-    """Completions of each prompt, G. A baseline needs at least two."""
+    group_size: int = Field(8, ge=1)
+    """Completions of each prompt, G. What compares them needs at least two."""
     minibatches: int = Field(1, ge=1)
     """Optimizer updates that share the groups of a step, each on its own part."""
     epochs: int = Field(1, ge=1)
@@ -182,6 +200,9 @@ class PolicySettings(StageSettings):
     truncated: Literal["keep", "mask"] = "keep"
     """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
     but gives them no loss."""
+    truncated_score: float | None = None
+    """What the reward of a completion counts as that reached the length limit, whatever it was scored: -1 is the EOS
+    trick of Stiennon et al. (arXiv 2009.01325). None leaves rewards as they are."""
     refills: int = Field(0, ge=0)
     """How often a group with nothing to teach, as where all rewards are equal, may be replaced by another prompt's
     before it is accepted as it is. `algorithm: dapo` has 10 where a recipe gives none."""
@@ -191,11 +212,18 @@ class PolicySettings(StageSettings):
     none."""
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model every so many steps; 0 never does."""
+    critic: CriticSettings | None = None
+    """The critic, for algorithms with `baseline: critic`: those have one with defaults where a recipe gives none."""
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps on the groups of a step."""
+        return self.minibatches * self.epochs
 
     @property
     def num_updates(self) -> int:
-        """Optimizer steps of the whole stage."""
-        return self.steps * self.minibatches * self.epochs
+        """Optimizer steps of the policy in the whole stage."""
+        return (self.steps - (self.critic.warmup_steps if self.critic else 0)) * self.updates_per_step
 
     @model_validator(mode="after")
     def _consistent(self) -> "PolicySettings":
@@ -207,6 +235,10 @@ class PolicySettings(StageSettings):
             raise ValueError(
                 f"overlong_buffer = {self.overlong_buffer} is more than sampling.max_new_tokens = "
                 f"{self.sampling.max_new_tokens}"
+            )
+        if self.critic is not None and self.critic.warmup_steps >= self.steps:
+            raise ValueError(
+                f"critic.warmup_steps = {self.critic.warmup_steps} leaves none of steps = {self.steps} for the policy"
             )
         return self
 
@@ -225,25 +257,72 @@ AnyStage = Annotated[StageSettings, WrapValidator(_stage)]
 
 
 def with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
-    """The stage with the rate and the warm-up that it leaves out, so that the run's config shows what was used."""
-    imitates = isinstance(stage, TextSettings | SftSettings | RejectionSettings)
-    rate = (LR_SFT if imitates else LR_POLICY) * (LR_LORA_FACTOR if lora else 1.0)
-    chosen = {"lr": rate, "warmup_steps": min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)}
-    left_out = {key: value for key, value in chosen.items() if key not in stage.optimizer.model_fields_set}
-    filled = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update=left_out)})
-    if isinstance(filled, PolicySettings) and (suggest := STAGE_DEFAULTS.get(filled.algorithm)):
-        suggested = {key: value for key, value in suggest(filled).items() if key not in stage.model_fields_set}
-        filled = filled.model_copy(update=suggested)
-    return filled
+    """The stage with what it leaves out and its algorithm asks for, with a rate and a warm-up, so that the run's config
+    shows what was used."""
+    if isinstance(stage, PolicySettings):
+        stage = _filled(stage, _suggestions(stage))
+    factor = LR_LORA_FACTOR if lora else 1.0
+    rate = LR_SFT if isinstance(stage, TextSettings | SftSettings | RejectionSettings) else LR_POLICY
+    warmup = min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)
+    stage = _filled(stage, {"optimizer": {"lr": factor * rate, "warmup_steps": warmup}})
+    if isinstance(stage, PolicySettings) and stage.critic is not None:
+        stage = _filled(stage, {"critic": {"lr": LR_CRITIC_FACTOR * stage.optimizer.lr / factor}})
+    return stage
 
 
-def _dapo(stage: PolicySettings) -> dict[str, int]:
+SettingsType = TypeVar("SettingsType", bound=Settings)
+
+
+def _filled(given: SettingsType, suggested: Mapping[str, Any]) -> SettingsType:
+    """The settings with values for keys that they leave out, also within settings that they hold."""
+    chosen: dict[str, Any] = {}
+    for key, value in suggested.items():
+        own = getattr(given, key)
+        if isinstance(own, Settings):
+            chosen[key] = _filled(own, value)
+        elif own is None or key not in given.model_fields_set:
+            chosen[key] = value
+    return given.model_copy(update=chosen)
+
+
+def _suggestions(stage: PolicySettings) -> dict[str, Any]:
+    """What the algorithm asks of the stage: a critic, to be filled in, where the row or a cell has one."""
+    suggested = dict(STAGE_DEFAULTS.get(stage.algorithm, _nothing)(stage))
+    of_critic = suggested.pop("critic", None)
+    row = "" if of_critic is None else "critic"
+    if stage.critic is not None:
+        suggested["critic"] = of_critic or {}
+    elif stage.cells.get("baseline", row) == "critic":
+        suggested["critic"] = CriticSettings(**(of_critic or {}))
+    return suggested
+
+
+def _nothing(stage: PolicySettings) -> dict[str, Any]:
+    return {}
+
+
+def _dapo(stage: PolicySettings) -> dict[str, Any]:
     """Dynamic sampling (arXiv 2503.14476, 3.2; verl's recipe draws up to 10 batches), and an overlong buffer that is to
     the limit as DAPO's 4096 to 20480 tokens."""
     return {"refills": 10, "overlong_buffer": max(stage.sampling.max_new_tokens // 5, 1)}
 
 
-STAGE_DEFAULTS: Mapping[str, Callable[[PolicySettings], Mapping[str, Any]]] = {"dapo": _dapo}
+def _critic(stage: PolicySettings) -> dict[str, Any]:
+    """A critic that learns from the first step on together with the policy."""
+    return {"critic": {"warmup_steps": 0}}
+
+
+def _pretrained_critic(stage: PolicySettings) -> dict[str, Any]:
+    """Value pre-training of VAPO's 50 steps (arXiv 2504.05118, 5.1), of short stages a half."""
+    return {"critic": {"warmup_steps": min(50, stage.steps // 2)}}
+
+
+STAGE_DEFAULTS: Mapping[str, Callable[[PolicySettings], Mapping[str, Any]]] = {
+    "dapo": _dapo,
+    "ppo": _critic,
+    "vc-ppo": _pretrained_critic,
+    "vapo": _pretrained_critic,
+}
 """What an algorithm asks of its stage beside its row, for settings that a recipe leaves out: the run's config shows
 what was used."""
 

@@ -17,6 +17,11 @@ GRPO = {
     "scale": "population_std",
     "advantage_eps": 1e-6,
     "batch_norm": "none",
+    "gae_lambda": 0.95,
+    "critic_lambda": None,
+    "lambda_alpha": None,
+    "value_clip": 0.2,
+    "whiten_rewards": False,
     "zero_negative": False,
     "ratio_level": "token",
     "ratio_base": "anchor",
@@ -32,6 +37,8 @@ GRPO = {
     "kl_place": "loss",
     "kl_level": "token",
     "kl_to": "reference",
+    "kl_adapt_to": None,
+    "kl_horizon": 10_000,
     "kl_weighted": False,
     "mismatch_cap": None,
     "mismatch_floor": 0.0,
@@ -50,6 +57,8 @@ PAIRS: dict[str, object] = {
     "aggregation": "completion_sum",
     "kl_coef": 0.1,
 }
+PPO: dict[str, object] = {"baseline": "critic", "scale": "none", "batch_norm": "whiten"}
+VC: dict[str, object] = PPO | {"critic_lambda": 1.0, "aggregation": "token_mean", "kl_coef": 0.0}
 OTHERS: dict[str, dict[str, object]] = {
     "sft": {
         "source": "demonstrations",
@@ -147,6 +156,9 @@ OTHERS: dict[str, dict[str, object]] = {
         "kl_estimator": "k2",
         "kl_coef": 0.1,
     },
+    "ppo": PPO | {"kl_estimator": "k1", "kl_place": "token_reward", "kl_coef": 0.05},
+    "vc-ppo": VC,
+    "vapo": VC | {"lambda_alpha": 0.05, "clip_high": 0.28},
 }
 """What each preset has that GRPO has not."""
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles.worth import Worth, naive_advantages, random_worth
+from oracles.worth import Worth, naive_advantages, naive_gae, random_worth
 
 from outscore.objectives import (
     ALGORITHMS,
@@ -12,6 +12,7 @@ from outscore.objectives import (
     StepRewards,
     algorithm,
     batch_advantages,
+    batch_returns,
     group_advantages,
     is_silent,
     process_advantages,
@@ -199,3 +200,59 @@ def test_equal_steps_are_worth_exactly_nothing_however_many() -> None:
 def test_the_batchs_deviation_is_not_one_groups() -> None:
     with pytest.raises(ValueError, match="use batch_advantages"):
         group_advantages(torch.tensor([1.0, 0.0]), baseline="group_mean", scale="batch_std", eps=0.0)
+
+
+CRITICS: list[dict[str, object]] = [
+    {},
+    {"batch_norm": "none"},
+    {"batch_norm": "tokens", "gae_lambda": 1.0},
+    {"gae_lambda": 0.5, "critic_lambda": 1.0, "batch_norm": "none"},
+    {"critic_lambda": 0.9, "lambda_alpha": 0.4, "batch_norm": "none"},
+    {"whiten_rewards": True, "batch_norm": "none"},
+    {"supervision": "process", "batch_norm": "none", "critic_lambda": 0.3},
+]
+
+
+@pytest.mark.parametrize("cells", CRITICS, ids=str)
+def test_generalised_advantages_of_ragged_groups_equal_a_double_loop(cells: dict[str, object]) -> None:
+    row = algorithm("ppo", **cells)
+    tensors = [group.tensors() for group in GROUPS]
+    torch.testing.assert_close(
+        batch_advantages(tensors, row), _flat(naive_advantages(GROUPS, row)), rtol=1e-10, atol=1e-12
+    )
+    torch.testing.assert_close(batch_returns(tensors, row), _flat(naive_gae(GROUPS, row)[1]), rtol=1e-10, atol=1e-12)
+
+
+def test_with_lambda_1_and_the_group_mean_for_a_value_ppo_has_the_advantages_of_dr_grpo() -> None:
+    row = algorithm("ppo", gae_lambda=1.0, kl_coef=0.0, batch_norm="none")
+    tensors = []
+    for group in GROUPS:
+        own = group.tensors()
+        tensors.append(replace(own, values=own.rewards.mean().expand(int(own.num_tokens.sum()))))
+    torch.testing.assert_close(
+        batch_advantages(tensors, row), batch_advantages(tensors, algorithm("dr-grpo")), rtol=1e-12, atol=1e-14
+    )
+
+
+def test_what_could_not_be_scored_is_in_no_statistics_of_a_critic_either() -> None:
+    row = algorithm("ppo", whiten_rewards=True)
+    whole = [
+        replace(group.tensors(), valid=torch.tensor([False] + [True] * (len(group.parts) - 1))) for group in GROUPS
+    ]
+    rest = [
+        Worth(**{name: value[1:] if name != "weights" else value for name, value in vars(group).items()})
+        for group in GROUPS
+    ]
+    expected = iter(naive_advantages(rest, row))
+    table = []
+    for group in GROUPS:
+        table.append([0.0] * group.lengths[0])
+        table += [next(expected) for _ in group.lengths[1:]]
+    torch.testing.assert_close(batch_advantages(whole, row), _flat(table), rtol=1e-10, atol=1e-12)
+
+
+def test_no_difference_is_no_advantage_under_whitening() -> None:
+    row = algorithm("ppo", gae_lambda=1.0, kl_coef=0.0)
+    group = replace(_outcome([0.3, 0.3], [2, 3]), values=torch.full((5,), 0.1 + 0.2, dtype=torch.float64))
+    assert batch_advantages([group], row).tolist() == [0.0] * 5
+    assert not is_silent(group, row)  # it still teaches the critic

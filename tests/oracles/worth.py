@@ -25,6 +25,8 @@ class Worth:
     """Of each completion."""
     costs: list[list[float]]
     """KL cost of each token of each completion."""
+    values: list[list[float]]
+    """What a critic expects at each token of each completion."""
 
     @property
     def rewards(self) -> list[float]:
@@ -50,6 +52,7 @@ class Worth:
             part_weights=torch.tensor(self.weights, dtype=torch.float64),
             steps=ends,
             token_costs=torch.tensor([cost for own in self.costs for cost in own], dtype=torch.float64),
+            values=torch.tensor([value for own in self.values for value in own], dtype=torch.float64),
         )
 
 
@@ -65,11 +68,14 @@ def random_worth(lengths: Sequence[int], *, seed: int = 0) -> Worth:
         weights=[1.0, 0.4],
         steps=steps,
         costs=[[draw.gauss(0.0, 0.05) for _ in range(length)] for length in lengths],
+        values=[[draw.gauss(0.5, 0.3) for _ in range(length)] for length in lengths],
     )
 
 
 def naive_advantages(groups: Sequence[Worth], row: Algorithm) -> list[list[float]]:
     """One list of numbers, one for each token, for each completion of the batch."""
+    if row.baseline == "critic":
+        return _whitened(naive_gae(groups, row)[0], row)
     table: list[list[float]] = []
     all_rewards = [reward for group in groups for reward in group.rewards]
     for group in groups:
@@ -102,6 +108,42 @@ def naive_advantages(groups: Sequence[Worth], row: Algorithm) -> list[list[float
         tokens = [value for own in table for value in own]
         mean, std = sum(tokens) / len(tokens), _std(tokens)
         table = [[(value - mean) / (std + row.advantage_eps) for value in own] for own in table]
+    return [[max(value, 0.0) for value in own] for own in table] if row.zero_negative else table
+
+
+def naive_gae(groups: Sequence[Worth], row: Algorithm) -> tuple[list[list[float]], list[list[float]]]:
+    """A_t = sum over l of lambda^l delta_(t+l), and the critic's targets, a sum for every token of every completion."""
+    paid = []
+    for group in groups:
+        for own, cost, reward in zip(group.steps, group.costs, group.rewards, strict=True):
+            taxed = row.kl_coef > 0 and row.kl_place == "token_reward"
+            earned = [-c if taxed else 0.0 for c in cost]
+            for end, worth in own if row.supervision == "process" else [(len(cost) - 1, reward)]:
+                earned[end] += worth
+            paid.append(earned)
+    if row.whiten_rewards:
+        tokens = [reward for own in paid for reward in own]
+        mean, root = sum(tokens) / len(tokens), math.sqrt(_std(tokens) ** 2 + 1e-8)
+        paid = [[(reward - mean) / root + mean for reward in own] for own in paid]
+    actor, targets = [], []
+    for rewards, values in zip(paid, (own for group in groups for own in group.values), strict=True):
+        length = len(rewards)
+        delta = [rewards[t] + (values[t + 1] if t + 1 < length else 0.0) - values[t] for t in range(length)]
+        lam = row.gae_lambda
+        if row.lambda_alpha is not None:
+            lam = max(1 - 1 / (row.lambda_alpha * length), 0.0)
+        critic = row.gae_lambda if row.critic_lambda is None else row.critic_lambda
+        actor.append([sum(lam ** (s - t) * delta[s] for s in range(t, length)) for t in range(length)])
+        targets.append([values[t] + sum(critic ** (s - t) * delta[s] for s in range(t, length)) for t in range(length)])
+    return actor, targets
+
+
+def _whitened(table: list[list[float]], row: Algorithm) -> list[list[float]]:
+    if row.batch_norm != "none":
+        tokens = [value for own in table for value in own]
+        mean, variance = sum(tokens) / len(tokens), _std(tokens) ** 2
+        root = math.sqrt(variance + 1e-8) if row.batch_norm == "whiten" else math.sqrt(variance) + row.advantage_eps
+        table = [[(value - mean) / root for value in own] for own in table]
     return [[max(value, 0.0) for value in own] for own in table] if row.zero_negative else table
 
 

@@ -108,14 +108,20 @@ def test_overlong_answers_are_punished_before_they_are_compared_and_not_when_ref
 
 
 def test_each_token_pays_its_own_kl_and_that_of_what_follows() -> None:
-    def penalty(groups):
-        return [torch.arange(14.0) / 10 for _ in groups]
+    class penalty:  # half a nat costs as much as a nat at 1
+        coef = 0.5
+
+        @staticmethod
+        def estimates(groups):
+            return [torch.arange(14.0) / 5 for _ in groups]
 
     row = algorithm("reinforce++", batch_norm="none")
     collected = source_of([length], row, penalty=penalty).collect(1)
     costs = [[0.0, 0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7], [0.8, 0.9], [1.0, 1.1, 1.2, 1.3]]
     expected = [len(own) - sum(own[t:]) for own in costs for t in range(len(own))]
     assert collected.batch.advantages.tolist() == pytest.approx(expected * 2, abs=1e-6)
+    assert collected.metrics["completion_kl"] == (pytest.approx(2 * 91 / 5), 8.0)
+    assert collected.metrics["kl_coef"] == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("scale", ["population_std", "batch_std"])

@@ -27,7 +27,7 @@ SETTINGS = "outscore_reward"
 
 
 class RewardModel(Policy):
-    """A model that gives a completion one number.
+    """A model that gives a completion one number; as a critic, one to every state on the way there.
 
     Args:
         model: a Hugging Face causal model for sequence classification with one label.
@@ -90,6 +90,18 @@ class RewardModel(Policy):
 
 def completion_scores(model: RewardModel, rows: GroupRows) -> Float[Tensor, " completion"]:
     """The score of each completion of the rows, in the order of `rows.ended`; differentiable. One forward of each."""
+    return model.scores(_hidden(model, rows).index_select(0, rows.ends))
+
+
+def token_values(model: RewardModel, rows: GroupRows) -> Float[Tensor, " token"]:
+    """The score of the state in which each loss-carrying token is chosen, in the order of `rows.order`: read at the
+    token before it, which is where a critic says what it expects. Differentiable; tokens that share a state share a
+    number."""
+    return model.scores(_hidden(model, rows).index_select(0, rows.sources)).index_select(0, rows.predictions)
+
+
+def _hidden(model: RewardModel, rows: GroupRows) -> Float[Tensor, "slot hidden"]:
+    """The last hidden states of all rows, one after the other."""
     if model.layout == "group_rows":
         tree = TreeAttention(rows.segments, rows.token_ids.device)
         hidden = model.hidden(rows.token_ids, rows.positions, tree)
@@ -97,7 +109,7 @@ def completion_scores(model: RewardModel, rows: GroupRows) -> Float[Tensor, " co
         lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
         mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
         hidden = model.padded_hidden(rows.token_ids, mask.long())
-    return model.scores(hidden.flatten(0, 1).index_select(0, rows.ends))
+    return hidden.flatten(0, 1)
 
 
 def reward_model_from(policy: Policy, *, seed: int, end_token_id: int | None) -> RewardModel:

@@ -7,9 +7,11 @@ from outscore.objectives.batch import (
     GroupRewards,
     StepRewards,
     batch_advantages,
+    batch_returns,
     is_silent,
     process_advantages,
 )
+from outscore.objectives.critic import critic_loss, explained_variance
 from outscore.objectives.estimators import (
     Estimate,
     bootstrap_interval,
@@ -99,6 +101,7 @@ __all__ = [
     "algorithm",
     "ascend_populations",
     "batch_advantages",
+    "batch_returns",
     "bootstrap_interval",
     "calibration_error",
     "capped_weights",
@@ -108,6 +111,8 @@ __all__ = [
     "clipped_value_loss",
     "completion_log_ratios",
     "completion_sums",
+    "critic_loss",
+    "explained_variance",
     "gae",
     "group_advantages",
     "importance_weights",

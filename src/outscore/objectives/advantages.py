@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Baseline = Literal["group_mean", "leave_one_out", "none"]
-"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), or nothing."""
+Baseline = Literal["group_mean", "leave_one_out", "critic", "none"]
+"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), what a critic expects
+at each token (PPO), or nothing."""
 Scale = Literal["population_std", "sample_std", "mean", "batch_std", "none"]
 """What the difference is divided by: the group's standard deviation with /n, with /(n - 1), its mean (MaxRL), the
 population standard deviation of all rewards of the batch (Lite PPO), or nothing."""
@@ -63,10 +64,11 @@ def group_advantages(
     0).
 
     Raises ValueError when a valid reward is NaN or infinite, or is negative where the scale is the mean; and for
-    "batch_std", which one group does not have (`batch_advantages`).
+    "batch_std" and "critic", which need more than one group's rewards (`batch_advantages`).
     """
-    if scale == "batch_std":
-        raise ValueError("scale='batch_std' is the batch's, and this is one group: use batch_advantages")
+    if scale == "batch_std" or baseline == "critic":
+        which = f"scale={scale!r}" if scale == "batch_std" else f"baseline={baseline!r}"
+        raise ValueError(f"{which} needs more than the rewards of one group: use batch_advantages")
     mask = _checked_valid(rewards, valid)
     if baseline == "none" and scale == "none":
         return torch.where(mask, rewards, torch.zeros_like(rewards))

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from outscore.inputs import nearest
 from outscore.objectives.advantages import Baseline, Scale
 from outscore.objectives.aggregation import Aggregation
+from outscore.objectives.critic_cells import check_critic
 from outscore.objectives.kl import KlEstimator, KlPlace, KlTarget
 from outscore.objectives.preferences import PairLoss, PairObjective
 from outscore.objectives.presets import PRESETS
@@ -23,8 +24,9 @@ Supervision = Literal["outcome", "process"]
 """Whether a completion has one reward, or one for each of its steps."""
 RewardKind = Literal["total", "parts", "correct"]
 """Which reward is compared: the weighted total, each reward alone (GDPO), or whether the answer is right, 1 or 0."""
-BatchNorm = Literal["none", "completions", "tokens"]
-"""Whether advantages are shifted and divided by mean and standard deviation of the batch's, and over what."""
+BatchNorm = Literal["none", "completions", "tokens", "whiten"]
+"""Whether advantages are shifted and divided by mean and standard deviation of the batch's, and over what; `whiten` is
+over tokens, as in PPO: with 1e-8 under the root."""
 RatioBase = Literal["anchor", "sampler"]
 """What the policy is divided by: the trainer's policy when the update began, or what the tokens were drawn with."""
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
@@ -57,6 +59,16 @@ class Algorithm:
     """Added to what the difference is divided by, in units of the reward. A group without variance is 0 anyway."""
     batch_norm: BatchNorm = "none"
     """Whether advantages are then normalised over the batch, and over its completions or its tokens."""
+    gae_lambda: float = 0.95
+    """`baseline: critic`: how far an advantage looks ahead before it takes the critic's word; 1 to the end."""
+    critic_lambda: float | None = None
+    """The same for what the critic learns from; None is `gae_lambda` (VC-PPO has 1)."""
+    lambda_alpha: float | None = None
+    """VAPO's lambda of the policy, 1 - 1 / (alpha * length), instead of `gae_lambda`."""
+    value_clip: float = 0.2
+    """How far an update may move a value for its loss to count; .inf is no clip."""
+    whiten_rewards: bool = False
+    """`baseline: critic`: divide the tokens' rewards by their standard deviation, without a shift."""
     zero_negative: bool = False
     """Set negative advantages to 0, so that nothing is made less likely for its own sake: an ablation."""
     ratio_level: RatioLevel = "token"
@@ -91,6 +103,10 @@ class Algorithm:
     """Whether the estimate is that of a token or of the whole completion."""
     kl_to: KlTarget = "reference"
     """Whom the penalty keeps the policy near."""
+    kl_adapt_to: float | None = None
+    """The KL of a completion, in nats, to which `kl_coef` is steered from where it begins; None keeps it."""
+    kl_horizon: int = 10_000
+    """The greater, the slower: completions over which an error of 20 % changes `kl_coef` by 20 %."""
     kl_weighted: bool = False
     """Multiply the estimate in the loss by policy / base, gradient included, which makes it unbiased off-policy."""
     mismatch_cap: float | None = None
@@ -151,7 +167,12 @@ class Algorithm:
     @property
     def compares_completions(self) -> bool:
         """Whether a group needs two completions or more to say anything."""
-        return self.baseline != "none" or self.scale not in ("none", "batch_std") or self.is_pairwise
+        return self.baseline not in ("none", "critic") or self.scale not in ("none", "batch_std") or self.is_pairwise
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic is trained beside the policy."""
+        return self.baseline == "critic"
 
     @property
     def is_pairwise(self) -> bool:
@@ -247,7 +268,8 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
         _check_number(key, cells[key], low=math.ulp(0.0))
     if cells["stale_threshold"] is not None:
         _check_number("stale_threshold", cells["stale_threshold"], low=-math.inf)
-    for key in ("zero_negative", "kl_weighted"):
+    check_critic(cells)
+    for key in ("zero_negative", "kl_weighted", "whiten_rewards"):
         if not isinstance(cells[key], bool):
             raise ValueError(f"{key}={cells[key]!r}: must be true or false")
     _check_together(cells)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from outscore.objectives.advantages import Baseline, Scale, group_advantages, is_zero_variance
 from outscore.objectives.algorithms import Algorithm
-from outscore.objectives.returns import suffix_sums
+from outscore.objectives.returns import gae, length_adaptive_lambda, suffix_sums, token_rewards, whiten
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +47,8 @@ class GroupRewards:
     """For `supervision: process`."""
     token_costs: Float[Tensor, " token"] | None = None
     """For `kl_place: token_reward`: the KL cost of each loss-carrying token, its coefficient included."""
+    values: Float[Tensor, " token"] | None = None
+    """For `baseline: critic`: what the critic expects in the state in which each loss-carrying token is chosen."""
 
 
 def process_advantages(
@@ -91,9 +93,9 @@ def part_advantages(group: GroupRewards, row: Algorithm) -> Float[Tensor, " comp
 def is_silent(group: GroupRewards, row: Algorithm) -> bool:
     """Whether a group teaches nothing under this row: nothing in it differs, or without a baseline all is worth 0.
 
-    What is only compared with the rest of the batch is never silent.
+    What is only compared with the rest of the batch, or with what a critic expects, is never silent.
     """
-    if row.baseline == "none" and row.batch_norm != "none":
+    if row.has_critic or (row.baseline == "none" and row.batch_norm != "none"):
         return False
     return not bool(_local(group, row).any())
 
@@ -104,7 +106,9 @@ def batch_advantages(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Te
         local    the row's baseline and scale, within the group: of totals, of each part, or of the pool of steps
         batch    divided by the standard deviation of all rewards (`scale: batch_std`), then shifted and divided by
                  mean and standard deviation of all advantages, over completions or over tokens (`batch_norm`)
-        last     less the KL cost of this and later tokens (`kl_place: token_reward`), before `batch_norm: tokens`;
+        critic   instead of both: generalised advantage estimation over the rewards of tokens (`baseline: critic`), each
+                 paid its KL cost, the last one the completion's reward, or each step's last one its step's
+        last     less the KL cost of this and later tokens (`kl_place: token_reward`), before the tokens' norm;
                  negative ones set to 0 where the row asks for it
 
     Standard deviations are the population's, and `advantage_eps` is added to each. A batch without any difference has
@@ -112,6 +116,31 @@ def batch_advantages(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Te
     """
     valid = torch.cat([group.valid for group in groups])
     lengths = torch.cat([group.num_tokens for group in groups])
+    counted = valid.repeat_interleave(lengths)
+    local = _generalised(groups, row)[0] if row.has_critic else _compared(groups, row, valid, lengths)
+    if row.batch_norm == "tokens":
+        local = _normalised(local, counted, row.advantage_eps)
+    elif row.batch_norm == "whiten" and not is_zero_variance(local, counted):
+        local = local.masked_scatter(counted, whiten(local[counted]))
+    elif row.batch_norm == "whiten":
+        local = torch.zeros_like(local)
+    if row.zero_negative:
+        local = local.clamp(min=0.0)
+    return torch.where(counted, local, torch.zeros_like(local))
+
+
+def batch_returns(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Tensor, " token"]:
+    """What the critic is to expect at every loss-carrying token of a batch, in float64: its values now, and the
+    generalised advantage with its own lambda (VC-PPO, arXiv 2503.01491), before anything is normalised. Tokens of
+    completions that are not valid get the value itself: nothing is known that it should be."""
+    valid = torch.cat([group.valid for group in groups])
+    counted = valid.repeat_interleave(torch.cat([group.num_tokens for group in groups]))
+    values = torch.cat([group.values.double() for group in groups if group.values is not None])
+    return torch.where(counted, _generalised(groups, row)[1], values)
+
+
+def _compared(groups: Sequence[GroupRewards], row: Algorithm, valid: Tensor, lengths: Tensor) -> Tensor:
+    """Advantages of tokens where completions are compared as a whole, or by steps, less what KL is still to cost."""
     local = torch.cat([_local(group, row) for group in groups])
     if row.supervision == "outcome":
         if row.scale == "batch_std":
@@ -119,16 +148,52 @@ def batch_advantages(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Te
         if row.batch_norm == "completions":
             local = _normalised(local, valid, row.advantage_eps)
         local = local.repeat_interleave(lengths)
-    if row.kl_place == "token_reward" and row.kl_coef > 0.0:
-        costs = [group.token_costs for group in groups]
-        assert all(cost is not None for cost in costs)
-        local = local - suffix_sums(torch.cat([cost.double() for cost in costs if cost is not None]), lengths)
+    costs = _token_costs(groups, row)
+    return local if costs is None else local - suffix_sums(costs, lengths)
+
+
+def _generalised(groups: Sequence[GroupRewards], row: Algorithm) -> tuple[Tensor, Tensor]:
+    """Advantages of the policy and targets of the critic: GAE with gamma 1 over what each token is paid."""
+    valid = torch.cat([group.valid for group in groups])
+    lengths = torch.cat([group.num_tokens for group in groups])
     counted = valid.repeat_interleave(lengths)
-    if row.batch_norm == "tokens":
-        local = _normalised(local, counted, row.advantage_eps)
-    if row.zero_negative:
-        local = local.clamp(min=0.0)
-    return torch.where(counted, local, torch.zeros_like(local))
+    assert all(group.values is not None for group in groups)
+    values = torch.cat([group.values.double() for group in groups if group.values is not None])
+    costs = _token_costs(groups, row)
+    costs = torch.zeros_like(values) if costs is None else costs
+    if row.supervision == "process":
+        paid = torch.cat([_paid_by_step(group) for group in groups]) - costs
+    else:
+        scores = torch.cat([group.rewards for group in groups]).double()
+        paid = token_rewards(torch.where(valid, scores, torch.zeros_like(scores)), costs, lengths)
+    if row.whiten_rewards and not is_zero_variance(paid, counted):
+        paid = paid.masked_scatter(counted, whiten(paid[counted], shift_mean=False))
+    lam: float | Tensor = row.gae_lambda
+    if row.lambda_alpha is not None:
+        lam = length_adaptive_lambda(lengths, alpha=row.lambda_alpha)
+    actor = gae(paid, values, lengths, lam=lam)
+    if row.critic_lambda is None:
+        return actor, actor + values
+    return actor, gae(paid, values, lengths, lam=row.critic_lambda) + values
+
+
+def _paid_by_step(group: GroupRewards) -> Tensor:
+    """What a group's tokens are paid where each step has a reward, as it is: the critic does the comparing."""
+    assert group.steps is not None
+    first = group.num_tokens.cumsum(0) - group.num_tokens
+    steps = group.steps
+    paid = (steps.end >= 0) & (group.num_tokens[steps.completion] > 0)
+    tokens = torch.zeros(int(group.num_tokens.sum()), dtype=torch.float64)
+    return tokens.index_add(0, (first[steps.completion] + steps.end)[paid], steps.reward.double()[paid])
+
+
+def _token_costs(groups: Sequence[GroupRewards], row: Algorithm) -> Tensor | None:
+    """The KL cost of every token, where tokens pay for themselves."""
+    if row.kl_place != "token_reward" or not row.kl_coef > 0.0:
+        return None
+    costs = [group.token_costs for group in groups]
+    assert all(cost is not None for cost in costs)
+    return torch.cat([cost.double() for cost in costs if cost is not None])
 
 
 def _local(group: GroupRewards, row: Algorithm) -> Tensor:

@@ -35,6 +35,7 @@ _LEVEL = "other ratios, other clips"
 _REINFORCE = "REINFORCE with a baseline"
 _SCALE = "other baselines, other scales"
 _IMITATION = "imitation of what is good"
+_CRITIC = "PPO: a critic as baseline"
 _PREFERENCES = "pairs of which one was liked better"
 
 _PAIRS: Mapping[str, Any] = {
@@ -44,6 +45,7 @@ _PAIRS: Mapping[str, Any] = {
     "surrogate": "logistic",
 }
 _SUMS: Mapping[str, Any] = {**_PAIRS, "aggregation": "completion_sum", "kl_coef": 0.1}
+_PPO: Mapping[str, Any] = {"baseline": "critic", "scale": "none", "batch_norm": "whiten"}
 
 _LIKELIHOOD: Mapping[str, Any] = {
     "baseline": "none",
@@ -337,6 +339,43 @@ _ROWS = (
             "kl_level": "sequence",
             "kl_estimator": "k2",
             "kl_coef": 0.1,
+        },
+    ),
+    Preset(
+        name="ppo",
+        family=_CRITIC,
+        summary="a critic says what each token adds; KL in its reward",
+        equation="1/|o| sum_t min(rho_t A_t, clip(rho_t) A_t), A = GAE of r_t = -beta log(pi_t/ref_t) + [t last] r, "
+        "whitened",
+        paper="DeepSeekMath, arXiv 2402.03300, eq. 1 and 2; PPO, arXiv 1707.06347; beta, lambda and clips as in Huang "
+        "et al., arXiv 2403.17031",
+        left_out="a trunk shared with the critic, and so c1; critic and policy step alone",
+        cells={**_PPO, "kl_estimator": "k1", "kl_place": "token_reward", "kl_coef": 0.05},
+    ),
+    Preset(
+        name="vc-ppo",
+        family=_CRITIC,
+        summary="the critic is trained first, and looks to the end",
+        equation="as ppo, the critic's targets with lambda 1",
+        paper="VC-PPO, arXiv 2503.01491",
+        left_out="no KL, and a mean over tokens, are our choice; value pre-training is the stage's "
+        "critic.warmup_steps, 50 where a recipe gives none, at most half of the stage",
+        cells={**_PPO, "critic_lambda": 1.0, "aggregation": "token_mean", "kl_coef": 0.0},
+    ),
+    Preset(
+        name="vapo",
+        family=_CRITIC,
+        summary="that, with a lambda that grows with the answer",
+        equation="as vc-ppo, the policy's lambda 1 - 1/(0.05 |o|), clip(rho_t, 1-0.2, 1+0.28)",
+        paper="VAPO, arXiv 2504.05118",
+        left_out="the likelihood of right answers beside the loss (its mu)",
+        cells={
+            **_PPO,
+            "critic_lambda": 1.0,
+            "lambda_alpha": 0.05,
+            "clip_high": 0.28,
+            "aggregation": "token_mean",
+            "kl_coef": 0.0,
         },
     ),
 )

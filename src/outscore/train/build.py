@@ -7,22 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-import torch
-from torch import Tensor
-
 from outscore.config import Recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.heads import RewardModel
-from outscore.model.rows import TrainingGroup
-from outscore.objectives.algorithms import Algorithm
-from outscore.objectives.kl import kl_estimate, kl_per_completion
-from outscore.records import RankedGroup, ScoredGroup
+from outscore.records import RankedGroup
 from outscore.report import RunDirectory
 from outscore.rewards import Rewards
 from outscore.rewards.model_based import ModelScorer
 from outscore.rewards.reward_model import newest_checkpoint
 from outscore.rollout import make_sampler
 from outscore.stages import (
+    CriticSettings,
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
@@ -30,19 +25,20 @@ from outscore.stages import (
     SftSettings,
     TextSettings,
 )
+from outscore.train.critic import CriticValues, critic_learner, update_both
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.lineage import weights_of
-from outscore.train.loop import Stage
+from outscore.train.loop import Stage, Updater
 from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
+from outscore.train.penalty import RewardKl
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
 from outscore.train.setup import Workshop, stage_algorithm
 from outscore.train.sources import DemonstrationSource, RolloutSource, Source
-from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
+from outscore.train.step import Learner, Reference, UpdatePlan, update
 from outscore.train.texts import TextMeasure
-from outscore.train.worth import Penalty
 
 EVALUATION_ROWS = 256
 """Completions decoded at once in an evaluation, which keeps no activations."""
@@ -70,23 +66,52 @@ def build_stage(
         masters=masters,
         optimizer=make_optimizer(masters.parameters.values(), settings.optimizer),
         reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
+        kl_coef=row.kl_coef,
     )
+    plan = UpdatePlan(
+        algorithm=row,
+        optimizer=settings.optimizer,
+        total_updates=settings.num_updates,
+        token_budget=settings.token_budget,
+        minibatches=settings.minibatches if isinstance(settings, PolicySettings) else 1,
+        epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
+    )
+    take: Updater = update
+    if row.has_critic:
+        assert isinstance(settings, PolicySettings)
+        take = _with_critic(recipe, settings, learner, plan, run, resumed)
     return Stage(
         recipe=recipe,
         settings=settings,
         learner=learner,
         source=_source(recipe, index, workshop, learner, run),
-        plan=UpdatePlan(
-            algorithm=row,
-            optimizer=settings.optimizer,
-            total_updates=settings.num_updates,
-            token_budget=settings.token_budget,
-            minibatches=settings.minibatches if isinstance(settings, PolicySettings) else 1,
-            epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
-        ),
+        plan=plan,
         sampler=make_sampler(policy, EVALUATION_ROWS),
         evaluator=build_evaluator(recipe, workshop, index, learner.reference),
         judge=workshop.materials[index].judge,
+        update=take,
+    )
+
+
+def _with_critic(
+    recipe: Recipe,
+    settings: PolicySettings,
+    learner: Learner,
+    plan: UpdatePlan,
+    run: RunDirectory | None,
+    resumed: Path | None,
+) -> Updater:
+    """Give the learner its critic; what updates both."""
+    critic = settings.critic or CriticSettings()
+    optimizer = settings.optimizer.model_copy(update={"lr": critic.lr})
+    learner.critic = critic_learner(learner.policy, critic, optimizer, run=run, resumed=resumed)
+    if recipe.model.activation_checkpointing:
+        learner.critic.policy.base.activation_checkpointing_enable({"use_reentrant": False})
+    total_updates = settings.steps * settings.updates_per_step
+    return partial(
+        update_both,
+        critic_plan=replace(plan, optimizer=optimizer, total_updates=total_updates),
+        warmup_updates=critic.warmup_steps * settings.updates_per_step,
     )
 
 
@@ -110,8 +135,9 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             algorithm=row,
             seed=recipe.seed,
             stage=index,
-            penalty=reward_penalty(learner, settings, row) if row.needs_reference and row.kl_place != "loss" else None,
+            penalty=RewardKl(learner, settings, row) if row.needs_reference and row.kl_place != "loss" else None,
             verdict=materials.judge.correct,
+            values=CriticValues(learner.critic, settings.token_budget) if learner.critic else None,
         )
     if isinstance(settings, RejectionSettings):
         return RejectionSource(
@@ -225,50 +251,4 @@ def _evaluator(recipe: Recipe, workshop: Workshop, measures: Sequence[Measure]) 
         max_new_tokens=answer_limit(recipe),
         seed=recipe.seed,
         measures=measures,
-    )
-
-
-def reward_penalty(learner: Learner, settings: PolicySettings, row: Algorithm) -> Penalty:
-    """KL to the reference as a cost of the reward: kl_coef times the KL of each completion, or of each token where
-    these pay for themselves, without gradient (DeepSeekMath eq. 2)."""
-
-    def penalty(groups: Sequence[ScoredGroup]) -> list[Tensor]:
-        assert learner.reference is not None
-        batch = _plain_batch(groups, settings.sampling.temperature)
-        anchor = batch_logprobs(learner.policy, batch, batch.groups, settings.token_budget)
-        with learner.reference.in_place():
-            ref = batch_logprobs(learner.policy, batch, batch.groups, settings.token_budget)
-        if row.kl_place == "token_reward":
-            each = row.kl_coef * kl_estimate(anchor - ref, estimator=row.kl_estimator)
-            ends = [batch.starts[group.completion_index[-1] + 1] for group in batch.groups]
-            return list(each.cpu().tensor_split(ends[:-1]))
-        lengths = batch.lengths(anchor.device)
-        index = torch.repeat_interleave(torch.arange(len(lengths), device=anchor.device), lengths)
-        costs = row.kl_coef * kl_per_completion(
-            anchor, ref, index, estimator=row.kl_estimator, level=row.kl_level, num_completions=len(lengths)
-        )
-        return list(costs.cpu().split([len(group.scores) for group in groups]))
-
-    return penalty
-
-
-def _plain_batch(groups: Sequence[ScoredGroup], temperature: float) -> Batch:
-    completions = [drawn.completion for group in groups for drawn in group.sampled.completions]
-    rows: list[TrainingGroup] = []
-    first = 0
-    for group in groups:
-        last = first + len(group.scores)
-        own = TrainingGroup(
-            prompt_ids=group.sampled.prompt.token_ids,
-            completions=tuple(completions[first:last]),
-            completion_index=tuple(range(first, last)),
-        )
-        rows.append(own)
-        first = last
-    return Batch(
-        groups=tuple(rows),
-        completions=tuple(completions),
-        advantages=None,
-        sampler_logprobs=None,
-        temperature=temperature,
     )

@@ -162,7 +162,7 @@ def _variance(collected: Collected, is_untaught: bool) -> Finding:
     total, count = collected.metrics["zero_variance"]
     reward, scored = collected.metrics["reward"]
     detail = f"mean reward {reward / max(scored, 1):.3f}; {total:g} of {count:g} probed groups have all rewards equal"
-    if total < count:
+    if total < count or not count:
         return Finding(what="rewards", status="ok", detail=detail)
     if is_untaught:
         return Finding(what="rewards", status="ok", detail=detail + EXPECTED)

@@ -6,11 +6,13 @@ before use.
                                                      adapter_config.json, adapter_model.safetensors
         trainer.safetensors                          Adam's moments; fp32 masters where the model file lacks them
         reference.safetensors                        the reference policy, where there is one
+        critic/                                      the critic, where there is one: such a directory of its own
         trainer.json                                 counters, and the digest of every other file
 
 Nothing is pickled. A step ends before its checkpoint begins, so there is never a half-used batch of rollouts to save.
 """
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -39,6 +41,8 @@ from outscore.report.run import RunDirectory, StepFile
 from outscore.train.step import Learner
 
 STATE_FILE = "trainer.json"
+CRITIC = "critic"
+"""The directory of a critic in a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +59,10 @@ class Progress:
     """Optimizer updates of the whole run."""
     num_updates: int
     """Optimizer updates of this stage."""
+    critic_updates: int = 0
+    """Those of its critic."""
+    kl_coef: float | None = None
+    """The coefficient of a KL in the reward as it stands, where it is steered."""
     best_value: float | None = None
     """The best evaluation of this stage so far."""
     best_step: int | None = None
@@ -87,12 +95,7 @@ def save_checkpoint(run: RunDirectory, learner: Learner, progress: Progress) -> 
     assert not path.exists(), "a resume discards what lies after its checkpoint"
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.publishing_directory(path) as new, disk_errors(), quiet_transformers():
-        cast(PreTrainedModel, learner.policy.model).save_pretrained(new)
-        learner.policy.tokenizer.save_pretrained(new)
-        safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
-        if learner.reference is not None:
-            tensors = {name: weight.contiguous() for name, weight in learner.reference.weights.items()}
-            safetensors.torch.save_file(tensors, new / "reference.safetensors")
+        _save_learner(new, learner)
         state = {
             "progress": asdict(progress),
             "environment": environment(),
@@ -100,6 +103,17 @@ def save_checkpoint(run: RunDirectory, learner: Learner, progress: Progress) -> 
         }
         files.write_json(new / STATE_FILE, state)
     return path
+
+
+def _save_learner(new: Path, learner: Learner) -> None:
+    cast(PreTrainedModel, learner.policy.model).save_pretrained(new)
+    learner.policy.tokenizer.save_pretrained(new)
+    safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
+    if learner.reference is not None:
+        tensors = {name: weight.contiguous() for name, weight in learner.reference.weights.items()}
+        safetensors.torch.save_file(tensors, new / "reference.safetensors")
+    if learner.critic is not None:
+        _save_learner(new / CRITIC, learner.critic)
 
 
 def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:
@@ -176,8 +190,14 @@ def trained_weights(path: Path, *, trust_remote_code: bool = False) -> Mapping[s
     return {name: weight.detach() for name, weight in loaded.model.named_parameters()}
 
 
-def load_trainer_state(path: Path, learner: Learner) -> None:
-    """Put moments and reference of a checkpoint into a learner that already has the checkpoint's weights."""
+def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None:
+    """Put counters, moments and reference of a checkpoint into a learner that already has the checkpoint's weights."""
+    learner.num_updates = progress.num_updates
+    if progress.kl_coef is not None:
+        learner.kl_coef = progress.kl_coef
+    if learner.critic is not None:
+        of_critic = dataclasses.replace(progress, num_updates=progress.critic_updates, kl_coef=None)
+        load_trainer_state(path / CRITIC, learner.critic, of_critic)
     moments = _below(safetensors.torch.load_file(path / "trainer.safetensors"), "adam.")
     for name, parameter in learner.masters.parameters.items():
         own = _below(moments, name + "|")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outscore.config import EvaluationSettings, Recipe
+from outscore.objectives.returns import adaptive_kl_coef
 from outscore.records import StepReport
 from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
 from outscore.report.evaluation import headline
@@ -110,8 +111,14 @@ class StageRun:
             peak_bytes=peak_bytes(),
         )
         self.reporter.step(report, rows, shown_slot=_most_telling_slot(collected))
+        self._steer_kl(collected)
         self.progress = dataclasses.replace(
-            self.progress, step=step, policy_version=learner.policy.version, num_updates=learner.num_updates
+            self.progress,
+            step=step,
+            policy_version=learner.policy.version,
+            num_updates=learner.num_updates,
+            critic_updates=learner.critic.num_updates if learner.critic else 0,
+            kl_coef=None if stage.plan.algorithm.kl_adapt_to is None else learner.kl_coef,
         )
 
     def _update(self, step: int, collected: Collected, coefficients: Tensor) -> Metrics:
@@ -159,6 +166,19 @@ class StageRun:
         every = settings.refresh_reference_every if isinstance(settings, PolicySettings) else 0
         if reference is not None and every and step % every == 0:
             reference.refresh()
+
+    def _steer_kl(self, collected: Collected) -> None:
+        """Bring the coefficient of a KL in the reward nearer to where it holds the KL at what the row asks for."""
+        row, learner = self.stage.plan.algorithm, self.stage.learner
+        if row.kl_adapt_to is not None:
+            total, count = collected.metrics["completion_kl"]
+            learner.kl_coef = adaptive_kl_coef(
+                learner.kl_coef,
+                measured_kl=total / count,
+                target=row.kl_adapt_to,
+                num_samples=int(count),
+                horizon=row.kl_horizon,
+            )
 
     def _evaluate(self, step: int) -> bool:
         every = self.stage.recipe.evaluation.every

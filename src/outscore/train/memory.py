@@ -116,12 +116,21 @@ def stage_memory(
     )
     if row.trains == "reward_model":  # a model of its own, beside the policy
         states["policy"] = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
+    if row.has_critic:  # all of it is trained, also where the policy has adapters
+        size_of_critic = num_scalar_parameters(policy)
+        states["critic"] = sum(state_bytes(size_of_critic, size_of_critic, bytes_per_weight=size).values())
     materials = workshop.materials[index]
     num_tokens = _micro_batch(workshop.policy, materials, stage)
     kept = activation_bytes(shape, num_tokens, bytes_per_value=size, recomputed=recomputed)
     kept += logit_bytes(shape, num_tokens)
     cached = cache_bytes(shape, _sampled_at_once(materials, stage), bytes_per_value=size)
     return {**states, "activations": max(kept, cached)}
+
+
+def num_scalar_parameters(policy: Policy) -> int:
+    """Weights of a copy of the policy, adapters merged, with a scalar head."""
+    backbone = policy.base.base_model.named_parameters()
+    return sum(weight.numel() for name, weight in backbone if "lora_" not in name) + int(policy.config.hidden_size)
 
 
 def decoder_shape(config: Any, vocab_size: int) -> DecoderShape:

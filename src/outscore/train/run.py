@@ -235,8 +235,7 @@ def _stages(
         progress = _fresh_progress(recipe.stages[index].label, policy.version)
         if start is not None:
             progress, path = start
-            stage.learner.num_updates = progress.num_updates
-            load_trainer_state(path, stage.learner)
+            load_trainer_state(path, stage.learner, progress)
             start = None
         staged = StageRun(stage=stage, run=run, reporter=reporter, progress=progress, interrupted=interrupted)
         if index == 0 and progress.step == 0 and stage.evaluator is not None:

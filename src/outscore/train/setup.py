@@ -107,12 +107,35 @@ def stage_algorithm(stage: StageSettings) -> Algorithm:
         row = algorithm(stage.algorithm, **cells)
     except ValueError as error:
         raise ValueError(f"stage `{stage.label}`: {error}") from None
-    if isinstance(stage, PolicySettings) and stage.refresh_reference_every and not row.needs_reference:
-        raise ValueError(
-            f"stage `{stage.label}`: refresh_reference_every = {stage.refresh_reference_every} has no effect, because "
-            f"kl_coef is 0; give cells: {{kl_coef: 0.04}} or leave it out"
-        )
+    if isinstance(stage, PolicySettings):
+        _check_settings(stage, row)
     return row
+
+
+def _check_settings(stage: PolicySettings, row: Algorithm) -> None:
+    """ValueError for a setting that does not go with the stage's row, or has no effect beside it."""
+    where = f"stage `{stage.label}`:"
+    if stage.refresh_reference_every and not row.needs_reference:
+        raise ValueError(
+            f"{where} refresh_reference_every = {stage.refresh_reference_every} has no effect, because kl_coef is 0; "
+            "give cells: {kl_coef: 0.04} or leave it out"
+        )
+    if row.compares_completions and stage.group_size < 2:
+        raise ValueError(
+            f"{where} group_size = {stage.group_size}, but {row.name} compares the completions of a group; give at "
+            "least 2, or an algorithm with a critic (algorithm: ppo)"
+        )
+    if stage.critic is not None and not row.has_critic:
+        raise ValueError(
+            f"{where} critic has no effect, because the baseline of {row.name} is {row.baseline!r}; leave it out, or "
+            "use an algorithm with a critic (algorithm: ppo)"
+        )
+    if stage.truncated_score is not None and (row.supervision == "process" or row.reward == "parts"):
+        cell = "supervision: process" if row.supervision == "process" else "reward: parts"
+        raise ValueError(
+            f"{where} truncated_score = {stage.truncated_score:g} takes the place of a completion's one reward, which "
+            f"`{cell}` does not have; leave one of them out"
+        )
 
 
 def stage_plans(recipe: Recipe) -> list[StagePlan]:

@@ -31,7 +31,7 @@ from outscore.stages import PolicySettings
 from outscore.train.activity import Tell, both, counting, tell_nobody
 from outscore.train.order import batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
-from outscore.train.worth import Penalty, Verdict, Worth, without_loss
+from outscore.train.worth import Appraisal, Penalty, Values, Verdict, Worth, without_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +142,8 @@ class RolloutSource:
     """KL in the reward, where the algorithm puts it there."""
     verdict: Verdict | None = None
     """What is right, for an algorithm that compares that."""
+    values: Values | None = None
+    """What a critic expects, for an algorithm that has one."""
 
     @property
     def worth(self) -> Worth:
@@ -152,6 +154,7 @@ class RolloutSource:
             weights={reward.name: reward.weight for reward in self.rewards.rewards},
             penalty=self.penalty,
             verdict=self.verdict,
+            values=self.values,
         )
 
     @property
@@ -190,21 +193,22 @@ class RolloutSource:
                 break
             requests = [self._request(self._refill(step, slot, attempt + 1), slot, attempt + 1) for slot in flat]
         kept = [current[slot] for slot in sorted(current)]
-        advantages = worth.advantages([scored.group for scored in kept])
+        found = worth.appraise([scored.group for scored in kept])
         everything = [*kept, *replaced]
         return Collected(
-            batch=self._batch([scored.group for scored in kept], advantages),
+            batch=self._batch([scored.group for scored in kept], found),
             metrics={
                 **merge(logged),
                 **part_metrics([scored.metrics for scored in kept]),
                 **rollout_metrics([scored.group for scored in kept], len(replaced)),
                 **_overlong_metrics(worth, [scored.group for scored in kept]),
+                **found.metrics,
             },
             seconds=seconds,
             num_tokens=sum(len(d.completion.token_ids) for s in everything for d in s.group.sampled.completions),
             groups=tuple(scored.group for scored in everything),
             advantages=(
-                *(_used(worth, scored.group, values) for scored, values in zip(kept, advantages, strict=True)),
+                *(_used(worth, scored.group, values) for scored, values in zip(kept, found.advantages, strict=True)),
                 *((None,) * len(scored.group.scores) for scored in replaced),
             ),
             extra_columns=_flat_columns(everything),
@@ -222,7 +226,7 @@ class RolloutSource:
             on_finished=both(scoring.finished, counting(what, len(requests) * self.settings.group_size, tell)),
         )
 
-    def _batch(self, groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[Tensor]]) -> Batch:
+    def _batch(self, groups: Sequence[ScoredGroup], found: Appraisal) -> Batch:
         worth = self.worth
         rows: list[TrainingGroup] = []
         completions: list[Completion] = []
@@ -243,9 +247,10 @@ class RolloutSource:
         return Batch(
             groups=tuple(rows),
             completions=tuple(completions),
-            advantages=torch.cat([own for group in advantages for own in group]).float(),
+            advantages=torch.cat([own for group in found.advantages for own in group]).float(),
             sampler_logprobs=torch.tensor(logprobs),
             temperature=self.settings.sampling.temperature,
+            critic=found.critic,
         )
 
     def _epoch(self, step: int) -> float:
@@ -275,6 +280,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
     lengths = [float(len(drawn.completion.token_ids)) for drawn in completions]
     spreads = [float(rewards[valid].std(correction=0)) for rewards, valid in map(_rewards, groups) if bool(valid.any())]
     total = float(len(completions))
+    compared = [group for group in groups if len(group.scores) > 1]
     beginnings = [PrefixCount() for _ in groups]
     for group, count in zip(groups, beginnings, strict=True):
         for drawn in group.sampled.completions:
@@ -282,7 +288,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
     return {
         "reward": (sum(score.reward for score in scores), float(len(scores))),
         "reward_std": (sum(spreads), float(len(spreads))),
-        "zero_variance": (float(sum(_is_flat(group) for group in groups)), float(len(groups))),
+        "zero_variance": (float(sum(map(_is_flat, compared))), float(len(compared))),
         "replaced_groups": (float(num_replaced), 1.0),
         "completion_length": (sum(lengths), total),
         "distinct_tokens": (float(sum(count.size for count in beginnings)), sum(lengths)),
@@ -344,3 +350,26 @@ def _flat_columns(scored: Sequence[_Scored]) -> dict[str, list[Any]]:
 def stage_seed(seed: int, stage: int) -> int:
     """Stages sample independently of each other; the first one with the run's own seed."""
     return seed + 1_000_003 * stage
+
+
+def plain_batch(groups: Sequence[ScoredGroup], temperature: float) -> Batch:
+    """Sampled groups as a batch of all their tokens that could carry loss, whatever becomes of them."""
+    completions = [drawn.completion for group in groups for drawn in group.sampled.completions]
+    rows: list[TrainingGroup] = []
+    first = 0
+    for group in groups:
+        last = first + len(group.scores)
+        own = TrainingGroup(
+            prompt_ids=group.sampled.prompt.token_ids,
+            completions=tuple(completions[first:last]),
+            completion_index=tuple(range(first, last)),
+        )
+        rows.append(own)
+        first = last
+    return Batch(
+        groups=tuple(rows),
+        completions=tuple(completions),
+        advantages=None,
+        sampler_logprobs=None,
+        temperature=temperature,
+    )

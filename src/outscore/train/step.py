@@ -28,6 +28,16 @@ Metrics = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CriticTargets:
+    """What a critic learns from, for each loss-carrying token of a batch."""
+
+    values: Float[Tensor, " token"]
+    """What it expected before the step's updates."""
+    returns: Float[Tensor, " token"]
+    """What it is to expect."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """The groups of one step, all completions numbered, with what is known of each loss-carrying token.
 
@@ -47,11 +57,18 @@ class Batch:
     """The sampling temperature, which also divides the logits in training."""
     pairs: Pairs | None = None
     """Which completions were liked better than which, where that is what is trained on."""
+    critic: CriticTargets | None = None
+    """What the critic learns from, where there is one."""
 
     @property
     def starts(self) -> list[int]:
         """Where each completion begins on the token axis, and the total."""
         return flat_starts(self.completions)
+
+    def by_group(self, values: Float[Tensor, " token"]) -> list[Tensor]:
+        """Values on the batch's token axis, cut into those of each group."""
+        ends = [self.starts[group.completion_index[-1] + 1] for group in self.groups]
+        return list(values.tensor_split(ends[:-1]))
 
     def lengths(self, device: torch.device) -> Int[Tensor, " completion"]:
         """Loss-carrying tokens of each completion."""
@@ -102,6 +119,10 @@ class Learner:
     """For the KL penalty; None where the algorithm has none."""
     num_updates: int = 0
     """Optimizer updates taken in this stage; those of the whole run are `policy.version`."""
+    kl_coef: float = 0.0
+    """The coefficient of a KL in the reward as it stands: the row's, unless it is steered."""
+    critic: "Learner | None" = None
+    """The critic of a stage that has one, which learns beside the policy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,17 +169,24 @@ def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algori
 
     Exact: their gradient is zero, and the denominators, which count them, are handed in from the whole batch.
     """
-    starts = batch.starts
     others = algorithm.penalises_kl or algorithm.entropy_coef != 0
-    advantages = None if batch.advantages is None else batch.advantages.cpu()
+    if batch.advantages is None or others:
+        return counted_groups(batch, groups)
+    advantages = batch.advantages.cpu()
+    return _only(batch, groups, lambda first, last: bool(advantages[first:last].any()))
 
-    def moves(number: int) -> bool:
-        first, last = starts[number], starts[number + 1]
-        return first < last and (others or advantages is None or bool(advantages[first:last].any()))
 
+def counted_groups(batch: Batch, groups: Sequence[TrainingGroup]) -> list[TrainingGroup]:
+    """The groups without the completions that have no token to learn from."""
+    return _only(batch, groups, lambda first, last: first < last)
+
+
+def _only(batch: Batch, groups: Sequence[TrainingGroup], moves: Callable[[int, int], bool]) -> list[TrainingGroup]:
+    """The groups without the completions whose stretch of the token axis moves nothing."""
+    starts = batch.starts
     live = []
     for group in groups:
-        kept = [i for i, number in enumerate(group.completion_index) if moves(number)]
+        kept = [i for i, number in enumerate(group.completion_index) if moves(starts[number], starts[number + 1])]
         if kept:
             completions = tuple(group.completions[i] for i in kept)
             numbers = tuple(group.completion_index[i] for i in kept)
@@ -197,11 +225,11 @@ def update(
         )
     )
     reports: list[Metrics] = []
-    parts = _parts(batch.groups, plan.minibatches)
+    parts = minibatches(batch.groups, plan.minibatches)
     for epoch in range(plan.epochs):
         for i, part in enumerate(parts):
             before, total = epoch * len(parts) + i, plan.epochs * len(parts)
-            told = _part_of(before, total, on_progress) if on_progress else None
+            told = part_of(before, total, on_progress) if on_progress else None
             kept = coefficients if epoch == 0 else None
             reports.append(_one_update(learner, batch, part, plan, known, told, kept))
     return merge(reports)
@@ -275,7 +303,7 @@ def accumulate(
     return reported
 
 
-def _part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:
+def part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:
     """Hears the share of one of `total` equal parts, and tells that of the whole."""
     return lambda share: on_progress((before + share) / total)
 
@@ -290,6 +318,7 @@ def merge(reports: Sequence[Metrics]) -> Metrics:
     return merged
 
 
-def _parts(groups: Sequence[TrainingGroup], count: int) -> list[Sequence[TrainingGroup]]:
+def minibatches(groups: Sequence[TrainingGroup], count: int) -> list[Sequence[TrainingGroup]]:
+    """The groups of each update of a pass."""
     edges = [round(i * len(groups) / count) for i in range(count + 1)]
     return [groups[first:last] for first, last in pairwise(edges)]

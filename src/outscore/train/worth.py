@@ -3,24 +3,54 @@
 The mathematics is `outscore.objectives.batch`; this turns records into its tensors.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from outscore.objectives.algorithms import Algorithm
-from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, is_silent
+from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, batch_returns, is_silent
+from outscore.objectives.critic import explained_variance
 from outscore.objectives.shaping import overlong_penalty
 from outscore.records import Completion, Score, ScoredGroup, StepScore
 from outscore.stages import PolicySettings
+from outscore.train.step import CriticTargets, Metrics
 
-Penalty = Callable[[Sequence[ScoredGroup]], list[Tensor]]
-"""For each group what the KL costs: each completion (`kl_place: reward`), or each token that could carry loss, flat
-(`token_reward`)."""
+
+class Penalty(Protocol):
+    """KL to the reference as a cost of rewards."""
+
+    @property
+    def coef(self) -> float:
+        """What a nat costs, now."""
+        ...
+
+    def estimates(self, groups: Sequence[ScoredGroup]) -> list[Tensor]:
+        """For each group the KL in nats: of each completion (`kl_place: reward`), or of each token that could carry
+        loss, flat (`token_reward`)."""
+        ...
+
+
+Values = Callable[[Sequence[ScoredGroup]], list[Tensor]]
+"""For each group what a critic expects before each token that could carry loss, flat."""
 Verdict = Callable[[ScoredGroup], Sequence[bool | None]]
 """Whether each completion of a group is right; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Appraisal:
+    """What the completions of a step are worth."""
+
+    advantages: list[list[Tensor]]
+    """For each completion of each group, of its tokens that are trained on."""
+    critic: CriticTargets | None
+    """What a critic learns from, over the same tokens in the same order."""
+    metrics: Metrics
+    """The KL that rewards pay for, and how well the critic knew what would come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,20 +67,30 @@ class Worth:
     """KL in the reward, where the algorithm puts it there."""
     verdict: Verdict | None = None
     """For `reward: correct`."""
+    values: Values | None = None
+    """What the critic expects, for `baseline: critic`."""
 
     def is_silent(self, group: ScoredGroup) -> bool:
         """Whether a group has nothing to teach, penalties aside: what a refill replaces."""
-        return is_silent(self._rewards(group, None, shaped=False), self.algorithm)
+        return is_silent(self._rewards(group, None, None, shaped=False), self.algorithm)
 
-    def advantages(self, groups: Sequence[ScoredGroup]) -> list[list[Tensor]]:
-        """For each completion of each group the advantages of its tokens that are trained on."""
+    def appraise(self, groups: Sequence[ScoredGroup]) -> Appraisal:
+        """Compare the completions of a step's groups."""
         self._check_steps(groups)
-        costs = self.penalty(groups) if self.penalty else [None] * len(groups)
-        rewards = [self._rewards(group, cost) for group, cost in zip(groups, costs, strict=True)]
+        kl = self.penalty.estimates(groups) if self.penalty else [None] * len(groups)
+        values = self.values(groups) if self.values else [None] * len(groups)
+        rewards = [self._rewards(*known) for known in zip(groups, kl, values, strict=True)]
         flat = batch_advantages(rewards, self.algorithm)
         lengths = [group.num_tokens.tolist() for group in rewards]
         parts = iter(flat.split([length for own in lengths for length in own]))
-        return [[next(parts) for _ in own] for own in lengths]
+        metrics = self._kl_metrics(groups, [own for own in kl if own is not None])
+        targets = None
+        if self.algorithm.has_critic:
+            before = torch.cat([group.values for group in rewards if group.values is not None])
+            targets = CriticTargets(values=before.float(), returns=batch_returns(rewards, self.algorithm).float())
+            known = explained_variance(targets.values, targets.returns)
+            metrics["explained_variance"] = (0.0, 0.0) if math.isnan(known) else (known, 1.0)
+        return Appraisal(advantages=[[next(parts) for _ in own] for own in lengths], critic=targets, metrics=metrics)
 
     def overlong(self, group: ScoredGroup) -> Float[Tensor, " completion"]:
         """The soft overlong punishment of each completion; 0 where there is none."""
@@ -74,19 +114,31 @@ class Worth:
                 "returned any: let one return a list of (index of the step's last token, reward) for a completion"
             )
 
-    def _rewards(self, group: ScoredGroup, cost: Tensor | None, *, shaped: bool = True) -> GroupRewards:
+    def _kl_metrics(self, groups: Sequence[ScoredGroup], kl: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+        """The mean KL of a completion that rewards pay for, and what a nat of it costs."""
+        if self.penalty is None:
+            return {}
+        total = sum(float(own.double().sum()) for own in kl)
+        count = sum(len(group.scores) for group in groups)
+        return {"completion_kl": (total, float(count)), "kl_coef": (self.penalty.coef, 1.0)}
+
+    def _rewards(
+        self, group: ScoredGroup, kl: Tensor | None, values_before: Tensor | None, *, shaped: bool = True
+    ) -> GroupRewards:
         row = self.algorithm
         values, valid = self._compared(group)
         counts = [drawn.completion.counts for drawn in group.sampled.completions]
         trained = [self.trains(group, i) for i in range(len(counts))]
         charged = self.overlong(group) if shaped else torch.zeros(len(counts), dtype=torch.float64)
+        expected = None if values_before is None else _of_trained(values_before, counts, trained)
         token_costs = None
-        if cost is not None and row.kl_place == "token_reward":
-            each = cost.double().cpu().split([sum(own) for own in counts])
-            paid = [own for own, kept in zip(each, trained, strict=True) if kept]
-            token_costs = torch.cat([cost.new_zeros(0), *paid])
-        elif cost is not None:
-            charged = charged + cost.double().cpu()
+        if kl is not None:
+            assert self.penalty is not None
+            cost = self.penalty.coef * kl.double().cpu()
+            if row.kl_place == "token_reward":
+                token_costs = _of_trained(cost, counts, trained)
+            else:
+                charged = charged + cost
         parts, weights = self._parts(group, charged) if row.reward == "parts" else (None, None)
         return GroupRewards(
             rewards=values - charged,
@@ -96,6 +148,7 @@ class Worth:
             part_weights=weights,
             steps=_steps(group, charged.tolist()) if row.supervision == "process" else None,
             token_costs=token_costs,
+            values=expected,
         )
 
     def _compared(self, group: ScoredGroup) -> tuple[Tensor, Tensor]:
@@ -108,6 +161,9 @@ class Worth:
             ]
         else:
             known = [score.reward if isinstance(score, Score) else None for score in group.scores]
+        if (instead := self.settings.truncated_score) is not None:
+            cut = [drawn.finish == "length" for drawn in group.sampled.completions]
+            known = [instead if late and value is not None else value for value, late in zip(known, cut, strict=True)]
         values = torch.tensor([value or 0.0 for value in known], dtype=torch.float64)
         return values, torch.tensor([value is not None for value in known])
 
@@ -151,6 +207,12 @@ def _steps(group: ScoredGroup, charged: Sequence[float]) -> StepRewards:
         end=torch.tensor(end, dtype=torch.long),
         reward=torch.tensor(reward, dtype=torch.float64),
     )
+
+
+def _of_trained(flat: Tensor, counts: Sequence[Sequence[bool]], trained: Sequence[bool]) -> Tensor:
+    """Of what is known of each token that could carry loss, that of the completions that are trained on, in float64."""
+    each = flat.double().cpu().split([sum(own) for own in counts])
+    return torch.cat([each[0][:0], *(own for own, kept in zip(each, trained, strict=True) if kept)])
 
 
 def _number(value: float | None) -> float:
