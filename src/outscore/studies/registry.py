@@ -17,6 +17,13 @@ STUDIES = {
             module="outscore.studies.group_robust.study",
             num_seeds=20,
         ),
+        Study(
+            name="r1-stages",
+            summary="DeepSeek-R1's stages in miniature: what each does to reasoning, form, helpfulness and safety",
+            source="DeepSeek-R1, arXiv 2501.12948, the table of Dev1 to R1",
+            module="outscore.studies.r1_stages",
+            num_seeds=3,
+        ),
     )
 }
 """The studies by name. Rows import nothing heavy: `--help` lists them."""

@@ -1,0 +1,139 @@
+"""The study `r1-stages`: DeepSeek-R1's stages in miniature over seeds, and the pattern of R1's stage table held against
+what is measured (arXiv 2501.12948, table of Dev1 to R1).
+
+The pipeline is `recipes/r1.yaml` as it stands; a seed changes the model's weights, the questions of every set, and the
+sampling. Seeds 0, 1, 2, … and the recipe's budget were fixed before the first run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from outscore.report import Evaluation
+from outscore.stages import RewardModelSettings
+from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
+from outscore.train.run import run_recipe
+
+MEASURES = ("reasoning", "instructions", "language", "helpful", "safe")
+"""The recipe's rewards, as evaluations measure them."""
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Degrees of freedom -> the quantile of Student's t that a 95 % interval takes."""
+
+Table = Mapping[str, Mapping[str, Sequence[float]]]
+"""Stage -> measure -> its value for each seed."""
+
+
+def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+    """Run the pipeline for each seed and put its evaluations together."""
+    recipe = load_recipe(Path(str(files("outscore") / "recipes" / "r1.yaml")))
+    found: list[Sequence[Evaluation]] = []
+    with TemporaryDirectory() as folder:
+        for seed in range(num_seeds):
+            progress(f"seed {seed}", seed, num_seeds)
+            found.append(run_recipe(with_seed(recipe, seed), Path(folder) / str(seed)).evaluations)
+    progress("done", num_seeds, num_seeds)
+    table = collected(recipe, found)
+    agreement = _agreement(recipe, found)
+    return StudyResult(
+        settings={"study": "r1-stages", "recipe": "r1.yaml", "seeds": num_seeds},
+        summary=[_row(stage, measures) for stage, measures in table.items()],
+        curves=[
+            {"stage": stage, "seed": seed, **{name: values[seed] for name, values in measures.items()}}
+            for stage, measures in table.items()
+            for seed in range(num_seeds)
+        ],
+        claims=claims(table),
+        figures=[_figure(table)],
+        notes=[
+            "± is half of a 95 % interval over seeds (Student's t).",
+            *(f"Reward model {name}: {text} of held-out pairs, which have no noise." for name, text in agreement),
+        ],
+    )
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with another seed, for the run and for the questions of every task in it."""
+    data: dict[str, Any] = dump_recipe(recipe)
+    data["seed"] = seed
+    for part in (data, *data["stages"]):
+        if part.get("task"):
+            part["task"] = {**part["task"], "seed": seed}
+    return parse_recipe(data)
+
+
+def collected(recipe: Recipe, found: Sequence[Sequence[Evaluation]]) -> Table:
+    """The measures after each stage that trains the policy."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for stage in recipe.stages:
+        if isinstance(stage, RewardModelSettings):
+            continue
+        table[stage.label] = {
+            name: [_after(run, stage.label).metrics[f"part/{name}"] for run in found] for name in MEASURES
+        }
+    return table
+
+
+def claims(table: Table) -> list[Claim]:
+    """What R1's table shows, on means over seeds."""
+    said = [
+        ("zero > pretrain", "RL by rules alone teaches reasoning", "reasoning", "pretrain", "zero"),
+        ("dev1 > zero", "the cold start lifts the form (one language)", "language", "zero", "dev1"),
+        ("dev1 < zero", "and lowers reasoning", "reasoning", "dev1", "zero"),
+        ("dev2 > dev1", "reasoning RL restores it", "reasoning", "dev1", "dev2"),
+        ("dev3 > dev2", "SFT on everything lifts instructions", "instructions", "dev2", "dev3"),
+        ("dev3 > dev2", "and helpfulness", "helpful", "dev2", "dev3"),
+        ("r1 > dev3", "the last stage moves what preferences are about: helpfulness", "helpful", "dev3", "r1"),
+        ("r1 > dev3", "and safety", "safe", "dev3", "r1"),
+    ]
+    return [
+        Claim(
+            where=where,
+            claim=claim,
+            measured=f"{low} {fmean(table[low][name]):.2f}, {high} {fmean(table[high][name]):.2f}",
+            holds=fmean(table[high][name]) > fmean(table[low][name]),
+        )
+        for where, claim, name, low, high in said
+    ]
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean, by Student's t; infinite for one value, and 2 for z beyond ten."""
+    if len(values) < 2:
+        return math.inf
+    return T_95.get(len(values) - 1, 2.0) * stdev(values) / math.sqrt(len(values))
+
+
+def _row(stage: str, measures: Mapping[str, Sequence[float]]) -> Row:
+    return {"after": stage, **{name: f"{fmean(v):.2f} ± {interval(v):.2f}" for name, v in measures.items()}}
+
+
+def _after(run: Sequence[Evaluation], stage: str) -> Evaluation:
+    return next(each for each in run if each.label == f"after {stage}")
+
+
+def _agreement(recipe: Recipe, found: Sequence[Sequence[Evaluation]]) -> list[tuple[str, str]]:
+    """How often each reward model ranks held-out pairs as the hidden rule does."""
+    models = [stage.label for stage in recipe.stages if isinstance(stage, RewardModelSettings)]
+    shares = {name: [_after(run, name).metrics["preference_accuracy"] for run in found] for name in models}
+    return [(name, f"agrees with the hidden rule in {100 * fmean(values):.1f} %") for name, values in shares.items()]
+
+
+def _figure(table: Table) -> Figure:
+    stages = range(len(table))
+    series = [
+        Series(
+            label=name,
+            x=list(stages),
+            mean=[fmean(measures[name]) for measures in table.values()],
+            sem=[stdev(measures[name]) / math.sqrt(len(measures[name])) for measures in table.values()],
+        )
+        for name in MEASURES
+    ]
+    title = ", ".join(f"{number} {stage}" for number, stage in enumerate(table))
+    panel = Panel(title=title, x_label="stage", y_label="mean of held-out greedy answers", series=series)
+    return Figure(name="r1-stages", title="DeepSeek-R1's stages in miniature", panels=[panel])
