@@ -60,7 +60,16 @@ from outscore.objectives.returns import (
     token_rewards,
     whiten,
 )
-from outscore.objectives.reward_models import calibration_error, normalisation, rating_loss, reward_model_loss
+from outscore.objectives.reward_models import (
+    calibration_error,
+    label_accuracy,
+    label_calibration_error,
+    label_loss,
+    label_losses,
+    normalisation,
+    rating_loss,
+    reward_model_loss,
+)
 from outscore.objectives.shaping import overlong_penalty
 from outscore.objectives.surrogates import (
     Surrogate,
@@ -115,6 +124,10 @@ __all__ = [
     "is_zero_variance",
     "kl_estimate",
     "kl_per_completion",
+    "label_accuracy",
+    "label_calibration_error",
+    "label_loss",
+    "label_losses",
     "length_adaptive_lambda",
     "log_likelihood",
     "log_ratio",

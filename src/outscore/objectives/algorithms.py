@@ -8,15 +8,16 @@ from typing import Any, Literal, get_args
 from outscore.inputs import nearest
 from outscore.objectives.advantages import Baseline, Scale
 from outscore.objectives.aggregation import Aggregation
+from outscore.objectives.cell_checks import check_labels
 from outscore.objectives.kl import KlEstimator, KlPlace, KlTarget
 from outscore.objectives.preferences import PairLoss, PairObjective
 from outscore.objectives.presets import PRESETS
 from outscore.objectives.ratios import KlLevel, MismatchLevel, MismatchMode, RatioLevel
-from outscore.objectives.surrogates import Surrogate
+from outscore.objectives.surrogates import PointLoss, Surrogate
 
-Source = Literal["demonstrations", "samples", "policy", "preferences"]
+Source = Literal["demonstrations", "samples", "policy", "preferences", "labels"]
 """Where completions come from: a data set of responses, samples of the model as a stage finds it, samples of the policy
-as it is trained, or a data set of ranked responses."""
+as it is trained, a data set of ranked responses, or one of responses, or their steps, with a number each."""
 Trained = Literal["policy", "reward_model"]
 """Which model an update moves."""
 Supervision = Literal["outcome", "process"]
@@ -29,6 +30,8 @@ RatioBase = Literal["anchor", "sampler"]
 """What the policy is divided by: the trainer's policy when the update began, or what the tokens were drawn with."""
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
 """The surrogates that compare two completions whose order is given."""
+POINTWISE: tuple[Surrogate, ...] = get_args(PointLoss)
+"""The surrogates that compare a score with a number that is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +139,7 @@ class Algorithm:
     @property
     def is_off_policy(self) -> bool:
         """Whether the surrogate itself has policy / base in it, times an advantage."""
-        return self.surrogate != "log_likelihood" and not self.is_pairwise
+        return self.surrogate not in ("log_likelihood", *PAIRWISE, *POINTWISE)
 
     @property
     def needs_whole_completions(self) -> bool:
@@ -261,9 +264,13 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
         )
     if cells["source"] in ("demonstrations", "samples"):
         _check_demonstrations(cells)
-    if cells["trains"] != "policy" and cells["source"] != "preferences":
+    if cells["trains"] != "policy" and cells["source"] not in ("preferences", "labels"):
         raise ValueError(f"trains={cells['trains']!r} needs preferences, but source={cells['source']!r}")
-    if cells["source"] == "preferences":
+    if cells["source"] == "labels":
+        check_labels(cells, _OF_DEMONSTRATIONS, POINTWISE)
+    elif cells["surrogate"] in POINTWISE:
+        raise ValueError(f"surrogate={cells['surrogate']!r} is of scores, but source={cells['source']!r} has no labels")
+    elif cells["source"] == "preferences":
         _check_preferences(cells)
     elif cells["surrogate"] in PAIRWISE or cells["label_smoothing"]:
         key = "surrogate" if cells["surrogate"] in PAIRWISE else "label_smoothing"

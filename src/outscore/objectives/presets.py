@@ -36,6 +36,7 @@ _REINFORCE = "REINFORCE with a baseline"
 _SCALE = "other baselines, other scales"
 _IMITATION = "imitation of what is good"
 _PREFERENCES = "pairs of which one was liked better"
+_LABELS = "reward models of completions with a number each"
 
 _PAIRS: Mapping[str, Any] = {
     "source": "preferences",
@@ -44,6 +45,15 @@ _PAIRS: Mapping[str, Any] = {
     "surrogate": "logistic",
 }
 _SUMS: Mapping[str, Any] = {**_PAIRS, "aggregation": "completion_sum", "kl_coef": 0.1}
+
+_POINTS: Mapping[str, Any] = {
+    "source": "labels",
+    "trains": "reward_model",
+    "baseline": "none",
+    "scale": "none",
+    "surrogate": "cross_entropy",
+    "kl_coef": 0.0,
+}
 
 _ROWS = (
     Preset(
@@ -132,6 +142,25 @@ _ROWS = (
         equation="log sigma(score(w) - score(l)), the mean over the pairs of a ranking",
         paper="InstructGPT, arXiv 2203.02155, eq. 1",
         cells={**_SUMS, "trains": "reward_model", "kl_coef": 0.0},
+    ),
+    Preset(
+        name="process-reward-model",
+        family=_LABELS,
+        summary="the chance that each step of a solution is right",
+        equation="y_t log sigma(score_t) + (1 - y_t) log sigma(-score_t), the mean over all steps t of the batch",
+        paper="Math-Shepherd, arXiv 2312.08935, eq. 3; Lightman et al., arXiv 2305.20050",
+        left_out="marks in the text at which a token is predicted: a score is read at the step's last token",
+        cells={**_POINTS, "supervision": "process"},
+    ),
+    Preset(
+        name="outcome-reward-model",
+        family=_LABELS,
+        summary="the chance that a whole solution is right",
+        equation="y log sigma(score) + (1 - y) log sigma(-score), the mean over completions",
+        paper="Cobbe et al., arXiv 2110.14168 (verifiers)",
+        left_out="their loss at every token, and a loss of the language model beside it; ratings that are no chances "
+        "take cells: {surrogate: squared_error}",
+        cells=_POINTS,
     ),
     Preset(
         name="grpo",
