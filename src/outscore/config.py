@@ -25,9 +25,11 @@ from outscore.stages import (
     PREVIOUS,
     WITHOUT_SAMPLING,
     AnyStage,
+    OutcomeRewardModelSettings,
     PolicySettings,
-    SamplingStage,
+    RewardModelSettings,
     StageSettings,
+    sampling_of,
     stage_kind,
     with_defaults,
 )
@@ -159,7 +161,13 @@ class Recipe(Settings):
                 raise ValueError("task: `kind` is missing; for example kind: arithmetic")
         for place, stage in enumerate(self.stages):
             _check_start(stage, labels, place)
-        if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
+            _check_reward_models(stage, self.stages[:place])
+        if named := [each["stage"] for each in self.rewards if isinstance(each, Mapping) and "stage" in each]:
+            raise ValueError(
+                f"rewards: stage = {named[0]!r} names a reward model that this run trains, and the run's rewards score "
+                "evaluations before it; let the stage that uses it have `rewards` of its own"
+            )
+        if any(sampling_of(stage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")
@@ -252,3 +260,23 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
         raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage, and a cycle has no end")
     known = [PREVIOUS, BASE, *labels[:place]]
     raise ValueError(f"stage `{stage.label}`: start = {stage.start!r} is no earlier stage{nearest(stage.start, known)}")
+
+
+def _check_reward_models(stage: StageSettings, before: Sequence[StageSettings]) -> None:
+    """ValueError where a stage asks for the reward model of a stage that is not there, or trains none."""
+    kinds = (RewardModelSettings, OutcomeRewardModelSettings)
+    trained = [each.label for each in before if isinstance(each, kinds)]
+    for given in stage.rewards or ():
+        if isinstance(given, Mapping) and "stage" in given and given["stage"] not in trained:
+            raise ValueError(
+                f"stage `{stage.label}`: its reward's stage = {given['stage']!r} is no earlier stage that trains a "
+                f"reward model{nearest(str(given['stage']), trained)}"
+            )
+    if not isinstance(stage, OutcomeRewardModelSettings) or not stage.continues:
+        return
+    fitting = [each.label for each in before if type(each) is type(stage)]
+    if stage.continues not in fitting:
+        raise ValueError(
+            f"stage `{stage.label}`: continues = {stage.continues!r} is no earlier stage with algorithm: "
+            f"{stage.algorithm}{nearest(stage.continues, fitting)}"
+        )

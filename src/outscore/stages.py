@@ -145,6 +145,60 @@ class RewardModelSettings(PreferenceSettings):
     """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
 
 
+class SolutionSampling(Settings):
+    """Samples of the policy that the stage begins with, to be labelled by whether they are right."""
+
+    num_prompts: int = Field(0, ge=0)
+    """Training problems to sample for; 0 takes all."""
+    group_size: int = Field(4, ge=1)
+    """Solutions of each problem."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How solutions, and their completions from a step on, are drawn."""
+    held_out: float = Field(0.1, ge=0, lt=1)
+    """The share of these problems whose solutions are not trained on, but evaluated on."""
+
+
+class StepSampling(SolutionSampling):
+    """Math-Shepherd's labels: each step of a solution is labelled by how completions from there on end."""
+
+    completions: int = Field(8, ge=1)
+    """Completions from each step, N."""
+    estimate: Literal["soft", "hard"] = "soft"
+    """The label of a step: the share of its completions that are right, or 1 where one of them is."""
+
+
+class OutcomeRewardModelSettings(StageSettings):
+    """Training a reward model on completions with a number each: ratings of the task, or whether samples of the policy
+    are right. The policy stays as it is."""
+
+    algorithm: Literal["outcome-reward-model"] = "outcome-reward-model"
+    """A row of the table whose source is labels."""
+    batch_size: int = Field(16, ge=1)
+    """Completions in a step."""
+    sample: SolutionSampling | None = None
+    """Sample the policy and label what it writes; without it the labels are the task's."""
+    continues: str = ""
+    """An earlier stage of this algorithm whose reward model is trained on, instead of a copy of the policy."""
+    replay: float = Field(0.1, ge=0, lt=1)
+    """With `continues`: the share of the completions trained on that are those of the stages before."""
+
+
+class ProcessRewardModelSettings(OutcomeRewardModelSettings):
+    """Training a process reward model, which scores each step of a solution, on solutions whose steps are labelled: by
+    hand, or by sampling completions from each step. The policy stays as it is."""
+
+    algorithm: Literal["process-reward-model"] = "process-reward-model"  # type: ignore[assignment]  # another row
+    """A row of the table whose source is labels of steps."""
+    batch_size: int = Field(16, ge=1)
+    """Solutions in a step."""
+    sample: StepSampling | None = None  # type: ignore[assignment]  # more is to be said of steps
+    """Label steps by sampling; without it the labels are the task's."""
+    separators: tuple[str, ...] = ("\n",)
+    """Texts that end a step. Steps of labelled data that end with none of them are closed by the first."""
+    neutral: Literal["right", "wrong", "drop"] = "right"
+    """What a step that somebody called neither right nor wrong counts as (Lightman et al. count it as right)."""
+
+
 class PolicySettings(StageSettings):
     """Training on groups sampled from the policy itself: GRPO and its relatives."""
 
@@ -193,7 +247,14 @@ class PolicySettings(StageSettings):
 
 
 SamplingStage = PolicySettings | RejectionSettings
-"""Kinds of stage that sample for training prompts, and need rewards."""
+"""Kinds of stage that always sample for training prompts, and need rewards."""
+
+
+def sampling_of(stage: StageSettings) -> SamplingSettings | None:
+    """How a stage samples for training prompts; None where it does not."""
+    if isinstance(stage, OutcomeRewardModelSettings):
+        return None if stage.sample is None else stage.sample.sampling
+    return stage.sampling if isinstance(stage, SamplingStage) else None
 
 
 def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -237,7 +298,10 @@ def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
 
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
-    for kind in (SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings)
+    for kind in (
+        *(SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings),
+        *(OutcomeRewardModelSettings, ProcessRewardModelSettings),
+    )
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
@@ -246,5 +310,7 @@ WITHOUT_SAMPLING: Mapping[type[StageSettings], str] = {
     PreferenceSettings: "preferences: their completions are given, not sampled",
     RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",
     RewardModelSettings: "a reward model: it learns from preferences, whose completions are given",
+    OutcomeRewardModelSettings: "a reward model: it learns from labels; what it samples stands under `sample`",
+    ProcessRewardModelSettings: "a process reward model: it learns from labels; what it samples stands under `sample`",
 }
 """Why a key about sampling has no effect on a kind of stage."""

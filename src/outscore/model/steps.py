@@ -1,10 +1,14 @@
-"""Where the steps of a solution end: in its text, and among its tokens."""
+"""Where the steps of a solution end, in its text and among its tokens, and what it is worth by them."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 Decode = Callable[[Sequence[int]], str]
 """Tokens -> their text, without special tokens."""
+StepScores = Literal["min", "product", "last"]
+"""How the chances of steps become one of a solution."""
 
 
 def split_steps(text: str, separators: Sequence[str]) -> tuple[str, ...]:
@@ -54,3 +58,13 @@ def step_ends(steps: Sequence[str], token_ids: Sequence[int], decode: Decode) ->
             bisect_left(range(len(token_ids) - 1), length, lo=first, key=lambda t: len(decode(token_ids[: t + 1])))
         )
     return (*ends, len(token_ids) - 1)
+
+
+def solution_score(steps: Sequence[float], how: StepScores) -> float:
+    """What a solution is worth by the chances that its steps are right: the smallest (Math-Shepherd, arXiv 2312.08935),
+    their product (Lightman et al., arXiv 2305.20050), or the last one. Raises ValueError where there is no step."""
+    if not steps:
+        raise ValueError("a solution without steps has no score")
+    if how == "product":
+        return math.prod(steps)
+    return min(steps) if how == "min" else steps[-1]

@@ -1,4 +1,4 @@
-"""Using several samples of a question well: what a solution is worth by its steps, and which answer is taken.
+"""Using several samples of a question well: which answer is taken, and whether it is right.
 
 Every choice comes as the chance that it is right: ties are broken evenly at random, so that a result is a number and
 not a draw.
@@ -6,20 +6,6 @@ not a draw.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal
-
-StepScores = Literal["min", "product", "last"]
-"""How the chances of steps become one of a solution."""
-
-
-def solution_score(steps: Sequence[float], how: StepScores) -> float:
-    """What a solution is worth by the chances that its steps are right: the smallest (Math-Shepherd, arXiv 2312.08935),
-    their product (Lightman et al., arXiv 2305.20050), or the last one. Raises ValueError where there is no step."""
-    if not steps:
-        raise ValueError("a solution without steps has no score")
-    if how == "product":
-        return math.prod(steps)
-    return min(steps) if how == "min" else steps[-1]
 
 
 def best_is_right(scores: Sequence[float], correct: Sequence[bool]) -> float:

@@ -19,6 +19,7 @@ from outscore.records import RankedGroup, ScoredGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
 from outscore.stages import (
+    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
@@ -27,6 +28,7 @@ from outscore.stages import (
     StageSettings,
 )
 from outscore.train.evaluate import Evaluator, Measure
+from outscore.train.label_stage import label_stage, locate_models
 from outscore.train.loop import Stage
 from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
@@ -53,8 +55,12 @@ def build_stage(
     on from; the policy has its weights already, a reward model has not.
     """
     settings = recipe.stages[index]
+    locate_models(workshop.materials[index].rewards, run)
     if isinstance(settings, RewardModelSettings):
         return _reward_model_stage(recipe, index, settings, workshop, resumed)
+    if isinstance(settings, OutcomeRewardModelSettings):
+        evaluator = partial(_evaluator, recipe, workshop)
+        return label_stage(recipe, index, settings, workshop, evaluator, run=run, resumed=resumed)
     row = stage_algorithm(settings)
     policy = workshop.policy
     masters = workshop.masters

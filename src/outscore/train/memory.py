@@ -17,12 +17,14 @@ from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
 from outscore.objectives.algorithms import Algorithm
 from outscore.stages import (
+    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
     SamplingStage,
     SftSettings,
     StageSettings,
+    sampling_of,
 )
 from outscore.train.materials import Materials
 from outscore.train.rejection import BLOCK
@@ -178,6 +180,11 @@ def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> 
             for g in materials.rankings
         ]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
+    if isinstance(stage, OutcomeRewardModelSettings):
+        given = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in materials.labelled]
+        sampled = _longest_prompt(materials) + stage.sample.sampling.max_new_tokens if stage.sample else 0
+        longest = max(*given, sampled, 1)
+        return max(min(stage.token_budget, stage.batch_size * longest), longest)
     if isinstance(stage, RejectionSettings):
         longest = _longest_prompt(materials) + stage.sampling.max_new_tokens
         return max(min(stage.token_budget, stage.batch_size * longest), longest)
@@ -191,12 +198,15 @@ def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> 
 
 
 def _sampled_at_once(materials: Materials, stage: StageSettings) -> int:
-    if not isinstance(stage, SamplingStage):
+    sampling = sampling_of(stage)
+    if sampling is None:
         return 0
     num_prompts = stage.prompts_per_step if isinstance(stage, PolicySettings) else BLOCK
-    rows = min(stage.sampling.max_rows, num_prompts * stage.group_size)
-    prompts = -(-rows // stage.group_size) * _longest_prompt(materials)
-    return prompts + rows * stage.sampling.max_new_tokens
+    size = stage.sample.group_size if isinstance(stage, OutcomeRewardModelSettings) and stage.sample else 1
+    size = stage.group_size if isinstance(stage, SamplingStage) else size
+    rows = min(sampling.max_rows, num_prompts * size)
+    prompts = -(-rows // size) * _longest_prompt(materials)
+    return prompts + rows * sampling.max_new_tokens
 
 
 def _longest_prompt(materials: Materials) -> int:

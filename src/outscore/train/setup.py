@@ -23,8 +23,10 @@ from outscore.records import Prompt, RankedGroup
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.stages import (
+    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
+    ProcessRewardModelSettings,
     RejectionSettings,
     RewardModelSettings,
     SftSettings,
@@ -77,6 +79,8 @@ SOURCES: Mapping[type[StageSettings], Source] = {
     PreferenceSettings: "preferences",
     RejectionSettings: "samples",
     RewardModelSettings: "preferences",
+    OutcomeRewardModelSettings: "labels",
+    ProcessRewardModelSettings: "labels",
 }
 """Where a kind of stage has its completions from; the policy where it is not named."""
 

@@ -47,6 +47,8 @@ class Batch:
     """The sampling temperature, which also divides the logits in training."""
     pairs: Pairs | None = None
     """Which completions were liked better than which, where that is what is trained on."""
+    labels: Float[Tensor, " completion"] | None = None
+    """What each completion is to be scored, where that is what is trained on."""
 
     @property
     def starts(self) -> list[int]:
