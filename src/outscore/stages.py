@@ -191,7 +191,7 @@ class ProcessRewardModelSettings(OutcomeRewardModelSettings):
     """A row of the table whose source is labels of steps."""
     batch_size: int = Field(16, ge=1)
     """Solutions in a step."""
-    sample: StepSampling | None = None  # type: ignore[assignment]  # more is to be said of steps
+    sample: StepSampling | None = None
     """Label steps by sampling; without it the labels are the task's."""
     separators: tuple[str, ...] = ("\n",)
     """Texts that end a step. Steps of labelled data that end with none of them are closed by the first."""

@@ -42,6 +42,14 @@ GRPO = {
     "label_smoothing": 0.0,
 }
 WHOLE = {"ratio_level": "sequence", "mismatch_level": "sequence"}
+POINTS: dict[str, object] = {
+    "source": "labels",
+    "trains": "reward_model",
+    "baseline": "none",
+    "scale": "none",
+    "surrogate": "cross_entropy",
+    "kl_coef": 0.0,
+}
 PAIRS: dict[str, object] = {
     "source": "preferences",
     "baseline": "none",
@@ -72,6 +80,8 @@ OTHERS: dict[str, dict[str, object]] = {
     "cdpo": PAIRS | {"label_smoothing": 0.1},
     "ipo": PAIRS | {"surrogate": "squared"},
     "reward-model": PAIRS | {"trains": "reward_model", "kl_coef": 0.0},
+    "process-reward-model": POINTS | {"supervision": "process"},
+    "outcome-reward-model": POINTS,
     "online-rft": {
         "reward": "correct",
         "baseline": "none",
@@ -187,7 +197,11 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
     ("name", "overrides", "message"),
     [
         ("gpro", {}, r"'gpro' is not known; did you mean `grpo`\?"),
-        ("zzz", {}, "known: sft, rft, online-rft, dpo, dpo-mean, cdpo, ipo, reward-model, grpo, grpo-r1, dr-grpo"),
+        (
+            "zzz",
+            {},
+            "known: sft, rft, online-rft, dpo, dpo-mean, cdpo, ipo, reward-model, process-reward-model, outcome-",
+        ),
         ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
         ("grpo", {"ratio_level": "tokens"}, "ratio_level='tokens' is not known; did you mean `token`"),
@@ -217,6 +231,10 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("rloo", {"supervision": "process"}, "does not go with baseline='leave_one_out': .*use 'group_mean'"),
         ("sapo", {"gate_positive": 0.0}, "gate_positive=0.0"),
         ("grpo", {"stale_threshold": math.inf}, "stale_threshold=inf"),
+        ("grpo", {"surrogate": "cross_entropy"}, "surrogate='cross_entropy' is of scores, but source='policy' has no"),
+        ("outcome-reward-model", {"surrogate": "clipped"}, "source='labels'; use 'cross_entropy' or 'squared_error'"),
+        ("process-reward-model", {"kl_coef": 0.1}, "kl_coef=0.1 has no meaning where source='labels'"),
+        ("process-reward-model", {"trains": "policy"}, "use trains='reward_model'"),
         ("sft", {"baseline": "group_mean"}, "baseline='group_mean' .*groups of one"),
     ],
 )

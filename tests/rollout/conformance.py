@@ -157,9 +157,8 @@ class FormLaws:
         assert ids_of(limited)[1:] == ids_of(free)[1:]
         for sampled, whole in zip(limited[0].completions, free[0].completions, strict=True):
             assert sampled.completion.token_ids == whole.completion.token_ids[:3]
-            assert sampled.finish == (
-                "stop" if len(whole.completion.token_ids) <= 3 and whole.finish == "stop" else "length"
-            )
+            ends = whole.finish == "stop" and len(whole.completion.token_ids) <= 3
+            assert sampled.finish == ("stop" if ends else "length")
 
     def test_a_completion_waits_once_it_has_written_what_it_was_told(self, backend):
         """Its tokens are those it would have had, up to the first after which the text stands there."""

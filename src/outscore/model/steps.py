@@ -3,12 +3,17 @@
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 Decode = Callable[[Sequence[int]], str]
 """Tokens -> their text, without special tokens."""
 StepScores = Literal["min", "product", "last"]
 """How the chances of steps become one of a solution."""
+
+
+def decoder(tokenizer: Any) -> Decode:
+    """How a Hugging Face tokenizer reads tokens, special ones left out."""
+    return lambda token_ids: str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def split_steps(text: str, separators: Sequence[str]) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ from outscore.objectives.reward_models import (
     rating_loss,
     reward_model_loss,
 )
+from outscore.objectives.selection import best_is_right, mean_over_blocks, vote_is_right
 from outscore.objectives.shaping import overlong_penalty
 from outscore.objectives.surrogates import (
     Surrogate,
@@ -108,6 +109,7 @@ __all__ = [
     "algorithm",
     "ascend_populations",
     "batch_advantages",
+    "best_is_right",
     "bootstrap_interval",
     "calibration_error",
     "capped_weights",
@@ -134,6 +136,7 @@ __all__ = [
     "maj_at_k",
     "masked_importance_weights",
     "mean_interval",
+    "mean_over_blocks",
     "normalisation",
     "overlong_penalty",
     "pair_accuracy",
@@ -159,6 +162,7 @@ __all__ = [
     "trade_off",
     "truncated_importance_weights",
     "tv_masked_tokens",
+    "vote_is_right",
     "whiten",
     "wilson_interval",
 ]

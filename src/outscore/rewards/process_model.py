@@ -1,7 +1,6 @@
 """Completions scored step by step by a process reward model."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import torch
 
 from outscore.model.heads import RewardModel
 from outscore.model.load import encode
-from outscore.model.steps import solution_score, split_steps, step_ends
+from outscore.model.steps import decoder, solution_score, split_steps, step_ends
 from outscore.rewards.contract import completion_text
 from outscore.rewards.model_based import TOKEN_BUDGET, ModelScorer, beginning_scores, closed
 
@@ -76,11 +75,8 @@ class StepScorer(ModelScorer):
             raise ValueError(
                 f"{self.directory} is a reward model of whole completions: it scores no steps; use `reward_model`"
             )
-        decode = partial(model.tokenizer.decode, skip_special_tokens=True)
-        ends = [
-            sorted(set(step_ends(split_steps(str(decode(ids)), separators), ids, decode)))  # type: ignore[arg-type]  # transformers' stubs allow lists of texts
-            for _, ids in given
-        ]
+        decode = decoder(model.tokenizer)
+        ends = [sorted(set(step_ends(split_steps(decode(ids), separators), ids, decode))) for _, ids in given]
         asked = [
             (tuple(encode(model.tokenizer, prompt)), [ids[: end + 1] for end in own])
             for (prompt, ids), own in zip(given, ends, strict=True)
@@ -91,6 +87,6 @@ class StepScorer(ModelScorer):
     def _tokens(self, text: str, ids: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
         """The tokens to read, and whether they are the policy's."""
         model: RewardModel = self.model
-        if ids and max(ids) < model.vocab_size and model.tokenizer.decode(ids, skip_special_tokens=True) == text:
+        if ids and max(ids) < model.vocab_size and decoder(model.tokenizer)(ids) == text:
             return ids, True
         return closed(model, text), False

@@ -8,6 +8,7 @@ from typing import cast
 
 from outscore.config import Recipe
 from outscore.model.heads import RewardModel
+from outscore.model.steps import decoder
 from outscore.records import LabelledGroup
 from outscore.report import RunDirectory
 from outscore.report.rows import read_parquet
@@ -84,7 +85,7 @@ def stage_labels(
     return SampledLabels(
         prompts=materials.train_prompts,
         sampler=make_sampler(policy, settings.sample.sampling.max_rows),
-        decode=partial(policy.tokenizer.decode, skip_special_tokens=True),
+        decode=decoder(policy.tokenizer),
         rewards=materials.rewards,
         judge=materials.judge,
         settings=settings,

@@ -1,5 +1,5 @@
-"""Labels in a run: completions and their steps as batches, and how well and how surely a reward model tells what is held
-out."""
+"""Labels in a run: completions and their steps as batches, and how well and how surely a reward model tells those that
+are held out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from functools import cache, partial
 from outscore.config import Recipe
 from outscore.model.load import encode, turn_end_id
 from outscore.model.policy import Policy
-from outscore.model.steps import join_steps, step_ends
+from outscore.model.steps import decoder, join_steps, step_ends
 from outscore.records import (
     Completion,
     DemonstrationGroup,
@@ -219,7 +219,7 @@ def labelled_groups(
     groups = []
     answered = partial(_answered, "labelled solution", policy, recipe, cache(partial(end_token_id, policy)))
     neutral = {"right": 1.0, "wrong": 0.0, "drop": None}
-    decode = partial(policy.tokenizer.decode, skip_special_tokens=True)
+    decode = decoder(policy.tokenizer)
     for each in given:
         if isinstance(each, LabelledSolution):
             assert isinstance(stage, ProcessRewardModelSettings)
