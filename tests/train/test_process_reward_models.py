@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from train.building import tiny_policy
+from transformers import AutoModelForSequenceClassification
 
 from outscore.config import parse_recipe
-from outscore.model.heads import RewardModel, load_reward_model
+from outscore.model.heads import RewardModel, load_reward_model, reward_model_from
 from outscore.model.rows import group_rows
 from outscore.model.steps import decoder
 from outscore.records import Completion, LabelledGroup, Problem, Prompt
@@ -112,8 +113,8 @@ def test_a_step_that_is_neither_counts_as_the_recipe_says(
 @pytest.mark.parametrize(
     ("row", "stage", "message"),
     [
-        ({"completions": ["1", "2"], "labels": [True]}, {}, r"steps\.jsonl, line 1.*2 steps .* but 1 labels"),
-        ({"completions": ["1", ""], "labels": [True, True]}, {"separators": []}, "end in the same token"),
+        ({"completions": ["1", "2"], "labels": [True]}, {}, r"steps\.jsonl.*1: 2 steps in 'completions', but 1 labels"),
+        ({"completions": ["1", "", ""], "labels": [True] * 3}, {"separators": []}, "end in the same token"),
         ({"response": "2", "expected_reward": 1.0}, {}, "has no labelled steps"),
         ({"completions": ["1"], "labels": [True]}, {"algorithm": "outcome-reward-model"}, "has no ratings"),
         ({"response": "2", "expected_reward": 4.0}, {"algorithm": "outcome-reward-model"}, "is 4, .*squared_error"),
@@ -131,12 +132,12 @@ def test_what_cannot_be_learnt_names_the_record(
         prepare(parse_recipe(recipe))
 
 
-def test_beginnings_are_scored_as_if_each_stood_alone() -> None:
+def test_beginnings_are_scored_as_if_each_stood_alone(tmp_path: Path) -> None:
     """Hugging Face's sequence classifier on prompt and beginning, one at a time, in both layouts."""
-    from outscore.model.heads import reward_model_from
-
     policy = tiny_policy()
     model = reward_model_from(policy, seed=0, end_token_id=None, separators=[" "])
+    model.base.save_pretrained(tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     groups = [
         labelled(policy, "1+1=", ["1 ", "2 ", "3"], (1.0, 0.0, 0.0)),
         labelled(policy, "1+1=", ["1 ", "9"], (1.0, 0.5)),
@@ -148,7 +149,7 @@ def test_beginnings_are_scored_as_if_each_stood_alone() -> None:
         for end in group.ends:
             ids = torch.tensor([[*group.prompt.token_ids, *group.completion.token_ids[: end + 1]]])
             with torch.no_grad():
-                expected.append(model.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.item())
+                expected.append(theirs(input_ids=ids).logits.item())
     for layout in ("group_rows", "separate_rows"):
         model.layout = layout
         torch.testing.assert_close(batch_scores(model, batch, 10_000), torch.tensor(expected), atol=1e-5, rtol=0)
@@ -166,7 +167,7 @@ def test_updates_learn_the_labels_and_micro_batches_change_nothing(by_hand: dict
         batch = labelled_batch(
             [
                 labelled(model, "1+1=", ["1 ", "2 ", "3"], (1.0, 0.0, 0.0)),
-                labelled(model, "7-1=", ["6 ", "9"], (0.25, 1.0)),
+                labelled(model, "3+1=", ["4 ", "5"], (0.25, 1.0)),
             ]
         )
         metrics = update_reward_model(stage.learner, batch, stage.plan)

@@ -33,7 +33,7 @@ from outscore.stages import (
     StageSettings,
 )
 from outscore.tasks import RankingTask, Task, make_task
-from outscore.tasks.base import question_text
+from outscore.tasks.base import LabelledTask, question_text
 from outscore.train.evaluate import Judge
 from outscore.train.materials import (
     Materials,
@@ -278,8 +278,12 @@ def _characters(task: Task) -> str:
     problems = [*task.train_problems(), *task.eval_problems()]
     demonstrations = task.demonstrations()
     rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []
+    labelled = [*task.labelled_solutions(), *task.eval_labelled_solutions()] if isinstance(task, LabelledTask) else []
+    rated = [*task.train_ratings(), *task.eval_ratings()] if isinstance(task, LabelledTask) else []
     answered = [*problems, *(d.problem for d in demonstrations), *(r.problem for r in rankings)]
     texts = [p.question for p in answered if isinstance(p.question, str)]
     texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
     texts += [response for ranking in rankings for response in ranking.responses]
+    texts += [rating.response for rating in rated] + [step for each in labelled for step in each.steps]
+    texts += [" \n"] if labelled else []  # what a stage may put between steps
     return "".join(sorted({character for text in texts for character in text}))
