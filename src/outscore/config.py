@@ -167,7 +167,11 @@ class Recipe(Settings):
                 f"rewards: stage = {named[0]!r} names a reward model that this run trains, and the run's rewards score "
                 "evaluations before it; let the stage that uses it have `rewards` of its own"
             )
-        if any(sampling_of(stage) and not (stage.rewards or self.rewards) for stage in self.stages):
+        taught = [isinstance(stage, PolicySettings) and bool(stage.teacher) for stage in self.stages]
+        if any(
+            sampling_of(stage) and not (stage.rewards or self.rewards) and not is_taught
+            for stage, is_taught in zip(self.stages, taught, strict=True)
+        ):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")

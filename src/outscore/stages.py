@@ -224,6 +224,9 @@ class PolicySettings(StageSettings):
     """DAPO's soft overlong punishment: up to 1 is taken off a reward as the completion grows over the last so many of
     the tokens it may have; 0 takes nothing. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives
     none."""
+    teacher: str = ""
+    """Whom `kl_to: teacher` draws the policy towards: an earlier stage as it ended, a model's directory, or the
+    directory of a stage's checkpoints."""
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model every so many steps; 0 never does."""
 

@@ -69,9 +69,9 @@ def test_tokens_that_are_not_its_own_cannot_be_paid(saved: Path) -> None:
 
 
 def test_what_is_no_process_reward_model_is_refused(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.raises(ValueError, match="give either path .* or stage"):
+    with pytest.raises(ValueError, match=r"give either path .* or stage"):
         Rewards([{"name": "process_reward_model"}])
-    with pytest.raises(ValueError, match="give either path .* or stage"):
+    with pytest.raises(ValueError, match=r"give either path .* or stage"):
         reward_model(path=str(saved), stage="rm")
     with pytest.raises(ValueError, match="is asked for before that stage has run"):
         ask_stage = Rewards([{"name": "process_reward_model", "stage": "rm"}]).rewards[0].function

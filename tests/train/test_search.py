@@ -16,7 +16,7 @@ from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler, make_sampler
 from outscore.train.evaluate import Judge
 from outscore.train.run import run_recipe
-from outscore.train.search import Guide, Search
+from outscore.train.search import ModelGuide, Search
 
 PARAMS = SamplingParams(max_new_tokens=12)
 
@@ -24,7 +24,7 @@ PARAMS = SamplingParams(max_new_tokens=12)
 class Sevens:
     """A guide that likes sevens: a step's chance is the share of 7 among its digits; a solution the smallest."""
 
-    separators = (" ",)
+    separators: tuple[str, ...] = (" ",)
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -140,7 +140,7 @@ def test_a_guide_scores_as_the_reward_does(tmp_path: Path, how: Any) -> None:
     ids = [tuple(policy.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     [reward] = Rewards([{"name": "process_reward_model", "path": str(tmp_path), "score": how}]).rewards
     said = reward.function(completions=texts, completion_ids=ids, rendered_prompts=[prompt.text] * 3)
-    assert Guide(tmp_path, how=how).scores([(prompt, each) for each in ids]) == pytest.approx(said)
+    assert ModelGuide(tmp_path, how=how).scores([(prompt, each) for each in ids]) == pytest.approx(said)
 
 
 def test_the_command_tables_accuracy_against_budget(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ Trained = Literal["policy", "reward_model"]
 """Which model an update moves."""
 Supervision = Literal["outcome", "process"]
 """Whether a completion has one reward, or one for each of its steps."""
-RewardKind = Literal["total", "parts", "correct"]
-"""Which reward is compared: the weighted total, each reward alone (GDPO), or whether the answer is right, 1 or 0."""
+RewardKind = Literal["total", "parts", "correct", "none"]
+"""Which reward is compared: the weighted total, each reward alone (GDPO), whether the answer is right, 1 or 0, or none,
+so that the penalty alone teaches."""
 BatchNorm = Literal["none", "completions", "tokens"]
 """Whether advantages are shifted and divided by mean and standard deviation of the batch's, and over what."""
 RatioBase = Literal["anchor", "sampler"]
@@ -118,6 +119,11 @@ class Algorithm:
     def needs_reference(self) -> bool:
         """Whether a reference policy's log-probs enter the objective."""
         return self.kl_coef > 0.0 and self.kl_to == "reference"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the log-probs of another model enter the objective."""
+        return self.kl_coef > 0.0 and self.kl_to == "teacher"
 
     @property
     def needs_anchor(self) -> bool:
@@ -220,6 +226,9 @@ _EXCLUDED: tuple[tuple[tuple[str, str], tuple[str, str], str], ...] = (
     (("reward", "parts"), ("kl_place", "reward"), "the parts are compared each alone; use kl_place='loss'"),
     (("kl_place", "token_reward"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
     (("kl_place", "token_reward"), ("kl_level", "sequence"), "each token pays its own KL; use kl_level='token'"),
+    (("supervision", "process"), ("reward", "none"), "there is nothing to be paid for; use 'outcome'"),
+    (("kl_to", "teacher"), ("kl_place", "reward"), "each token has a teacher's log-prob; use kl_place='loss'"),
+    (("kl_to", "teacher"), ("kl_place", "token_reward"), "a token answers for itself alone; use kl_place='loss'"),
     (("kl_to", "anchor"), ("kl_place", "reward"), "before the update the two are one; use kl_place='loss'"),
     (("kl_to", "anchor"), ("kl_place", "token_reward"), "before the update the two are one; use kl_place='loss'"),
     (("surrogate", "tv_masked"), ("ratio_level", "sequence"), "it compares probabilities of tokens; use 'token'"),

@@ -93,7 +93,7 @@ def is_silent(group: GroupRewards, row: Algorithm) -> bool:
 
     What is only compared with the rest of the batch is never silent.
     """
-    if row.baseline == "none" and row.batch_norm != "none":
+    if row.reward == "none" or (row.baseline == "none" and row.batch_norm != "none"):
         return False
     return not bool(_local(group, row).any())
 
@@ -143,6 +143,8 @@ def _local(group: GroupRewards, row: Algorithm) -> Tensor:
             eps=row.advantage_eps,
             valid=group.valid,
         )
+    if row.reward == "none":
+        return torch.zeros_like(group.rewards, dtype=torch.float64)
     if row.reward == "parts":
         return part_advantages(group, row).double()
     return group_advantages(

@@ -103,6 +103,25 @@ _ROWS = (
         },
     ),
     Preset(
+        name="distillation",
+        family=_IMITATION,
+        summary="the policy's own samples, drawn towards a teacher",
+        equation="- 1/sum|o| sum_t 1/2 (log pi(o_t) - log teacher(o_t))^2: the coefficient is log teacher - log pi",
+        paper="GKD, arXiv 2306.13649 (on-policy, reverse KL); MiniLLM, arXiv 2306.08543",
+        left_out="the sum over the vocabulary in place of the sampled token; a token answers for itself, not for what "
+        "follows; a mix with given outputs",
+        cells={
+            "reward": "none",
+            "baseline": "none",
+            "scale": "none",
+            "surrogate": "log_likelihood",
+            "aggregation": "token_mean",
+            "kl_to": "teacher",
+            "kl_estimator": "k2",
+            "kl_coef": 1.0,
+        },
+    ),
+    Preset(
         name="dpo",
         family=_PREFERENCES,
         summary="the log-odds of the better of two answers",

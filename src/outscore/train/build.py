@@ -38,6 +38,7 @@ from outscore.train.reward_models import RewardModelMeasure, normalise, reward_l
 from outscore.train.setup import Workshop, stage_algorithm
 from outscore.train.sources import DemonstrationSource, RolloutSource, Source
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, batch_logprobs
+from outscore.train.teacher import load_teacher
 from outscore.train.worth import Penalty
 
 EVALUATION_ROWS = 256
@@ -69,6 +70,7 @@ def build_stage(
         masters=masters,
         optimizer=make_optimizer(masters.parameters.values(), settings.optimizer),
         reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
+        teacher=load_teacher(recipe, settings, policy, run) if row.needs_teacher else None,
     )
     return Stage(
         recipe=recipe,

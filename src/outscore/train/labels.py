@@ -1,6 +1,7 @@
 """Labels in a run: completions and their steps as batches, and how well and how surely a reward model tells those that
 are held out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -139,11 +140,10 @@ class LabelMeasure:
         if self.algorithm.surrogate == "squared_error":
             errors = label_losses(scores, labels, "squared_error").mean()
             spread = labels.var(correction=0)
-            found: dict[str, Estimate | float] = {"label_loss": float(errors)}
-            return found | {"explained": float(1.0 - errors / spread)} if spread > 0 else found
+            return {"label_loss": float(errors), "explained": float(1.0 - errors / spread)}
         sides = label_accuracy(scores, labels).tolist()
         return {
-            **({"label_accuracy": mean_interval(sides)} if sides else {}),
+            "label_accuracy": mean_interval(sides) if sides else math.nan,
             "calibration_error": label_calibration_error(torch.sigmoid(scores), labels),
             "label_loss": float(label_losses(scores, labels, "cross_entropy").mean()),
         }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 from outscore.config import Recipe
 from outscore.model.load import encode, turn_end_id
@@ -19,7 +20,7 @@ from outscore.records import (
     Ranking,
     Rating,
 )
-from outscore.rewards import Rewards
+from outscore.rewards import Reward, Rewards
 from outscore.stages import (
     OutcomeRewardModelSettings,
     PreferenceSettings,
@@ -33,6 +34,14 @@ from outscore.tasks import RankingTask, Task, render
 from outscore.tasks.base import LabelledTask, question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
+
+
+def _nothing(completions: Sequence[Any]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+NO_REWARD = Reward(name="none", function=_nothing, isolate=False)
+"""What a stage that learns from a teacher alone is scored with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +91,8 @@ def stage_materials(
             raise ValueError(f"task: {task.name} has no training problems")
         room = sampling_limit(recipe)
         prompts = [render_prompt(problem, policy, recipe, room=room) for problem in problems]
-        return Materials(train_prompts=prompts, rewards=rewards, judge=judge)
+        scorers = rewards if rewards.names else Rewards([NO_REWARD])  # a teacher needs none
+        return Materials(train_prompts=prompts, rewards=scorers, judge=judge)
     if isinstance(stage, PreferenceSettings):
         rankings = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
         return Materials(rankings=ranked_groups(rankings, policy, recipe), rewards=rewards, judge=judge)

@@ -117,6 +117,8 @@ def stage_memory(
     )
     if row.trains == "reward_model":  # a model of its own, beside the policy
         states["policy"] = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
+    if row.needs_teacher:  # as if it were as large as the policy
+        states["teacher"] = sum(parameter.numel() for parameter in policy.model.parameters()) * size
     materials = workshop.materials[index]
     num_tokens = _micro_batch(workshop.policy, materials, stage)
     kept = activation_bytes(shape, num_tokens, bytes_per_value=size, recomputed=recomputed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 
@@ -48,8 +48,21 @@ class SearchRow:
     """Tokens sampled for a problem, in the mean."""
 
 
-class Guide:
-    """Gives solutions, and beginnings of solutions, a score in [0, 1].
+class Guide(Protocol):
+    """Gives solutions, and beginnings of solutions, a score."""
+
+    @property
+    def separators(self) -> tuple[str, ...]:
+        """What ends a step; () for a guide that judges whole solutions alone."""
+        ...
+
+    def scores(self, given: Sequence[tuple[Prompt, tuple[int, ...]]]) -> list[float]:
+        """A score of at least 0 for each (prompt, tokens)."""
+        ...
+
+
+class ModelGuide:
+    """A reward model as a guide, whose scores are in [0, 1].
 
     Args:
         directory: a process reward model, or a reward model of whole completions whose score is the log-odds of being
@@ -113,7 +126,7 @@ class Search:
     width: int = 4
     """Beam search: continuations of each beginning that is kept."""
 
-    def run(self, methods: Sequence[Method], budgets: Sequence[int], tell: Tell = tell_nobody) -> list[SearchRow]:
+    def run(self, methods: Sequence[str], budgets: Sequence[int], tell: Tell = tell_nobody) -> list[SearchRow]:
         """Accuracy for every method and budget. Methods that choose among samples share these, and a budget below the
         largest is the mean over disjoint parts of them.
 
@@ -142,7 +155,7 @@ class Search:
         if not budgets or min(budgets) < 1 or self.width < 1:
             raise ValueError(f"budgets = {list(budgets)} and width = {self.width} must be at least 1")
 
-    def _choose(self, methods: Sequence[Method], budgets: Sequence[int], tell: Tell) -> list[SearchRow]:
+    def _choose(self, methods: Sequence[str], budgets: Sequence[int], tell: Tell) -> list[SearchRow]:
         largest = max(budgets)
         requests = [
             SampleRequest(prompt=prompt, num_samples=largest, slot=slot) for slot, prompt in enumerate(self.prompts)
@@ -285,7 +298,7 @@ def search_target(
         ValueError: if it is not said what to answer, or anything in it cannot work.
     """
     settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides)
-    guide = None if reward_model is None else Guide(newest_checkpoint(reward_model, "search"), how=how)
+    guide = None if reward_model is None else ModelGuide(newest_checkpoint(reward_model, "search"), how=how)
     workshop = prepare(settings, evaluation_only=True)
     if not workshop.eval_prompts:
         raise ValueError(f"task {settings.task['kind']!r} has no held-out problems to answer")
@@ -301,13 +314,13 @@ def search_target(
         width=width,
     )
     try:
-        return search.run(methods, budgets, tell)  # type: ignore[arg-type]  # `run` says which methods there are
+        return search.run(methods, budgets, tell)
     finally:
         workshop.rewards.close()
 
 
 def _chance(
-    method: Method,
+    method: str,
     votes: Sequence[str | None],
     right_votes: Sequence[bool],
     scores: Sequence[float],

@@ -269,6 +269,11 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
     scores = [score for group in groups for score in group.scores if isinstance(score, Score)]
     lengths = [float(len(drawn.completion.token_ids)) for drawn in completions]
     spreads = [float(rewards[valid].std(correction=0)) for rewards, valid in map(_rewards, groups) if bool(valid.any())]
+    errors = [
+        float(own.std(correction=1)) / len(own) ** 0.5
+        for own in (r[v] for r, v in map(_rewards, groups))
+        if len(own) > 1
+    ]
     total = float(len(completions))
     beginnings = [PrefixCount() for _ in groups]
     for group, count in zip(groups, beginnings, strict=True):
@@ -277,6 +282,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
     return {
         "reward": (sum(score.reward for score in scores), float(len(scores))),
         "reward_std": (sum(spreads), float(len(spreads))),
+        "reward_mean_error": (sum(errors), float(len(errors))),
         "zero_variance": (float(sum(_is_flat(group) for group in groups)), float(len(groups))),
         "replaced_groups": (float(num_replaced), 1.0),
         "completion_length": (sum(lengths), total),

@@ -104,6 +104,8 @@ class Learner:
     """For the KL penalty; None where the algorithm has none."""
     num_updates: int = 0
     """Optimizer updates taken in this stage; those of the whole run are `policy.version`."""
+    teacher: Policy | None = None
+    """Whom the policy is to become like, where the algorithm has one; it never changes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +192,8 @@ def update(
     if learner.reference is not None and plan.algorithm.kl_place == "loss":
         with learner.reference.in_place():
             ref = batch_logprobs(learner.policy, batch, live, plan.token_budget)
+    if learner.teacher is not None:
+        ref = batch_logprobs(learner.teacher, batch, live, plan.token_budget)
     moved = (batch.advantages, anchor, batch.sampler_logprobs, ref)
     known = dict(
         zip(

@@ -98,14 +98,17 @@ class SampledLabels:
         rows = read_parquet(path) if path is not None and path.is_file() else self._sample(tell)
         if self.run is not None and path is not None and not path.is_file():
             self.run.write_groups(self.settings.label, 0, rows)
-        num_held_out = round(self.sampling.held_out * len({row.slot for row in rows}))
+        num_prompts = len({row.slot for row in rows})
+        num_held_out = max(round(self.sampling.held_out * num_prompts), 1) if self.sampling.held_out else 0
         for row in rows:
             group = labelled_row(row)
             if group is not None:
                 (self._held_out if row.slot < num_held_out else self._trained).append(group)
-        if not self._trained:
+        if not self._trained or (num_held_out and not self._held_out):
             raise ValueError(
-                f"stage {self.settings.label}: none of {len(rows)} samples could be labelled: nothing can be learnt"
+                f"stage {self.settings.label}: of {len(rows)} samples of {num_prompts} problems {len(self._trained)} "
+                f"to train on and {len(self._held_out)} to evaluate on could be labelled: sample more, or set "
+                "held_out: 0"
             )
         shown = {group.prompt.problem.id for group in self._held_out}
         before = [] if self.history is None else [g for g in self.history() if g.prompt.problem.id not in shown]
