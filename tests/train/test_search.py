@@ -33,7 +33,7 @@ class Sevens:
     def scores(self, given: Any) -> list[float]:
         texts = [self.decode(ids) for _, ids in given]
         self.asked += texts
-        return [min(step.count("7") / max(len(step), 1) for step in text.split()) for text in texts]
+        return [min((step.count("7") / len(step) for step in text.split()), default=0.0) for text in texts]
 
 
 def is_77(completions: list[str]) -> list[float]:
@@ -71,7 +71,7 @@ def test_choosing_by_hand() -> None:
     assert found["majority", 2] == pytest.approx((1 / 4 + 3 / 4) / 2)
     assert found["best-of-n", 4] == found["weighted", 4] == 1.0
     assert found["majority", 4] == 0.5
-    assert [row.tokens for row in rows[:3]] == [pytest.approx(n * 19 / 8) for n in (1, 2, 4)]
+    assert [row.tokens for row in rows[:3]] == [pytest.approx(n * 21 / 8) for n in (1, 2, 4)]
 
 
 def test_beams_keep_the_best_beginnings_and_continue_them() -> None:
@@ -83,7 +83,7 @@ def test_beams_keep_the_best_beginnings_and_continue_them() -> None:
         if not begun:
             return firsts[sample]
         assert begun == "7 "
-        return ("1", "7")[sample]
+        return ("1", "7")[sample % 2]
 
     guide = Sevens()
     search = search_of(scripted(say), guide, width=4)

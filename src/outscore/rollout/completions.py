@@ -110,10 +110,10 @@ def extend(
         draft.logprobs.append(logprob)
         if token_id in policy.stop_token_ids:
             draft.finish = "stop"
-        elif params.until and wrote_one_of(params.until, draft.token_ids, policy.tokenizer.decode):
-            draft.finish = "pause"
         elif len(draft.token_ids) == draft.limit:
             draft.finish = "length"
+        elif params.until and wrote_one_of(params.until, draft.token_ids, policy.tokenizer.decode):
+            draft.finish = "pause"
 
 
 TAIL = 16

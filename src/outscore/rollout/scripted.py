@@ -97,6 +97,6 @@ class ScriptedSampler:
                 counts=(True,) * len(kept),
             ),
             sampler_logprobs=(self._logprob if params.temperature > 0 else 0.0,) * len(kept),
-            finish="stop" if len(kept) == len(ids) else "pause" if len(kept) == waits + 1 else "length",
+            finish="stop" if len(kept) == len(ids) else "length" if len(kept) == limit else "pause",
             policy_version=self.policy_version,
         )
