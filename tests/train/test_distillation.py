@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.ragged import library_loss, random_batch
+from oracles.ragged import flat, library_loss, random_batch
 from train.building import batch_of, learner_of, plan_of, tiny_policy
 
 from outscore.config import parse_recipe
@@ -36,7 +36,7 @@ RECIPE: dict[str, Any] = {
 def test_the_coefficient_is_log_teacher_less_log_policy() -> None:
     batch = random_batch((2, 5, 1), seed=4)
     terms, gradient = library_loss(batch, algorithm("distillation"), advantages=torch.zeros(8, dtype=torch.float64))
-    policy, teacher = (torch.tensor(sum(rows, []), dtype=torch.float64) for rows in (batch.policy, batch.ref))
+    policy, teacher = (flat(rows) for rows in (batch.policy, batch.ref))
     torch.testing.assert_close(terms.coefficients, (teacher - policy) / 8)
     torch.testing.assert_close(gradient, -terms.coefficients)
 
