@@ -150,9 +150,9 @@ def test_beginnings_are_scored_as_if_each_stood_alone(tmp_path: Path) -> None:
             ids = torch.tensor([[*group.prompt.token_ids, *group.completion.token_ids[: end + 1]]])
             with torch.no_grad():
                 expected.append(theirs(input_ids=ids).logits.item())
-    for layout in ("group_rows", "separate_rows"):
-        model.layout = layout
-        torch.testing.assert_close(batch_scores(model, batch, 10_000), torch.tensor(expected), atol=1e-5, rtol=0)
+    model.tokenizer.save_pretrained(tmp_path)
+    for scorer in (model, load_reward_model(tmp_path, layout="separate_rows")):
+        torch.testing.assert_close(batch_scores(scorer, batch, 10_000), torch.tensor(expected), atol=1e-5, rtol=0)
     packed = group_rows(batch.groups, batch.starts)
     assert packed.num_slots == 4 + 6 + 2  # the prompt once, "1 2 3</s>", and what differs of "1 9</s>"
 
@@ -173,7 +173,7 @@ def test_updates_learn_the_labels_and_micro_batches_change_nothing(by_hand: dict
         metrics = update_reward_model(stage.learner, batch, stage.plan)
         moved.append((metrics["loss"][0], metrics["grad_norm"][0]))
     assert moved[0] == pytest.approx(moved[1], rel=1e-4)
-    for _ in range(150):
+    for _ in range(100):
         update_reward_model(stage.learner, batch, stage.plan)
     chances = batch_scores(model, batch, 10_000).sigmoid()
     assert batch.labels is not None
