@@ -12,7 +12,8 @@ from rich.text import Text
 
 from outscore.inputs import nearest
 from outscore.objectives.algorithms import ALGORITHMS, Algorithm
-from outscore.objectives.presets import PRESETS, Preset
+from outscore.objectives.preset import Preset
+from outscore.objectives.presets import PRESETS
 from outscore.stages import STAGE_DEFAULTS, PolicySettings
 
 OTHERS = "others"

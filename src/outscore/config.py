@@ -20,23 +20,21 @@ from pydantic import (
 
 from outscore.inputs import apply_overrides, expected, nearest, read_yaml
 from outscore.settings import OnFailure, ScoringSettings, Settings
+from outscore.stage_parts import POLICY
 from outscore.stages import (
     BASE,
-    POLICY,
     PREVIOUS,
     WITHOUT_SAMPLING,
     AnyStage,
+    OutcomeRewardModelSettings,
     PolicySettings,
     RejectionSettings,
     RewardModelSettings,
-    SamplingStage,
     StageSettings,
+    sampling_of,
     stage_kind,
     with_defaults,
 )
-
-MODEL_REWARDS = ("reward_model",)
-"""Rewards that may ask the model of an earlier stage."""
 
 
 class LoraSettings(Settings):
@@ -163,13 +161,20 @@ class Recipe(Settings):
         for task in (self.task, *(stage.task for stage in self.stages if stage.task is not None)):
             if "kind" not in task:
                 raise ValueError("task: `kind` is missing; for example kind: arithmetic")
-        _check_asked(self.rewards, "rewards", {})
         for place, stage in enumerate(self.stages):
             _check_start(stage, labels, place)
-            earlier = {each.label: each for each in self.stages[:place]}
-            _check_asked(stage.rewards or (), f"stage `{stage.label}`: rewards", earlier)
             _check_critic(stage, self.stages[:place])
-        if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
+            _check_reward_models(stage, self.stages[:place])
+        if named := [each["stage"] for each in self.rewards if isinstance(each, Mapping) and "stage" in each]:
+            raise ValueError(
+                f"rewards: stage = {named[0]!r} names a reward model that this run trains, and the run's rewards score "
+                "evaluations before it; let the stage that uses it have `rewards` of its own"
+            )
+        taught = [isinstance(stage, PolicySettings) and bool(stage.teacher) for stage in self.stages]
+        if any(
+            sampling_of(stage) and not (stage.rewards or self.rewards) and not is_taught
+            for stage, is_taught in zip(self.stages, taught, strict=True)
+        ):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:
             raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")
@@ -267,20 +272,6 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
             raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage{nearest(start, known)}")
 
 
-def _check_asked(rewards: Sequence[str | Mapping[str, Any]], where: str, earlier: Mapping[str, StageSettings]) -> None:
-    """ValueError where a reward asks the model of a stage that has trained none by then."""
-    models = [name for name, stage in earlier.items() if isinstance(stage, RewardModelSettings)]
-    for reward in rewards:
-        if not isinstance(reward, Mapping) or reward.get("name") not in MODEL_REWARDS or "stage" not in reward:
-            continue
-        asked = reward["stage"]
-        if asked not in models:
-            known = f"; those that do: {', '.join(models)}" if models else ", and there is none that does"
-            raise ValueError(
-                f"{where}: {reward['name']}.stage = {asked!r} is no earlier stage that trains a reward model{known}"
-            )
-
-
 def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> None:
     """ValueError where a critic begins as what an earlier stage does not leave, or as what is not there."""
     if not isinstance(stage, PolicySettings) or stage.critic is None or stage.critic.start == POLICY:
@@ -299,3 +290,23 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
 
 def _leaves_critic(stage: StageSettings) -> bool:
     return isinstance(stage, RewardModelSettings) or (isinstance(stage, PolicySettings) and stage.critic is not None)
+
+
+def _check_reward_models(stage: StageSettings, before: Sequence[StageSettings]) -> None:
+    """ValueError where a stage asks for the reward model of a stage that is not there, or trains none."""
+    kinds = (RewardModelSettings, OutcomeRewardModelSettings)
+    trained = [each.label for each in before if isinstance(each, kinds)]
+    for given in stage.rewards or ():
+        if isinstance(given, Mapping) and "stage" in given and given["stage"] not in trained:
+            raise ValueError(
+                f"stage `{stage.label}`: its reward's stage = {given['stage']!r} is no earlier stage that trains a "
+                f"reward model{nearest(str(given['stage']), trained)}"
+            )
+    if not isinstance(stage, OutcomeRewardModelSettings) or not stage.continues:
+        return
+    fitting = [each.label for each in before if type(each) is type(stage)]
+    if stage.continues not in fitting:
+        raise ValueError(
+            f"stage `{stage.label}`: continues = {stage.continues!r} is no earlier stage with algorithm: "
+            f"{stage.algorithm}{nearest(stage.continues, fitting)}"
+        )

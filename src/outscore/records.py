@@ -8,6 +8,7 @@ prompt with the completions that answer it and what is known of each.
     rewards -> ScoredGroup                (each completion with a Score or a ScoringFailure)
     tasks -> DemonstrationGroup           (one completion that is to be imitated)
     tasks -> RankedGroup                  (K completions in the order they were liked, ties allowed)
+    tasks, rollout -> LabelledGroup       (a completion with a label for each of its steps)
 
 Axis words: token, completion, group. Log-probs are natural logarithms.
 """
@@ -16,8 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Finish = Literal["stop", "length"]
-"""Why a completion ended: it sampled a stop token, or it reached the limit of new tokens."""
+Finish = Literal["stop", "length", "pause"]
+"""Why a completion ended: it sampled a stop token, reached the limit of new tokens, or wrote a text after which it was
+to wait."""
 
 Message = Mapping[str, str]
 """One chat turn, `{"role": "user", "content": "..."}`, as Hugging Face chat templates take it."""
@@ -94,8 +96,8 @@ class LabelledSolution:
     """The question that was answered."""
     steps: tuple[str, ...]
     """The texts of the steps, in order; together they are the solution."""
-    labels: tuple[int, ...]
-    """For each step 1 (right), 0 (neither) or -1 (wrong)."""
+    labels: tuple[float | None, ...]
+    """For each step the chance that it is right, 1 or 0 where somebody said so; None where they said neither."""
 
     def __post_init__(self) -> None:
         assert len(self.labels) == len(self.steps)
@@ -210,6 +212,27 @@ class RankedGroup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledGroup:
+    """A group of one: a prompt and a completion, with a number for some of its beginnings, such as a label for each
+    step, or for all of it.
+
+    >>> LabelledGroup(prompt=prompt, completion=completion, ends=(4, 11), labels=(1.0, 0.25))
+    """
+
+    prompt: Prompt
+    """What the model reads."""
+    completion: Completion
+    """The answer."""
+    ends: tuple[int, ...]
+    """The last token of each beginning, by its index among the completion's; rising."""
+    labels: tuple[float, ...]
+    """What each is: the chance that the step which ends there is right, or a rating."""
+
+    def __post_init__(self) -> None:
+        assert len(self.ends) == len(self.labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SampledGroup:
     """One prompt with the G completions that were sampled for it, not yet scored."""
 
@@ -250,6 +273,8 @@ class SamplingParams:
     """Keep the smallest set of most probable tokens whose probability reaches p; 1 keeps all."""
     min_p: float = 0.0
     """Keep tokens at least this fraction as probable as the most probable one; 0 keeps all."""
+    until: tuple[str, ...] = ()
+    """Texts that end a completion once it has written one of them, with finish `pause`: where a step ends."""
 
     @property
     def truncates(self) -> bool:
@@ -269,6 +294,8 @@ class SampleRequest:
     """The group's place in its step."""
     attempt: int = 0
     """0 for the first draw of this slot, 1 and up for refills."""
+    max_new_tokens: int | None = None
+    """A limit of this group's own, below that of the parameters: what is left of an answer that has begun."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,54 +10,19 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from outscore.settings import Settings
-
-LR_SFT, LR_POLICY, LR_LORA_FACTOR, LR_CRITIC_FACTOR = 2e-5, 1e-5, 10.0, 2.0
-"""Peak learning rates where a recipe gives none. SFT of all weights: as Stanford Alpaca and Tulu 2 for 7B. GRPO of all
-weights: DeepSeekMath's 1e-6 is for 7B, and models that a laptop trains want more. LoRA: ten times the rate of all
-weights, for both ("LoRA Without Regret", Schulman et al. 2025; QLoRA's 2e-4 for SFT). A critic: twice the policy's, as
-in VC-PPO (arXiv 2503.01491) and VAPO (arXiv 2504.05118)."""
-WARMUP_SHARE, WARMUP_MOST = 0.05, 10
-"""Warm-up where a recipe gives none: this share of the stage's optimizer steps, at most so many. Adam's second moment
-is an average over few steps at first; Alpaca and Tulu 2 warm up over 3 % of theirs."""
-
-
-class OptimizerSettings(Settings):
-    """AdamW and its schedule."""
-
-    lr: float = Field(LR_POLICY, gt=0)
-    """Peak learning rate; a recipe that leaves it out gets 2e-5 for SFT, else 1e-5, and ten times that with LoRA."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up."""
-    warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps of linear warm-up; a recipe that leaves it out gets 5 % of the stage's, at most 10."""
-    final_fraction: float = Field(0.1, ge=0, le=1)
-    """The rate at the end as a fraction of the peak (`linear`, `cosine`)."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
-    """Added to the root of the second moment."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-
-
-class SamplingSettings(Settings):
-    """How completions are drawn."""
-
-    max_new_tokens: int = Field(256, ge=1)
-    """Limit on new tokens, the stop token included."""
-    temperature: float = Field(1.0, gt=0)
-    """Divides the logits, when sampling and when training."""
-    top_k: int = Field(0, ge=0)
-    """Keep the k most probable tokens; 0 keeps all."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the smallest set of tokens whose probability reaches p."""
-    min_p: float = Field(0.0, ge=0, le=1)
-    """Keep tokens at least this fraction as probable as the most probable."""
-    max_rows: int = Field(256, ge=1)
-    """Completions decoded at the same time. Memory grows with what is different in them."""
-
+from outscore.stage_parts import (
+    LR_CRITIC_FACTOR,
+    LR_LORA_FACTOR,
+    LR_POLICY,
+    LR_SFT,
+    WARMUP_MOST,
+    WARMUP_SHARE,
+    CriticSettings,
+    OptimizerSettings,
+    SamplingSettings,
+    SolutionSampling,
+    StepSampling,
+)
 
 PREVIOUS, BASE = "previous", "base"
 """Where a stage's weights may come from besides stages."""
@@ -165,21 +130,36 @@ class RewardModelSettings(PreferenceSettings):
     """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
 
 
-POLICY = "policy"
-"""What a critic may begin as besides a model's directory and an earlier stage's."""
+class OutcomeRewardModelSettings(StageSettings):
+    """Training a reward model on completions with a number each: ratings of the task, or whether samples of the policy
+    are right. The policy stays as it is."""
+
+    algorithm: Literal["outcome-reward-model"] = "outcome-reward-model"
+    """A row of the table whose source is labels."""
+    batch_size: int = Field(16, ge=1)
+    """Completions in a step."""
+    sample: SolutionSampling | None = None
+    """Sample the policy and label what it writes; without it the labels are the task's."""
+    continues: str = ""
+    """An earlier stage of this algorithm whose reward model is trained on, instead of a copy of the policy."""
+    replay: float = Field(0.1, ge=0, lt=1)
+    """With `continues`: the share of the completions trained on that are those of the stages before."""
 
 
-class CriticSettings(Settings):
-    """The model that says what a state is worth, trained beside the policy."""
+class ProcessRewardModelSettings(OutcomeRewardModelSettings):
+    """Training a process reward model, which scores each step of a solution, on solutions whose steps are labelled: by
+    hand, or by sampling completions from each step. The policy stays as it is."""
 
-    start: str = POLICY
-    """What it begins as: `policy`, a copy of the policy with a head that says 0; the reward model or critic of an
-    earlier stage, by the stage's name; or the directory of a reward model. These bring their head along."""
-    lr: float = Field(LR_CRITIC_FACTOR * LR_POLICY, gt=0)
-    """Peak learning rate; else its optimizer is the stage's. A recipe that leaves it out gets twice the policy's,
-    LoRA's factor of ten aside: all weights of a critic are trained."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps at the beginning in which only the critic learns (value pre-training)."""
+    algorithm: Literal["process-reward-model"] = "process-reward-model"  # type: ignore[assignment]  # another row
+    """A row of the table whose source is labels of steps."""
+    batch_size: int = Field(16, ge=1)
+    """Solutions in a step."""
+    sample: StepSampling | None = None
+    """Label steps by sampling; without it the labels are the task's."""
+    separators: tuple[str, ...] = ("\n",)
+    """Texts that end a step. Steps of labelled data that end with none of them are closed by the first."""
+    neutral: Literal["right", "wrong", "drop"] = "right"
+    """What a step that somebody called neither right nor wrong counts as (Lightman et al. count it as right)."""
 
 
 class PolicySettings(StageSettings):
@@ -210,6 +190,9 @@ class PolicySettings(StageSettings):
     """DAPO's soft overlong punishment: up to 1 is taken off a reward as the completion grows over the last so many of
     the tokens it may have; 0 takes nothing. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives
     none."""
+    teacher: str = ""
+    """Whom `kl_to: teacher` draws the policy towards: an earlier stage as it ended, a model's directory, or the
+    directory of a stage's checkpoints."""
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model every so many steps; 0 never does."""
     critic: CriticSettings | None = None
@@ -244,7 +227,14 @@ class PolicySettings(StageSettings):
 
 
 SamplingStage = PolicySettings | RejectionSettings
-"""Kinds of stage that sample for training prompts, and need rewards."""
+"""Kinds of stage that always sample for training prompts, and need rewards."""
+
+
+def sampling_of(stage: StageSettings) -> SamplingSettings | None:
+    """How a stage samples for training prompts; None where it does not."""
+    if isinstance(stage, OutcomeRewardModelSettings):
+        return None if stage.sample is None else stage.sample.sampling
+    return stage.sampling if isinstance(stage, SamplingStage) else None
 
 
 def _stage(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -334,7 +324,10 @@ def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
 
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
-    for kind in (TextSettings, SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings)
+    for kind in (
+        *(TextSettings, SftSettings, PreferenceSettings, RejectionSettings, RewardModelSettings),
+        *(OutcomeRewardModelSettings, ProcessRewardModelSettings),
+    )
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
@@ -344,5 +337,7 @@ WITHOUT_SAMPLING: Mapping[type[StageSettings], str] = {
     PreferenceSettings: "preferences: their completions are given, not sampled",
     RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",
     RewardModelSettings: "a reward model: it learns from preferences, whose completions are given",
+    OutcomeRewardModelSettings: "a reward model: it learns from labels; what it samples stands under `sample`",
+    ProcessRewardModelSettings: "a process reward model: it learns from labels; what it samples stands under `sample`",
 }
 """Why a key about sampling has no effect on a kind of stage."""

@@ -15,7 +15,8 @@ from outscore.model.precision import MasterWeights
 from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
-from outscore.stages import CriticSettings, OptimizerSettings, PolicySettings
+from outscore.stage_parts import CriticSettings, OptimizerSettings
+from outscore.stages import PolicySettings
 from outscore.train.critic import CriticValues, critic_learner, update_both
 from outscore.train.optim import make_optimizer
 from outscore.train.penalty import RewardKl

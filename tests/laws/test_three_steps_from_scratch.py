@@ -23,7 +23,7 @@ from outscore.model.rows import TrainingGroup
 from outscore.model.tiny import character_tokenizer
 from outscore.objectives import algorithm, group_advantages
 from outscore.records import Completion
-from outscore.stages import OptimizerSettings
+from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import make_optimizer
 from outscore.train.step import Batch, Learner, Reference, UpdatePlan, update
 

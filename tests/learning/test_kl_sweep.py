@@ -12,7 +12,8 @@ from outscore.model.policy import Policy
 from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import make_sampler
-from outscore.stages import OptimizerSettings, PolicySettings
+from outscore.stage_parts import OptimizerSettings
+from outscore.stages import PolicySettings
 from outscore.train.sources import RolloutSource
 from outscore.train.step import Reference, update
 

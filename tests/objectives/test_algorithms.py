@@ -49,6 +49,14 @@ GRPO = {
     "label_smoothing": 0.0,
 }
 WHOLE = {"ratio_level": "sequence", "mismatch_level": "sequence"}
+POINTS: dict[str, object] = {
+    "source": "labels",
+    "trains": "reward_model",
+    "baseline": "none",
+    "scale": "none",
+    "surrogate": "cross_entropy",
+    "kl_coef": 0.0,
+}
 PAIRS: dict[str, object] = {
     "source": "preferences",
     "baseline": "none",
@@ -84,11 +92,23 @@ OTHERS: dict[str, dict[str, object]] = {
         "aggregation": "token_mean",
         "kl_coef": 0.0,
     },
+    "distillation": {
+        "reward": "none",
+        "baseline": "none",
+        "scale": "none",
+        "surrogate": "log_likelihood",
+        "aggregation": "token_mean",
+        "kl_to": "teacher",
+        "kl_estimator": "k2",
+        "kl_coef": 1.0,
+    },
     "dpo": PAIRS,
     "dpo-mean": PAIRS | {"aggregation": "completion_mean", "kl_coef": 2.0},
     "cdpo": PAIRS | {"label_smoothing": 0.1},
     "ipo": PAIRS | {"surrogate": "squared"},
     "reward-model": PAIRS | {"trains": "reward_model", "kl_coef": 0.0},
+    "process-reward-model": POINTS | {"supervision": "process"},
+    "outcome-reward-model": POINTS,
     "online-rft": {
         "reward": "correct",
         "baseline": "none",
@@ -186,6 +206,9 @@ def test_what_a_row_needs() -> None:
     assert algorithm("grpo").needs_reference and not algorithm("grpo", kl_coef=0.0).needs_reference
     assert not algorithm("kimi-k1.5").needs_reference and algorithm("kimi-k1.5").needs_anchor
     assert algorithm("grpo").needs_anchor and not algorithm("rloo").needs_anchor and not algorithm("sft").needs_anchor
+    distilled = algorithm("distillation")
+    assert distilled.needs_teacher and not (distilled.needs_reference or distilled.needs_anchor)
+    assert not algorithm("distillation", kl_coef=0.0).needs_teacher and not algorithm("grpo").needs_teacher
     assert algorithm("dppo").needs_sampler and not algorithm("dppo").needs_anchor
     assert algorithm("grpo", mismatch_cap=2.0).needs_sampler and not algorithm("grpo").needs_sampler
     assert {name for name, row in ALGORITHMS.items() if row.needs_whole_completions} == {
@@ -210,7 +233,7 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         (
             "zzz",
             {},
-            "known: pretrain, sft, rft, online-rft, dpo, dpo-mean, cdpo, ipo, reward-model, grpo, grpo-r1, dr-grpo",
+            "known: pretrain, sft, rft, online-rft, distillation, dpo, dpo-mean, cdpo, ipo, reward-model",
         ),
         ("grpo", {"clip_hihg": 0.3}, "'clip_hihg' is not a cell of an algorithm; did you mean `clip_high`"),
         ("grpo", {"name": "mine"}, "'name' is not a cell"),
@@ -236,11 +259,16 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("grpo", {"mismatch_mode": "mask"}, "no effect without mismatch_cap"),
         ("dppo", {"mismatch_cap": 2.0}, "leave one of them out"),
         ("dppo", {"ratio_level": "sequence"}, "surrogate='tv_masked' does not go with ratio_level='sequence'"),
+        ("distillation", {"kl_place": "token_reward"}, "kl_to='teacher' does not go with kl_place='token_reward'"),
         ("kimi-k1.5", {"kl_place": "reward"}, "kl_to='anchor' does not go with kl_place='reward'"),
         ("gdpo", {"supervision": "process"}, "supervision='process' does not go with reward='parts'"),
         ("rloo", {"supervision": "process"}, "does not go with baseline='leave_one_out': .*use 'group_mean'"),
         ("sapo", {"gate_positive": 0.0}, "gate_positive=0.0"),
         ("grpo", {"stale_threshold": math.inf}, "stale_threshold=inf"),
+        ("grpo", {"surrogate": "cross_entropy"}, "surrogate='cross_entropy' is of scores, but source='policy' has no"),
+        ("outcome-reward-model", {"surrogate": "clipped"}, "source='labels'; use 'cross_entropy' or 'squared_error'"),
+        ("process-reward-model", {"kl_coef": 0.1}, "kl_coef=0.1 has no meaning where source='labels'"),
+        ("process-reward-model", {"trains": "policy"}, "use trains='reward_model'"),
         ("sft", {"baseline": "group_mean"}, "baseline='group_mean' .*groups of one"),
     ],
 )

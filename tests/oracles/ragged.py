@@ -145,7 +145,7 @@ def _naive_gain(batch: RaggedBatch, held: RaggedBatch, i: int, t: int, row: Algo
 
 
 def _naive_kl(batch: RaggedBatch, i: int, t: int, row: Algorithm) -> float:
-    target = batch.ref[i] if row.kl_to == "reference" else batch.anchor[i]
+    target = batch.anchor[i] if row.kl_to == "anchor" else batch.ref[i]
     x = _log_ratio(batch.policy[i], target, t, row.kl_level)
     estimate = {"k1": x, "k2": x**2 / 2, "k3": math.exp(-x) - 1 + x}[row.kl_estimator]
     if row.kl_weighted:

@@ -86,7 +86,9 @@ def naive_advantages(groups: Sequence[Worth], row: Algorithm) -> list[list[float
                 worth = [(end, value) for (end, _), value in zip(own, mine, strict=True)]
                 table.append([sum(value for end, value in worth if end >= t) for t in range(length)])
             continue
-        if row.reward == "parts":
+        if row.reward == "none":
+            values = [0.0] * len(group.lengths)
+        elif row.reward == "parts":
             columns = [_compared([own[k] for own in group.parts], row) for k in range(len(group.weights))]
             values = [
                 sum(w * column[i] for w, column in zip(group.weights, columns, strict=True))

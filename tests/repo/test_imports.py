@@ -8,14 +8,15 @@ import sys
 import pytest
 from repo.tree import imported_modules, module_of, name_of, source_files
 
-BASE = {"records", "config", "inputs", "settings", "stages", "__version__"}
+BASE = {"records", "config", "inputs", "settings", "stage_parts", "stages", "__version__"}
 LEAVES = {"objectives", "tasks", "report"}
 MAY_IMPORT = {
     "records": set(),
     "inputs": set(),
     "settings": set(),
-    "stages": {"settings"},
-    "config": {"inputs", "settings", "stages"},
+    "stage_parts": {"settings"},
+    "stages": {"settings", "stage_parts"},
+    "config": {"inputs", "settings", "stage_parts", "stages"},
     "objectives": BASE,
     "tasks": BASE,
     "report": BASE,
@@ -75,7 +76,7 @@ def test_the_mathematics_knows_tensors_only():
     assert not {(path, module) for path, module in imported if module.startswith("torch.distributed")}
 
 
-@pytest.mark.parametrize("name", ["records", "config", "inputs", "settings", "stages"])
+@pytest.mark.parametrize("name", ["records", "config", "inputs", "settings", "stage_parts", "stages"])
 def test_records_and_configuration_need_no_torch(name):
     (path,) = [path for path in source_files() if module_of(path) == f"outscore.{name}"]
     assert {"torch", "transformers"}.isdisjoint(module.split(".")[0] for _, module in imported_modules(path))

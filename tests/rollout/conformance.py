@@ -151,6 +151,31 @@ class FormLaws:
         [group, *_] = sampler.sample(requests(), PARAMS, seed=3, step=4)
         assert {sampled.policy_version for sampled in group.completions} == {17}
 
+    def test_a_group_may_have_a_limit_of_its_own(self, backend):
+        free, wanted = sample(backend), requests()
+        limited = sample(backend, [replace(wanted[0], max_new_tokens=3), *wanted[1:]])
+        assert ids_of(limited)[1:] == ids_of(free)[1:]
+        for sampled, whole in zip(limited[0].completions, free[0].completions, strict=True):
+            assert sampled.completion.token_ids == whole.completion.token_ids[:3]
+            ends = whole.finish == "stop" and len(whole.completion.token_ids) <= 3
+            assert sampled.finish == ("stop" if ends else "length")
+
+    def test_a_completion_waits_once_it_has_written_what_it_was_told(self, backend):
+        """Its tokens are those it would have had, up to the first after which the text stands there."""
+        free = sample(backend)
+        texts = tuple(f"w{group.completions[0].completion.token_ids[1]}" for group in free[:2])
+        paused = 0
+        for group, whole in zip(sample(backend, params=replace(PARAMS, until=texts)), free, strict=True):
+            for sampled, other in zip(group.completions, whole.completions, strict=True):
+                ids = other.completion.token_ids
+                decoded = [backend.tokenizer.decode(ids[: t + 1], skip_special_tokens=True) for t in range(len(ids))]
+                waits = [t for t, text in enumerate(decoded) if any(each in text for each in texts)]
+                is_last = not waits or waits[0] == len(ids) - 1
+                assert sampled.completion.token_ids == (ids if is_last else ids[: waits[0] + 1])
+                assert sampled.finish == (other.finish if is_last else "pause")
+                paused += sampled.finish == "pause"
+        assert paused > 2
+
     def test_no_requests_give_no_groups(self, backend):
         assert sample(backend, []) == []
 

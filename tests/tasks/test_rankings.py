@@ -117,7 +117,16 @@ def test_prompt_and_completion_of_messages_are_a_demonstration():
     assert (demonstration.problem.question, demonstration.response) == (({"role": "user", "content": "1+1="},), "2")
 
 
-@pytest.mark.parametrize(("labels", "read"), [([True, False], (1, -1)), ([1, 0], (1, 0)), ([0, -1], (0, -1))])
+@pytest.mark.parametrize(
+    ("labels", "read"),
+    [
+        ([True, False], (1.0, 0.0)),
+        ([1, 0], (1.0, None)),  # PRM800K: 0 is neither
+        ([0, -1], (None, 0.0)),
+        ([0.25, 1], (0.25, 1.0)),  # Math-Shepherd's soft estimates
+        ([1.0, 0.0], (1.0, 0.0)),
+    ],
+)
 def test_steps_keep_their_labels(labels, read):
     [found] = task_of({"prompt": "q", "completions": ["one", "two"], "labels": labels}).labelled_solutions()
     assert (found.steps, found.labels) == (("one", "two"), read)
@@ -141,6 +150,8 @@ def test_steps_keep_their_labels(labels, read):
             {"prompt": "q", "completions": ["a", "b"], "labels": [1]},
             r"rows\[0\]: 2 steps in 'completions', but 1 labels",
         ),
+        ({"prompt": "q", "completions": ["a"], "labels": [1.5]}, r"\[0\] = 1.5 must be a number from 0 to 1"),
+        ({"prompt": "q", "completions": ["a", "b"], "labels": [0.5, -1]}, r"\[1\] = -1 must be a number from 0 to 1"),
         ({"prompt": "q", "completions": ["a"], "labels": [2]}, r"'labels'\[0\] = 2 must be true, false, -1, 0 or 1"),
         ({"prompt": "q", "response": "a", "expected_reward": "good"}, "'expected_reward' must be a number, not 'good'"),
         ({"prompt": "q", "completions": ["a", "b"]}, "'completions' must be renamed"),

@@ -8,7 +8,7 @@ from outscore.model.rows import TrainingGroup, flat_starts
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import Completion, Problem, Prompt
-from outscore.stages import OptimizerSettings
+from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import make_optimizer
 from outscore.train.step import Batch, Learner, UpdatePlan
 

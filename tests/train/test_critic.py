@@ -18,7 +18,8 @@ from outscore.objectives.algorithms import algorithm
 from outscore.records import Completion
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
-from outscore.stages import CriticSettings, PolicySettings
+from outscore.stage_parts import CriticSettings
+from outscore.stages import PolicySettings
 from outscore.train.critic import CriticValues, batch_values, critic_learner, update_both, update_critic
 from outscore.train.memory import num_scalar_parameters
 from outscore.train.setup import stage_algorithm

@@ -10,7 +10,8 @@ from outscore.report.rows import read_parquet
 from outscore.report.run import RunDirectory
 from outscore.train.run import run_recipe
 
-PRESETS = [name for name, row in ALGORITHMS.items() if row.source == "policy"]
+PRESETS = sorted((name for name, row in ALGORITHMS.items() if row.source == "policy"), key="distillation".__eq__)
+"""The distilled one last: its teacher is an earlier stage."""
 
 
 def steps(completion_ids):
@@ -37,7 +38,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     recipe = {
         "model": {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"},
         "task": {"kind": "arithmetic", "num_train": 8, "num_eval": 4, "num_demonstrations": 4},
-        "stages": [*(_stage(name) for name in PRESETS), process],
+        "stages": [
+            *(_stage(name, **({"teacher": "grpo"} if name == "distillation" else {})) for name in PRESETS),
+            process,
+        ],
         "evaluation": {"problems": 0},
         "scoring": {"isolate": False},
     }

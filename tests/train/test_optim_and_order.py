@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from outscore.stages import OptimizerSettings
+from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import learning_rate, make_optimizer, take_step
 from outscore.train.order import batch_indices, refill_index
 

@@ -8,6 +8,7 @@ configuration, because Hugging Face's heads have none.
 import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,8 @@ from outscore.model.policy import Layout, Policy
 from outscore.model.rows import GroupRows
 
 SETTINGS = "outscore_reward"
-"""The key of the configuration under which a reward model keeps its bias and the token that ends what it scores."""
+"""The key of the configuration under which a reward model keeps its bias, the token that ends what it scores, and the
+separators of the steps that a process reward model scores."""
 
 
 class RewardModel(Policy):
@@ -72,6 +74,12 @@ class RewardModel(Policy):
         found = _settings(self.base)["end_token_id"]
         return None if found is None else int(found)
 
+    @property
+    def separators(self) -> tuple[str, ...] | None:
+        """What ends the steps that it scores; None for a model of whole completions."""
+        found = _settings(self.base).get("separators")
+        return None if found is None else tuple(found)
+
     def took_update(self) -> None:
         """An update of this model is none of the policy: its version stays."""
 
@@ -112,8 +120,11 @@ def _hidden(model: RewardModel, rows: GroupRows) -> Float[Tensor, "slot hidden"]
     return hidden.flatten(0, 1)
 
 
-def reward_model_from(policy: Policy, *, seed: int, end_token_id: int | None) -> RewardModel:
-    """A reward model with the policy's weights, which stay as they are, and a fresh head.
+def reward_model_from(
+    policy: Policy, *, seed: int, end_token_id: int | None, separators: Sequence[str] | None = None
+) -> RewardModel:
+    """A reward model with the policy's weights, which stay as they are, and a fresh head; with `separators` one of the
+    steps that these end.
 
     Head weights are normal with standard deviation 1/sqrt(hidden size + 1), and the bias 0 (Stiennon et al., arXiv
     2009.01325; spec E.1). Adapters are merged into the copy. fp32; torch's random state is left as it was.
@@ -125,7 +136,8 @@ def reward_model_from(policy: Policy, *, seed: int, end_token_id: int | None) ->
     config = copy.deepcopy(base.config)
     config.num_labels = 1
     config.pad_token_id = _pad_token_id(policy.tokenizer, config)
-    setattr(config, SETTINGS, {"bias": 0.0, "end_token_id": end_token_id})
+    own: dict[str, Any] = {"bias": 0.0, "end_token_id": end_token_id}
+    setattr(config, SETTINGS, own if separators is None else {**own, "separators": list(separators)})
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa")

@@ -44,7 +44,8 @@ from outscore.objectives.preferences import (
     preference_metrics,
     ranked_pairs,
 )
-from outscore.objectives.presets import PRESETS, Preset
+from outscore.objectives.preset import Preset
+from outscore.objectives.presets import PRESETS
 from outscore.objectives.ratios import (
     RatioLevel,
     completion_sums,
@@ -62,7 +63,17 @@ from outscore.objectives.returns import (
     token_rewards,
     whiten,
 )
-from outscore.objectives.reward_models import calibration_error, normalisation, rating_loss, reward_model_loss
+from outscore.objectives.reward_models import (
+    calibration_error,
+    label_accuracy,
+    label_calibration_error,
+    label_loss,
+    label_losses,
+    normalisation,
+    rating_loss,
+    reward_model_loss,
+)
+from outscore.objectives.selection import best_is_right, mean_over_blocks, vote_is_right
 from outscore.objectives.shaping import overlong_penalty
 from outscore.objectives.surrogates import (
     Surrogate,
@@ -102,6 +113,7 @@ __all__ = [
     "ascend_populations",
     "batch_advantages",
     "batch_returns",
+    "best_is_right",
     "bootstrap_interval",
     "calibration_error",
     "capped_weights",
@@ -120,12 +132,17 @@ __all__ = [
     "is_zero_variance",
     "kl_estimate",
     "kl_per_completion",
+    "label_accuracy",
+    "label_calibration_error",
+    "label_loss",
+    "label_losses",
     "length_adaptive_lambda",
     "log_likelihood",
     "log_ratio",
     "maj_at_k",
     "masked_importance_weights",
     "mean_interval",
+    "mean_over_blocks",
     "normalisation",
     "overlong_penalty",
     "pair_accuracy",
@@ -151,6 +168,7 @@ __all__ = [
     "trade_off",
     "truncated_importance_weights",
     "tv_masked_tokens",
+    "vote_is_right",
     "whiten",
     "wilson_interval",
 ]

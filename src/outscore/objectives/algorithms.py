@@ -8,29 +8,37 @@ from typing import Any, Literal, get_args
 from outscore.inputs import nearest
 from outscore.objectives.advantages import Baseline, Scale
 from outscore.objectives.aggregation import Aggregation
+from outscore.objectives.cell_checks import (
+    PAIRWISE,
+    POINTWISE,
+    check_demonstrations,
+    check_labels,
+    check_number,
+    check_preferences,
+    check_together,
+)
 from outscore.objectives.critic_cells import check_critic
 from outscore.objectives.kl import KlEstimator, KlPlace, KlTarget
-from outscore.objectives.preferences import PairLoss, PairObjective
+from outscore.objectives.preferences import PairObjective
 from outscore.objectives.presets import PRESETS
 from outscore.objectives.ratios import KlLevel, MismatchLevel, MismatchMode, RatioLevel
 from outscore.objectives.surrogates import Surrogate
 
-Source = Literal["texts", "demonstrations", "samples", "policy", "preferences"]
+Source = Literal["texts", "demonstrations", "samples", "policy", "preferences", "labels"]
 """Where completions come from: a data set of responses, samples of the model as a stage finds it, samples of the policy
-as it is trained, or a data set of ranked responses."""
+as it is trained, a data set of ranked responses, or one of responses, or their steps, with a number each."""
 Trained = Literal["policy", "reward_model"]
 """Which model an update moves."""
 Supervision = Literal["outcome", "process"]
 """Whether a completion has one reward, or one for each of its steps."""
-RewardKind = Literal["total", "parts", "correct"]
-"""Which reward is compared: the weighted total, each reward alone (GDPO), or whether the answer is right, 1 or 0."""
 BatchNorm = Literal["none", "completions", "tokens", "whiten"]
 """Whether advantages are shifted and divided by mean and standard deviation of the batch's, and over what; `whiten` is
 over tokens, as in PPO: with 1e-8 under the root."""
+RewardKind = Literal["total", "parts", "correct", "none"]
+"""Which reward is compared: the weighted total, each reward alone (GDPO), whether the answer is right, 1 or 0, or none,
+so that the penalty alone teaches."""
 RatioBase = Literal["anchor", "sampler"]
 """What the policy is divided by: the trainer's policy when the update began, or what the tokens were drawn with."""
-PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
-"""The surrogates that compare two completions whose order is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,6 +141,11 @@ class Algorithm:
         return self.kl_coef > 0.0 and self.kl_to == "reference"
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether the log-probs of another model enter the objective."""
+        return self.kl_coef > 0.0 and self.kl_to == "teacher"
+
+    @property
     def needs_anchor(self) -> bool:
         """Whether the policy before a step's updates enters the objective, so that several updates must remember it."""
         pulls = self.kl_coef > 0.0 and self.kl_to == "anchor"
@@ -152,7 +165,7 @@ class Algorithm:
     @property
     def is_off_policy(self) -> bool:
         """Whether the surrogate itself has policy / base in it, times an advantage."""
-        return self.surrogate != "log_likelihood" and not self.is_pairwise
+        return self.surrogate not in ("log_likelihood", *PAIRWISE, *POINTWISE)
 
     @property
     def needs_whole_completions(self) -> bool:
@@ -215,37 +228,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "mismatch_level": get_args(MismatchLevel),
 }
 
-_OF_DEMONSTRATIONS = {
-    "surrogate": "log_likelihood",
-    "kl_place": "loss",
-    "kl_to": "reference",
-    "kl_weighted": False,
-    "supervision": "outcome",
-    "reward": "total",
-    "batch_norm": "none",
-    "zero_negative": False,
-    "stale_threshold": None,
-}
-"""The only choice of these cells where nothing is sampled."""
-
-_EXCLUDED: tuple[tuple[tuple[str, str], tuple[str, str], str], ...] = (
-    (("supervision", "process"), ("reward", "parts"), "steps are those of the total; use reward='total'"),
-    (("supervision", "process"), ("reward", "correct"), "steps are those of the total; use reward='total'"),
-    (("supervision", "process"), ("baseline", "leave_one_out"), "a step's pool is the group's; use 'group_mean'"),
-    (("supervision", "process"), ("scale", "batch_std"), "use batch_norm='tokens', or scale='population_std'"),
-    (("supervision", "process"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
-    (("reward", "parts"), ("scale", "batch_std"), "each part is normalised in its group; use 'population_std'"),
-    (("reward", "parts"), ("kl_place", "reward"), "the parts are compared each alone; use kl_place='loss'"),
-    (("kl_place", "token_reward"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
-    (("kl_place", "token_reward"), ("kl_level", "sequence"), "each token pays its own KL; use kl_level='token'"),
-    (("kl_to", "anchor"), ("kl_place", "reward"), "before the update the two are one; use kl_place='loss'"),
-    (("kl_to", "anchor"), ("kl_place", "token_reward"), "before the update the two are one; use kl_place='loss'"),
-    (("surrogate", "tv_masked"), ("ratio_level", "sequence"), "it compares probabilities of tokens; use 'token'"),
-    (("surrogate", "tv_masked"), ("ratio_level", "sequence_mean"), "it compares probabilities of tokens; use 'token'"),
-    (("surrogate", "tv_masked"), ("ratio_level", "sequence_mean_token"), "it compares tokens; use 'token'"),
-)
-"""Two choices that exclude each other, and why."""
-
 
 def _cells(row: Algorithm) -> dict[str, Any]:
     return {field.name: getattr(row, field.name) for field in fields(row)}
@@ -256,113 +238,44 @@ def _check_cells(cells: Mapping[str, Any]) -> None:
     for key, choices in _CHOICES.items():
         if cells[key] not in choices:
             raise ValueError(f"{key}={cells[key]!r} is not known{nearest(cells[key], choices)}")
-    _check_number("advantage_eps", cells["advantage_eps"], low=0.0)
-    _check_number("clip_low", cells["clip_low"], low=0.0, or_infinite=True)
-    _check_number("clip_high", cells["clip_high"], low=0.0, or_infinite=True)
-    _check_number("kl_coef", cells["kl_coef"], low=0.0)
-    _check_number("entropy_coef", cells["entropy_coef"], low=-math.inf)
+    check_number("advantage_eps", cells["advantage_eps"], low=0.0)
+    check_number("clip_low", cells["clip_low"], low=0.0, or_infinite=True)
+    check_number("clip_high", cells["clip_high"], low=0.0, or_infinite=True)
+    check_number("kl_coef", cells["kl_coef"], low=0.0)
+    check_number("entropy_coef", cells["entropy_coef"], low=-math.inf)
     if cells["mismatch_cap"] is not None:
-        _check_number("mismatch_cap", cells["mismatch_cap"], low=math.ulp(0.0), or_infinite=True)
-    _check_number("mismatch_floor", cells["mismatch_floor"], low=0.0)
+        check_number("mismatch_cap", cells["mismatch_cap"], low=math.ulp(0.0), or_infinite=True)
+    check_number("mismatch_floor", cells["mismatch_floor"], low=0.0)
     for key in ("gate_positive", "gate_negative"):
-        _check_number(key, cells[key], low=math.ulp(0.0))
+        check_number(key, cells[key], low=math.ulp(0.0))
     if cells["stale_threshold"] is not None:
-        _check_number("stale_threshold", cells["stale_threshold"], low=-math.inf)
+        check_number("stale_threshold", cells["stale_threshold"], low=-math.inf)
     check_critic(cells)
     for key in ("zero_negative", "kl_weighted", "whiten_rewards"):
         if not isinstance(cells[key], bool):
             raise ValueError(f"{key}={cells[key]!r}: must be true or false")
-    _check_together(cells)
+    check_together(cells)
     constant = cells["aggregation_constant"]
     if constant is not None and (not isinstance(constant, int) or isinstance(constant, bool) or constant < 1):
         raise ValueError(f"aggregation_constant={constant!r}: must be a whole number of tokens, at least 1")
-    _check_number("label_smoothing", cells["label_smoothing"], low=0.0)
+    check_number("label_smoothing", cells["label_smoothing"], low=0.0)
     if cells["label_smoothing"] >= 0.5:
         raise ValueError(
             f"label_smoothing={cells['label_smoothing']}: must be below 0.5, where preferences say nothing"
         )
     if cells["source"] in ("texts", "demonstrations", "samples"):
-        _check_demonstrations(cells)
-    if cells["trains"] != "policy" and cells["source"] != "preferences":
+        check_demonstrations(cells)
+    if cells["trains"] != "policy" and cells["source"] not in ("preferences", "labels"):
         raise ValueError(f"trains={cells['trains']!r} needs preferences, but source={cells['source']!r}")
-    if cells["source"] == "preferences":
-        _check_preferences(cells)
+    if cells["source"] == "labels":
+        check_labels(cells)
+    elif cells["surrogate"] in POINTWISE:
+        raise ValueError(f"surrogate={cells['surrogate']!r} is of scores, but source={cells['source']!r} has no labels")
+    elif cells["source"] == "preferences":
+        check_preferences(cells)
     elif cells["surrogate"] in PAIRWISE or cells["label_smoothing"]:
         key = "surrogate" if cells["surrogate"] in PAIRWISE else "label_smoothing"
         raise ValueError(f"{key}={cells[key]!r} is about pairs, but source={cells['source']!r} has no preferences")
-
-
-def _check_together(cells: Mapping[str, Any]) -> None:
-    """ValueError for two cells that exclude each other, or one that has no effect without another."""
-    for (key, choice), (other, excluded), why in _EXCLUDED:
-        if cells[key] == choice and cells[other] == excluded:
-            raise ValueError(f"{key}={choice!r} does not go with {other}={excluded!r}: {why}")
-    floor, cap = cells["mismatch_floor"], cells["mismatch_cap"]
-    if floor > 0.0 and (cap is None or cells["mismatch_mode"] != "mask" or floor > cap):
-        raise ValueError(
-            f"mismatch_floor={floor} bounds a masked weight from below: it needs mismatch_mode='mask' and a "
-            f"mismatch_cap above it, found {cells['mismatch_mode']!r} and {cap}"
-        )
-    if cells["mismatch_mode"] == "mask" and cap is None:
-        raise ValueError("mismatch_mode='mask' has no effect without mismatch_cap; give one, such as 2.0")
-    if cap is not None and cells["ratio_base"] == "sampler" and cells["surrogate"] != "log_likelihood":
-        raise ValueError(
-            f"mismatch_cap={cap} corrects anchor / sampler, which ratio_base='sampler' has in its ratio already; leave "
-            "one of them out"
-        )
-
-
-def _check_demonstrations(cells: Mapping[str, Any]) -> None:
-    """ValueError for a cell that compares completions, or needs a sampler's log-probs or a reward: demonstrations are
-    groups of one and have neither."""
-    for key, only in _OF_DEMONSTRATIONS.items():
-        if cells[key] != only:
-            raise ValueError(
-                f"{key}={cells[key]!r} needs completions sampled from the policy, but source={cells['source']!r}; "
-                f"use {key}={only!r}"
-            )
-    for key in ("baseline", "scale"):
-        if cells[key] != "none":
-            raise ValueError(
-                f"{key}={cells[key]!r} compares the completions of a group, but source={cells['source']!r} has groups "
-                f"of one; use {key}='none'"
-            )
-    if cells["mismatch_cap"] is not None:
-        raise ValueError(
-            f"mismatch_cap={cells['mismatch_cap']} weighs tokens by their sampler's log-probs, which "
-            f"source={cells['source']!r} does not have; leave it out"
-        )
-
-
-def _check_preferences(cells: Mapping[str, Any]) -> None:
-    """ValueError for a cell that means nothing where completions come in a given order."""
-    wanted: dict[str, tuple[Any, ...]] = {
-        **{key: (only,) for key, only in _OF_DEMONSTRATIONS.items()},
-        "surrogate": PAIRWISE,
-        "baseline": ("none",),
-        "scale": ("none",),
-        "ratio_level": ("token",),
-        "aggregation": ("completion_sum", "completion_mean"),
-        "mismatch_cap": (None,),
-    }
-    for key, choices in wanted.items():
-        if cells[key] not in choices:
-            raise ValueError(
-                f"{key}={cells[key]!r} has no meaning where source='preferences'; use {' or '.join(map(repr, choices))}"
-            )
-    if cells["trains"] == "reward_model" and cells["kl_coef"]:
-        raise ValueError(f"kl_coef={cells['kl_coef']}: a reward model has no reference to be near to; leave it at 0")
-    if cells["trains"] == "policy" and not cells["kl_coef"] > 0:
-        raise ValueError(f"kl_coef={cells['kl_coef']}: it is the beta of the loss of preferences, and must be above 0")
-
-
-def _check_number(key: str, value: object, *, low: float, or_infinite: bool = False) -> None:
-    """ValueError unless `value` is a number of at least `low`, and finite unless infinity means something."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{key}={value!r}: must be a number")
-    if not value >= low or (math.isinf(value) and not or_infinite):
-        bound = "" if math.isinf(low) else " and above 0" if 0.0 < low < 1e-300 else f" and at least {low:g}"
-        raise ValueError(f"{key}={value}: must be a number{'' if or_infinite else ', finite'}{bound}")
 
 
 # DeepSeekMath (arXiv 2402.03300) eq. 3, beta as in 4.2. The paper leaves open which standard deviation, its epsilon

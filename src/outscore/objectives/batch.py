@@ -95,7 +95,7 @@ def is_silent(group: GroupRewards, row: Algorithm) -> bool:
 
     What is only compared with the rest of the batch, or with what a critic expects, is never silent.
     """
-    if row.has_critic or (row.baseline == "none" and row.batch_norm != "none"):
+    if row.has_critic or row.reward == "none" or (row.baseline == "none" and row.batch_norm != "none"):
         return False
     return not bool(_local(group, row).any())
 
@@ -208,6 +208,8 @@ def _local(group: GroupRewards, row: Algorithm) -> Tensor:
             eps=row.advantage_eps,
             valid=group.valid,
         )
+    if row.reward == "none":
+        return torch.zeros_like(group.rewards, dtype=torch.float64)
     if row.reward == "parts":
         return part_advantages(group, row).double()
     return group_advantages(

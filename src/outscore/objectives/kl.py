@@ -33,8 +33,9 @@ KlEstimator = Literal["k1", "k2", "k3"]
 KlPlace = Literal["loss", "reward", "token_reward"]
 """Whether the penalty is a term of the loss, is taken off the reward before advantages are computed, or off the
 advantage of each token, which pays for itself and for the tokens after it (PPO's per-token reward; REINFORCE++)."""
-KlTarget = Literal["reference", "anchor"]
-"""Whom the penalty keeps the policy near: the reference, or where the update began (Kimi k1.5)."""
+KlTarget = Literal["reference", "anchor", "teacher"]
+"""Whom the penalty keeps the policy near: the reference, where the update began (Kimi k1.5), or another model, which it
+is to become like."""
 
 
 def kl_estimate(ref_log_ratio: Float[Tensor, " *shape"], *, estimator: KlEstimator) -> Float[Tensor, " *shape"]:

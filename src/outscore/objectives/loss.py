@@ -120,6 +120,8 @@ def policy_loss(
     of whole completions (`needs_whole_completions`), one must lie whole in one micro-batch, and so must both of a pair;
     `pairs` are those of the whole batch.
 
+    `ref_logprobs` are those of the reference, or where `kl_to` is "teacher" of the teacher.
+
     `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
     exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
     algorithm uses them. Half precision is raised to float32 first. Raises ValueError when something required is
@@ -196,7 +198,7 @@ def _parts(policy: Tensor, tokens: _Tokens, row: Algorithm) -> dict[str, Tensor]
         gain = gain.masked_fill(_stale(policy, tokens, row, row.stale_threshold), 0.0)
     parts = {"policy": -(tokens.weights * gain).sum()}
     if row.penalises_kl:
-        target = tokens.ref if row.kl_to == "reference" else tokens.anchor
+        target = tokens.anchor if row.kl_to == "anchor" else tokens.ref
         assert target is not None
         estimate = kl_estimate(tokens.log_ratio(policy, target, row.kl_level), estimator=row.kl_estimator)
         if row.kl_weighted:
@@ -301,7 +303,8 @@ def _metrics(
         # The completions are nobody's samples; were they the reference's, this would be KL(reference || policy).
         per_token["forward_kl"] = kl_estimate(tokens.ref - policy, estimator="k3")
     elif tokens.ref is not None:
-        per_token["ref_kl"] = kl_estimate(policy - tokens.ref, estimator="k3")
+        whose = "teacher_kl" if row.needs_teacher else "ref_kl"
+        per_token[whose] = kl_estimate(policy - tokens.ref, estimator="k3")
     if tokens.sampler is not None:
         per_token["sampler_kl"] = kl_estimate(tokens.sampler - tokens.anchor, estimator="k3")
         maxima["mismatch_max"] = _largest((tokens.sampler - tokens.anchor).abs())
@@ -331,11 +334,12 @@ def _check_inputs(
 ) -> None:
     """ValueError naming what the algorithm uses and was not given."""
     compares = row.is_off_policy or row.stale_threshold is not None
+    needs_ref = row.needs_reference or row.needs_teacher
     samples = f"ratio_base={row.ratio_base!r}" if row.mismatch_cap is None else f"mismatch_cap={row.mismatch_cap}"
     required = {
         "advantages": (advantages, compares, f"surrogate={row.surrogate!r}"),
         "sampler_logprobs": (sampler, row.needs_sampler, samples),
-        "ref_logprobs": (ref, row.needs_reference and row.kl_place == "loss", f"kl_coef={row.kl_coef}"),
+        "ref_logprobs": (ref, row.kl_place == "loss" and needs_ref, f"kl_coef={row.kl_coef}"),
         "pairs": (pairs, row.is_pairwise, f"surrogate={row.surrogate!r}"),
         "entropy": (entropy, row.entropy_coef != 0.0, f"entropy_coef={row.entropy_coef}"),
     }

@@ -1,4 +1,5 @@
-"""What a reward model learns from, and how sure of itself it may be: Bradley-Terry on pairs, squares on ratings.
+"""What a reward model learns from, and how sure of itself it may be: Bradley-Terry on pairs, cross-entropy on chances,
+squares on ratings.
 
 A score is defined by preferences up to a number that is added to all of them, so only differences enter the loss of
 pairs; `normalisation` chooses that number, and the scale, afterwards.
@@ -7,9 +8,11 @@ pairs; `normalisation` chooses that number, and the scale, afterwards.
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import PairObjective, Pairs, pair_accuracy, pair_losses
+from outscore.objectives.surrogates import PointLoss
 
 
 def reward_model_loss(
@@ -68,6 +71,64 @@ def rating_loss(
 ) -> Float[Tensor, ""]:
     """Sum of squared errors over the completions here, divided by how many the whole batch has."""
     return (scores - ratings).square().sum() / num_completions
+
+
+def label_losses(
+    scores: Float[Tensor, " label"], labels: Float[Tensor, " label"], kind: PointLoss
+) -> Float[Tensor, " label"]:
+    """The loss of each score: with `cross_entropy` -y log sigma(s) - (1 - y) log sigma(-s), where the label y is the
+    chance in [0, 1] that a step is right (Math-Shepherd, arXiv 2312.08935, eq. 3, hard or soft); with `squared_error`
+    (s - y)^2."""
+    if kind == "squared_error":
+        return (scores - labels).square()
+    return binary_cross_entropy_with_logits(scores, labels, reduction="none")
+
+
+def label_loss(
+    scores: Float[Tensor, " label"], labels: Float[Tensor, " label"], kind: PointLoss, *, num_labels: int
+) -> LossTerms:
+    """Sum of the losses of a micro-batch's scores, divided by how many labels the whole batch has.
+
+    The coefficients are -d loss / d score: for `cross_entropy` (y - sigma(s)) / num_labels. Metrics are means over the
+    labels here; `label_accuracy` is over those that are not 1/2.
+    """
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    labels = labels.to(scores)
+    loss = label_losses(scores, labels, kind).sum() / num_labels
+    with torch.no_grad():
+        now = scores.detach()
+        slopes = 2.0 * (labels - now) if kind == "squared_error" else labels - torch.sigmoid(now)
+        means = {"score": now, "label": labels}
+        if kind == "cross_entropy":
+            means["label_accuracy"] = label_accuracy(now, labels)
+        return LossTerms(
+            loss=loss,
+            coefficients=slopes / num_labels,
+            parts={"labels": loss.detach()},
+            means={name: (value.sum(), value.numel()) for name, value in means.items()},
+            maxima={},
+        )
+
+
+def label_accuracy(scores: Float[Tensor, " label"], labels: Float[Tensor, " label"]) -> Float[Tensor, " some"]:
+    """1 for each log-odds that is on its label's side of 1/2, 0 for others, 1/2 for a score of 0; labels of 1/2, which
+    have no side, are left out."""
+    sided = labels != 0.5
+    towards = (scores * (labels - 0.5).sign())[sided]
+    return (towards > 0).to(scores.dtype) + 0.5 * (towards == 0).to(scores.dtype)
+
+
+def label_calibration_error(
+    chances: Float[Tensor, " label"], labels: Float[Tensor, " label"], *, num_bins: int = 10
+) -> float:
+    """The expected calibration error of predicted chances: they are put into bins of equal width in [0, 1], and the
+    error is the mean over labels of |mean label - mean chance| of their bin. Raises ValueError for no label."""
+    if not chances.numel():
+        raise ValueError("calibration needs at least one label")
+    p, y = chances.detach().double(), labels.detach().double()
+    bins = (p * num_bins).long().clamp(max=num_bins - 1)
+    gaps = torch.zeros(num_bins, dtype=torch.float64, device=p.device).index_add(0, bins, y - p)
+    return float(gaps.abs().sum() / p.numel())
 
 
 def normalisation(scores: Float[Tensor, " completion"]) -> tuple[float, float]:

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-HEADLINES = ("greedy", "pass@1", "accuracy", "reward", "preference_accuracy", "likelihood_accuracy", "text_logprob")
+HEADLINES = (
+    *("greedy", "pass@1", "accuracy", "reward", "preference_accuracy", "likelihood_accuracy"),
+    *("label_accuracy", "explained", "text_logprob"),
+)
 """Which metric ranks evaluations when nobody says: the first of these that is there."""
 
 

@@ -120,8 +120,6 @@ class Reward:
     where: Mapping[str, Any] = field(default_factory=dict)
     """Data column -> the value, or the values, of the problems it is for; it does not apply to others, and never sees
     their completions."""
-    stage: str = ""
-    """The stage of the same run whose model it asks; the run tells the function where that is (`located`)."""
     origin: tuple[Mapping[str, Any], Path] | None = None
     """What `make_reward` built it from, if that names it: how it is found again in another process."""
 

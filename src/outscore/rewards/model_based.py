@@ -8,7 +8,7 @@ import torch
 
 from outscore.model.heads import RewardModel, completion_scores, is_reward_model, load_reward_model
 from outscore.model.load import encode
-from outscore.model.rows import TrainingGroup, flat_starts, separate_rows, split_groups
+from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
 from outscore.records import Completion
 from outscore.rewards.contract import Part, shown_part
 
@@ -24,7 +24,8 @@ class ModelScorer:
     of text.
 
     Args:
-        directory: where the model is; None where that is said later, by `located`.
+        directory: where the model is; None where a stage of the run is to train it, and `locate` will say.
+        stage: the name of that stage.
         part: whether it reads whole completions or what follows their chain of thought.
         token_budget: tokens scored at once.
         trust_remote_code: let the model's directory run its own Python code.
@@ -34,19 +35,22 @@ class ModelScorer:
         self,
         directory: Path | None,
         *,
+        stage: str = "",
         part: Part = "all",
         token_budget: int = TOKEN_BUDGET,
         trust_remote_code: bool = False,
     ) -> None:
         self.directory = directory
+        self.stage = stage
         self._part: Part = part
         self._token_budget = token_budget
         self._trust = trust_remote_code
         self._model: RewardModel | None = None
 
-    def located(self, directory: Path) -> None:
-        """Take the model from this directory."""
-        self.directory, self._model = directory, None
+    def locate(self, directory: Path) -> None:
+        """Take the model from here, from now on."""
+        if directory != self.directory:
+            self.directory, self._model = directory, None
 
     def __call__(
         self, *, prompts: Sequence[Any], completions: Sequence[Any], rendered_prompts: Sequence[str]
@@ -70,7 +74,7 @@ class ModelScorer:
 
     def _found(self) -> Path:
         if self.directory is None:
-            raise ValueError("the stage whose reward model this is has not been trained")
+            raise ValueError(f"the reward model of stage {self.stage!r} is asked for before that stage has run")
         return self.directory
 
     def _read(self, prompt: Any) -> str:
@@ -79,20 +83,37 @@ class ModelScorer:
         template = self.model.tokenizer.apply_chat_template
         return str(template(prompt, tokenize=False, add_generation_prompt=True))
 
-    @torch.no_grad()
     def _scores(self, texts: Sequence[tuple[str, str]]) -> list[float]:
         model = self.model
-        end = () if model.end_token_id is None else (model.end_token_id,)
-        groups = []
-        for number, (prompt, text) in enumerate(texts):
-            ids = (*encode(model.tokenizer, text), *end)
-            completion = Completion(token_ids=ids, text=text, counts=(True,) * len(ids))
-            prompt_ids = tuple(encode(model.tokenizer, prompt))
-            groups.append(TrainingGroup(prompt_ids=prompt_ids, completions=(completion,), completion_index=(number,)))
-        starts = flat_starts([group.completions[0] for group in groups])
-        scores = torch.zeros(len(texts))
-        for micro in split_groups(groups, self._token_budget):
-            rows = separate_rows(micro, starts, model.device)
-            scores[rows.ended.cpu()] = completion_scores(model, rows).float().cpu()
-        found: list[float] = scores.tolist()
-        return found
+        read = [(tuple(encode(model.tokenizer, prompt)), closed(model, text)) for prompt, text in texts]
+        return beginning_scores(model, [(prompt, [ids]) for prompt, ids in read], self._token_budget)
+
+
+def closed(model: RewardModel, text: str) -> tuple[int, ...]:
+    """The tokens of a text with the model's end token."""
+    end = () if model.end_token_id is None else (model.end_token_id,)
+    return (*encode(model.tokenizer, text), *end)
+
+
+@torch.no_grad()
+def beginning_scores(
+    model: RewardModel, given: Sequence[tuple[tuple[int, ...], Sequence[tuple[int, ...]]]], token_budget: int
+) -> list[float]:
+    """A score for each of the token sequences that answer each prompt, in order; up to `token_budget` tokens at a
+    time. Sequences that are beginnings of others cost nothing where the model takes group rows."""
+    groups: list[TrainingGroup] = []
+    completions: list[Completion] = []
+    for prompt_ids, answers in given:
+        first = len(completions)
+        completions += [Completion(token_ids=ids, text="", counts=(False,) * len(ids)) for ids in answers]
+        numbers = tuple(range(first, len(completions)))
+        own = TrainingGroup(prompt_ids=prompt_ids, completions=tuple(completions[first:]), completion_index=numbers)
+        groups.append(own)
+    starts = flat_starts(completions)
+    scores = torch.zeros(len(completions))
+    build = group_rows if model.layout == "group_rows" else separate_rows
+    for micro in split_groups(groups, token_budget):
+        rows = build(micro, starts, model.device)
+        scores[rows.ended.cpu()] = completion_scores(model, rows).float().cpu()
+    found: list[float] = scores.tolist()
+    return found

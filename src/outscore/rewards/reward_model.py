@@ -1,6 +1,7 @@
-"""A reward model as a reward, which runs in the training process."""
+"""Reward models as rewards, which run in the training process."""
 
 from pathlib import Path
+from typing import Literal
 
 from outscore.rewards.contract import Part, Reward
 
@@ -26,21 +27,50 @@ def reward_model(
     """
     from outscore.rewards.model_based import ModelScorer  # and torch, which worker processes can do without
 
-    if bool(path) == bool(stage):
-        raise ValueError("reward 'reward_model' needs `path`, a model's directory, or `stage`, an earlier one")
-    directory = newest_checkpoint(Path(path).expanduser()) if path else None
-    scorer = ModelScorer(directory, part=part, token_budget=token_budget, trust_remote_code=trust_remote_code)
-    return Reward(name="reward_model", function=scorer, isolate=False, stage=stage)
+    directory = _directory("reward_model", path, stage)
+    scorer = ModelScorer(
+        directory, stage=stage, part=part, token_budget=token_budget, trust_remote_code=trust_remote_code
+    )
+    return Reward(name="reward_model", function=scorer, isolate=False)
 
 
-def newest_checkpoint(path: Path) -> Path:
+def process_reward_model(
+    *,
+    path: str = "",
+    stage: str = "",
+    score: Literal["min", "product", "last", "steps"] = "min",
+    token_budget: int = TOKEN_BUDGET,
+) -> Reward:
+    """What a process reward model, trained by a stage `process-reward-model`, says of a completion: the smallest chance
+    of its steps, their product, the last one, or for process supervision the chance of each step where it ends.
+
+    `path` and `stage` as for `reward_model`. It reads the policy's own tokens, and so needs its tokenizer.
+    """
+    from outscore.rewards.process_model import StepScorer  # and torch, which worker processes can do without
+
+    directory = _directory("process_reward_model", path, stage)
+    scorer = StepScorer(directory, stage=stage, score=score, token_budget=token_budget)
+    return Reward(name="process_reward_model", function=scorer, isolate=False, full=None if score == "steps" else 1.0)
+
+
+def newest_checkpoint(path: Path, reward: str = "reward_model") -> Path:
     """The directory itself, or the newest `step-N` in it; ValueError where neither is a model."""
     if (path / "config.json").is_file():
         return path
     steps = sorted(each.parent for each in path.glob("step-*/config.json"))
     if not steps:
         raise ValueError(
-            f"reward 'reward_model': path = {str(path)!r} is no model's directory (it has no config.json) and holds no "
+            f"reward {reward!r}: path = {str(path)!r} is no model's directory (it has no config.json) and holds no "
             "checkpoint step-N; give that of a stage, such as runs/NAME/checkpoints/reward-model"
         )
     return steps[-1]
+
+
+def _directory(reward: str, path: str, stage: str) -> Path | None:
+    """Where the model is, if that is known already."""
+    if bool(path) == bool(stage):
+        raise ValueError(
+            f"reward {reward!r}: give either path (a directory) or stage (of this run); path = {path!r}, "
+            f"stage = {stage!r}"
+        )
+    return newest_checkpoint(Path(path).expanduser(), reward) if path else None

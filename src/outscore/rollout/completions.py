@@ -1,8 +1,9 @@
 """What every sampling backend does alike: checking what it is asked for, keying the draws, and making the records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Draft:
     """Its place in the group."""
     key: np.uint64
     """What keys its draws."""
+    limit: int
+    """The most tokens it may have."""
     token_ids: list[int] = field(default_factory=list)
     """The tokens so far."""
     logprobs: list[float] = field(default_factory=list)
@@ -52,18 +55,27 @@ def check_requests(requests: Sequence[SampleRequest], params: SamplingParams, co
                 f"{name} has no tokens; a template that adds a start token gives the model something to read"
             )
         # The last token is never fed back, so it needs no place.
-        if context_length is not None and length + params.max_new_tokens - 1 > context_length:
-            longest = context_length + 1 - params.max_new_tokens
+        limit = token_limit(request, params)
+        if limit < 1:
+            raise ValueError(f"{name}: max_new_tokens must be at least 1, got {limit}")
+        if context_length is not None and length + limit - 1 > context_length:
+            longest = context_length + 1 - limit
             raise ValueError(
-                f"{name}: {length} tokens and max_new_tokens {params.max_new_tokens} exceed the model's context of "
+                f"{name}: {length} tokens and max_new_tokens {limit} exceed the model's context of "
                 f"{context_length}; use prompts of at most {longest} tokens, or lower max_new_tokens"
             )
 
 
-def drafts(requests: Sequence[SampleRequest], *, seed: int, step: int) -> list[Draft]:
+def token_limit(request: SampleRequest, params: SamplingParams) -> int:
+    """The most tokens that a completion of this request may have."""
+    own = request.max_new_tokens
+    return params.max_new_tokens if own is None else min(own, params.max_new_tokens)
+
+
+def drafts(requests: Sequence[SampleRequest], params: SamplingParams, *, seed: int, step: int) -> list[Draft]:
     """Every completion that is asked for, in request and sample order."""
     return [
-        Draft(request=index, sample=sample, key=key)
+        Draft(request=index, sample=sample, key=key, limit=token_limit(request, params))
         for index, request in enumerate(requests)
         for sample, key in enumerate(row_keys(seed, step, request.slot, request.attempt, range(request.num_samples)))
     ]
@@ -98,8 +110,21 @@ def extend(
         draft.logprobs.append(logprob)
         if token_id in policy.stop_token_ids:
             draft.finish = "stop"
-        elif len(draft.token_ids) == params.max_new_tokens:
+        elif len(draft.token_ids) == draft.limit:
             draft.finish = "length"
+        elif params.until and wrote_one_of(params.until, draft.token_ids, policy.tokenizer.decode):
+            draft.finish = "pause"
+
+
+TAIL = 16
+"""Tokens that are read back for a text that may have ended with the last of them."""
+
+
+def wrote_one_of(texts: Sequence[str], token_ids: Sequence[int], decode: Callable[..., Any]) -> bool:
+    """Whether the last token ended one of the texts, which is no longer than `TAIL` tokens."""
+    tail = list(token_ids[-TAIL:])
+    now, before = (decode(ids, skip_special_tokens=True) for ids in (tail, tail[:-1]))
+    return any(now.count(text) > before.count(text) for text in texts)
 
 
 def completed(row: Draft, policy: Policy) -> SampledCompletion:

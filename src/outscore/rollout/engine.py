@@ -60,7 +60,7 @@ class GroupEngine:
         """See `Sampler.sample`."""
         check_requests(requests, params, self.policy.context_length)
         with torch.inference_mode(), self.policy.evaluating(), turned_round(self.policy.model):
-            rollout = _Rollout(self, requests, params, drafts(requests, seed=seed, step=step), on_finished)
+            rollout = _Rollout(self, requests, params, drafts(requests, params, seed=seed, step=step), on_finished)
             while rollout.waiting or rollout.rows:
                 if rollout.waiting and rollout.num_live < self.max_rows:
                     rollout.admit()

@@ -25,6 +25,8 @@ def check_params(params: SamplingParams) -> None:
         raise ValueError(f"max_new_tokens: must be at least 1, got {params.max_new_tokens}")
     if not (params.temperature >= 0 and math.isfinite(params.temperature)):
         raise ValueError(f"temperature: must be 0 (greedy) or a positive number, got {params.temperature}")
+    if not all(params.until):
+        raise ValueError("until: a text of no length is always written; leave it out")
     if params.top_k < 0:
         raise ValueError(f"top_k: must be 0 (keep all) or the number of tokens to keep, got {params.top_k}")
     if not 0 < params.top_p <= 1:

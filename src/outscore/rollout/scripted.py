@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from outscore.records import Completion, Prompt, SampledCompletion, SampledGroup, SampleRequest, SamplingParams
-from outscore.rollout.completions import check_requests, groups
+from outscore.rollout.completions import check_requests, groups, token_limit, wrote_one_of
 from outscore.rollout.protocol import OnFinished
 
 
@@ -66,7 +66,7 @@ class ScriptedSampler:
         finished: dict[tuple[int, int], SampledCompletion] = {}
         for index, request in enumerate(requests):
             for sample in range(request.num_samples):
-                completion = finished[index, sample] = self._completion(request.prompt, sample, params)
+                completion = finished[index, sample] = self._completion(request, sample, params)
                 if on_finished is not None:
                     on_finished(index, sample, completion)
         return groups(requests, finished)
@@ -81,12 +81,15 @@ class ScriptedSampler:
             )
         return texts[sample % len(texts)]
 
-    def _completion(self, prompt: Prompt, sample: int, params: SamplingParams) -> SampledCompletion:
+    def _completion(self, request: SampleRequest, sample: int, params: SamplingParams) -> SampledCompletion:
         ids = [
-            *self._tokenizer.encode(self._text(prompt, sample), add_special_tokens=False),
+            *self._tokenizer.encode(self._text(request.prompt, sample), add_special_tokens=False),
             self._tokenizer.eos_token_id,
         ]
-        kept = tuple(ids[: params.max_new_tokens])
+        limit = token_limit(request, params)
+        pauses = (t for t in range(len(ids) - 1) if wrote_one_of(params.until, ids[: t + 1], self._tokenizer.decode))
+        waits = next(pauses, limit) if params.until else limit
+        kept = tuple(ids[: min(limit, waits + 1)])
         return SampledCompletion(
             completion=Completion(
                 token_ids=kept,
@@ -94,6 +97,6 @@ class ScriptedSampler:
                 counts=(True,) * len(kept),
             ),
             sampler_logprobs=(self._logprob if params.temperature > 0 else 0.0,) * len(kept),
-            finish="stop" if len(kept) == len(ids) else "length",
+            finish="stop" if len(kept) == len(ids) else "length" if len(kept) == limit else "pause",
             policy_version=self.policy_version,
         )

@@ -43,7 +43,7 @@ class SeparateEngine:
         """See `Sampler.sample`."""
         check_requests(requests, params, self.policy.context_length)
         finished: dict[tuple[int, int], SampledCompletion] = {}
-        rows = drafts(requests, seed=seed, step=step)
+        rows = drafts(requests, params, seed=seed, step=step)
         for index, request in enumerate(requests):
             group = [row for row in rows if row.request == index]
             for start in range(0, len(group), self.max_rows):

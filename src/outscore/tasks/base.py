@@ -8,9 +8,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from outscore.records import (
     Completion,
     Demonstration,
+    LabelledSolution,
     Problem,
     Prompt,
     Ranking,
+    Rating,
     SampledCompletion,
     SampledGroup,
     Score,
@@ -56,6 +58,23 @@ class CorpusTask(Task, Protocol):
 
     def eval_texts(self) -> Sequence[str]:
         """Held-out documents."""
+
+
+@runtime_checkable
+class LabelledTask(Task, Protocol):
+    """A task that also has solutions whose steps are labelled, or responses with ratings."""
+
+    def labelled_solutions(self) -> Sequence[LabelledSolution]:
+        """Solutions to train on; empty where there are none."""
+
+    def eval_labelled_solutions(self) -> Sequence[LabelledSolution]:
+        """Solutions of held-out problems."""
+
+    def train_ratings(self) -> Sequence[Rating]:
+        """Rated responses to train on; empty where there are none."""
+
+    def eval_ratings(self) -> Sequence[Rating]:
+        """Rated responses to held-out problems."""
 
 
 class Scorer(Protocol):

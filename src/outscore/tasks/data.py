@@ -123,6 +123,10 @@ class DataTask:
         """The training rows whose steps are labelled."""
         return [each.feedback for each in self._train if isinstance(each.feedback, LabelledSolution)]
 
+    def eval_labelled_solutions(self) -> Sequence[LabelledSolution]:
+        """Those of held-out problems."""
+        return [each.feedback for each in self._eval if isinstance(each.feedback, LabelledSolution)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:

@@ -101,19 +101,25 @@ def rating_of(row: Row, problem: Problem, response: str, rating: str) -> Rating:
 
 
 def labelled_of(row: Row, problem: Problem, steps: str, labels: str) -> LabelledSolution:
-    """A solution with a label for each step: truth values, or PRM800K's -1, 0 and 1."""
+    """A solution with a label for each step: truth values, PRM800K's -1, 0 and 1 (0 says neither right nor wrong), or,
+    where any of them is no whole number, estimates of the chance that it is right (Math-Shepherd)."""
     texts, values = row.values.get(steps), row.values.get(labels)
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{row.where}: {steps!r} must be a list of texts, one for each step")
     if not isinstance(values, list) or len(values) != len(texts):
         count = len(values) if isinstance(values, list) else f"{values!r}, no list of"
         raise ValueError(f"{row.where}: {len(texts)} steps in {steps!r}, but {count} labels in {labels!r}")
+    estimates = any(isinstance(value, float) for value in values)
     for index, value in enumerate(values):
-        if value not in (-1, 0, 1):
-            raise ValueError(f"{row.where}: {labels!r}[{index}] = {value!r} must be true, false, -1, 0 or 1")
-    # A truth value says right or wrong; PRM800K's 0 is neither.
-    ratings = tuple((1 if value else -1) if isinstance(value, bool) else int(value) for value in values)
-    return LabelledSolution(problem=problem, steps=tuple(texts), labels=ratings)
+        known = value in (-1, 0, 1) or (estimates and _is_number(value) and 0 <= value <= 1)
+        if not known or (estimates and value == -1):
+            due = "a number from 0 to 1" if estimates else "true, false, -1, 0 or 1"
+            raise ValueError(f"{row.where}: {labels!r}[{index}] = {value!r} must be {due}")
+    if estimates or all(isinstance(value, bool) for value in values):
+        chances: list[float | None] = [float(value) for value in values]
+    else:
+        chances = [float(value) if isinstance(value, bool) else {1: 1.0, 0: None, -1: 0.0}[value] for value in values]
+    return LabelledSolution(problem=problem, steps=tuple(texts), labels=tuple(chances))
 
 
 def reply(row: Row, column: str) -> tuple[list[Any], str]:

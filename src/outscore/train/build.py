@@ -12,12 +12,10 @@ from outscore.model.adapters import trainable_parameters
 from outscore.model.heads import RewardModel
 from outscore.records import RankedGroup
 from outscore.report import RunDirectory
-from outscore.rewards import Rewards
-from outscore.rewards.model_based import ModelScorer
-from outscore.rewards.reward_model import newest_checkpoint
 from outscore.rollout import make_sampler
+from outscore.stage_parts import CriticSettings
 from outscore.stages import (
-    CriticSettings,
+    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
@@ -27,6 +25,7 @@ from outscore.stages import (
 )
 from outscore.train.critic import CriticValues, critic_learner, update_both
 from outscore.train.evaluate import Evaluator, Measure
+from outscore.train.label_stage import label_stage, locate_models
 from outscore.train.lineage import weights_of
 from outscore.train.loop import Stage, Updater
 from outscore.train.materials import answer_limit, end_token_id
@@ -38,6 +37,7 @@ from outscore.train.reward_models import RewardModelMeasure, normalise, reward_l
 from outscore.train.setup import Workshop, stage_algorithm
 from outscore.train.sources import DemonstrationSource, RolloutSource, Source
 from outscore.train.step import Learner, Reference, UpdatePlan, update
+from outscore.train.teacher import load_teacher
 from outscore.train.texts import TextMeasure
 
 EVALUATION_ROWS = 256
@@ -55,9 +55,12 @@ def build_stage(
     on from; the policy has its weights already, a reward model has not.
     """
     settings = recipe.stages[index]
-    _locate_models(workshop.materials[index].rewards, run)
+    locate_models(workshop.materials[index].rewards, run)
     if isinstance(settings, RewardModelSettings):
         return _reward_model_stage(recipe, index, settings, workshop, resumed)
+    if isinstance(settings, OutcomeRewardModelSettings):
+        evaluator = partial(_evaluator, recipe, workshop)
+        return label_stage(recipe, index, settings, workshop, evaluator, run=run, resumed=resumed)
     row = stage_algorithm(settings)
     policy = workshop.policy
     masters = workshop.masters
@@ -67,6 +70,7 @@ def build_stage(
         optimizer=make_optimizer(masters.parameters.values(), settings.optimizer),
         reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
         kl_coef=row.kl_coef,
+        teacher=load_teacher(recipe, settings, policy, run) if row.needs_teacher else None,
     )
     plan = UpdatePlan(
         algorithm=row,
@@ -113,13 +117,6 @@ def _with_critic(
         critic_plan=replace(plan, optimizer=optimizer, total_updates=total_updates),
         warmup_updates=critic.warmup_steps * settings.updates_per_step,
     )
-
-
-def _locate_models(rewards: Rewards, run: RunDirectory | None) -> None:
-    """Tell rewards that ask an earlier stage's model where the run keeps it."""
-    for reward in rewards.rewards:
-        if reward.stage and run is not None:
-            cast(ModelScorer, reward.function).located(newest_checkpoint(run.path / "checkpoints" / reward.stage))
 
 
 def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, run: RunDirectory | None) -> Source:

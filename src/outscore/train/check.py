@@ -9,6 +9,7 @@ from outscore.stages import PolicySettings, RejectionSettings, SftSettings
 from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage
+from outscore.train.label_stage import locate_models
 from outscore.train.memory import device_bytes, in_words, stage_memory
 from outscore.train.rejection import RejectionSource
 from outscore.train.setup import Workshop, check_before_loading, prepare, stage_algorithm
@@ -56,7 +57,9 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings += _preference_findings(workshop)
     findings.append(_memory(recipe, workshop))
     for index, stage in enumerate(recipe.stages):
-        if isinstance(stage, PolicySettings) and not any(isinstance(s, PolicySettings) for s in recipe.stages[:index]):
+        first = not any(isinstance(s, PolicySettings) for s in recipe.stages[:index])
+        untrained = locate_models(workshop.materials[index].rewards, None)
+        if isinstance(stage, PolicySettings) and first and not untrained:
             findings += _rollout_findings(recipe, index, workshop)
         if isinstance(stage, RejectionSettings):
             findings.append(_rejection_finding(recipe, index, workshop))

@@ -18,7 +18,7 @@ from outscore.objectives.critic import critic_loss
 from outscore.records import ScoredGroup
 from outscore.report import RunDirectory
 from outscore.rewards.reward_model import newest_checkpoint
-from outscore.stages import POLICY, CriticSettings, OptimizerSettings
+from outscore.stage_parts import POLICY, CriticSettings, OptimizerSettings
 from outscore.train.checkpoint import CRITIC, load_weights
 from outscore.train.optim import make_optimizer
 from outscore.train.sources import plain_batch

@@ -53,6 +53,19 @@ class Judge:
         """For each completion its answer."""
         return [self.extract(drawn.completion.text) for drawn in group.completions]
 
+    def votes(self, group: ScoredGroup) -> tuple[list[str | None], list[bool]]:
+        """For each completion its vote, and whether that is right: a right completion without an answer that could be
+        extracted still casts its vote, under its own text."""
+        verdicts = [bool(verdict) for verdict in self.correct(group)]
+        votes = [
+            drawn.completion.text if answer is None and verdict else answer
+            for answer, verdict, drawn in zip(
+                self.answers(group.sampled), verdicts, group.sampled.completions, strict=True
+            )
+        ]
+        right = {vote for vote, verdict in zip(votes, verdicts, strict=True) if verdict}
+        return votes, [vote in right for vote in votes]
+
 
 class Measure(Protocol):
     """Something else to find out in an evaluation: nothing is sampled for it."""
@@ -161,15 +174,8 @@ class Evaluator:
         }
 
     def _majority(self, group: ScoredGroup) -> float:
-        verdicts = [bool(verdict) for verdict in self.judge.correct(group)]
-        answers = self.judge.answers(group.sampled)
-        # A right completion whose answer cannot be extracted still casts its vote, under its own text.
-        votes = [
-            drawn.completion.text if answer is None and verdict else answer
-            for answer, verdict, drawn in zip(answers, verdicts, group.sampled.completions, strict=True)
-        ]
-        right = {vote for vote, verdict in zip(votes, verdicts, strict=True) if verdict}
-        return maj_at_k(votes, [vote in right for vote in votes], k=self.samples)
+        votes, right = self.judge.votes(group)
+        return maj_at_k(votes, right, k=self.samples)
 
     def _score(self, sampler: Sampler, *, num_samples: int, temperature: float, tell: Tell) -> list[ScoredGroup]:
         requests = [

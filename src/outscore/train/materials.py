@@ -1,27 +1,49 @@
 """What a stage works on: prompts, demonstrations, preferences and rewards, from tasks to tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import Any
 
 from outscore.config import Recipe
 from outscore.model.load import encode, turn_end_id
 from outscore.model.policy import Policy
-from outscore.records import Completion, DemonstrationGroup, Problem, Prompt, RankedGroup, Ranking
-from outscore.rewards import Rewards
+from outscore.model.steps import decoder, join_steps, step_ends
+from outscore.records import (
+    Completion,
+    DemonstrationGroup,
+    LabelledGroup,
+    LabelledSolution,
+    Problem,
+    Prompt,
+    RankedGroup,
+    Ranking,
+    Rating,
+)
+from outscore.rewards import Reward, Rewards
+from outscore.stage_parts import SamplingSettings
 from outscore.stages import (
+    OutcomeRewardModelSettings,
     PreferenceSettings,
+    ProcessRewardModelSettings,
     RejectionSettings,
-    SamplingSettings,
-    SamplingStage,
     SftSettings,
     StageSettings,
     TextSettings,
+    sampling_of,
 )
 from outscore.tasks import RankingTask, Task, render
-from outscore.tasks.base import CorpusTask, question_text
+from outscore.tasks.base import CorpusTask, LabelledTask, question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
+
+
+def _nothing(completions: Sequence[Any]) -> list[float]:
+    return [0.0] * len(completions)
+
+
+NO_REWARD = Reward(name="none", function=_nothing, isolate=False)
+"""What a stage that learns from a teacher alone is scored with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +58,10 @@ class Materials:
     """Preferences to learn from."""
     eval_rankings: Sequence[RankedGroup] = ()
     """Preferences on held-out problems, to see how well it learns."""
+    labelled: Sequence[LabelledGroup] = ()
+    """Completions with labels to learn from."""
+    eval_labelled: Sequence[LabelledGroup] = ()
+    """Those of held-out problems."""
     rewards: Rewards
     """What scores completions."""
     judge: Judge
@@ -45,7 +71,7 @@ class Materials:
     def prompts(self) -> list[Prompt]:
         """The prompts of whatever there is."""
         given = [group.prompt for group in self.demonstrations] + [group.prompt for group in self.rankings]
-        return [*self.train_prompts, *given]
+        return [*self.train_prompts, *given, *(group.prompt for group in self.labelled)]
 
 
 def stage_materials(
@@ -63,7 +89,7 @@ def stage_materials(
     Raises:
         ValueError: if the task has none of what the stage needs, or something does not fit into the model's context.
     """
-    if isinstance(stage, SamplingStage):
+    if sampling_of(stage):
         problems = [each for each in task.train_problems() if question_text(each) not in unseen]
         if not problems:
             raise ValueError(f"task: {task.name} has no training problems")
@@ -75,7 +101,8 @@ def stage_materials(
         given: Sequence[DemonstrationGroup] = ()
         if isinstance(stage, RejectionSettings) and stage.demonstrations:
             given = _apart(demonstration_groups(task, policy, recipe), unseen)
-        return Materials(train_prompts=prompts, demonstrations=given, rewards=rewards, judge=judge)
+        scorers = rewards if rewards.names else Rewards([NO_REWARD])  # a teacher needs none
+        return Materials(train_prompts=prompts, demonstrations=given, rewards=scorers, judge=judge)
     if isinstance(stage, PreferenceSettings):
         rankings = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
         return Materials(
@@ -87,6 +114,8 @@ def stage_materials(
     if isinstance(stage, TextSettings):
         texts = train_texts(task)
         return Materials(demonstrations=text_groups(texts, policy, stage.piece), rewards=rewards, judge=judge)
+    if isinstance(stage, OutcomeRewardModelSettings):
+        return labelled_materials(stage, task, policy, recipe, Materials(rewards=rewards, judge=judge), unseen=unseen)
     assert isinstance(stage, SftSettings)
     groups = demonstration_groups(task, policy, recipe)
     return Materials(demonstrations=_apart(groups, unseen), rewards=rewards, judge=judge)
@@ -131,7 +160,7 @@ def text_groups(texts: Sequence[str], policy: Policy, piece: int) -> list[Demons
 def sampling_limit(recipe: Recipe) -> int:
     """New tokens that every sampled prompt leaves room for: the most that a stage's sampling allows, or sampling's
     default where no stage samples."""
-    allowed = [stage.sampling.max_new_tokens for stage in recipe.stages if isinstance(stage, SamplingStage)]
+    allowed = [sampling.max_new_tokens for stage in recipe.stages if (sampling := sampling_of(stage))]
     return max(allowed, default=SamplingSettings().max_new_tokens)
 
 
@@ -211,6 +240,77 @@ def ranked_groups(rankings: Sequence[Ranking], policy: Policy, recipe: Recipe) -
     for ranking in rankings:
         prompt, completions = answered(ranking.problem, ranking.responses)
         groups.append(RankedGroup(prompt=prompt, completions=tuple(completions), ranks=ranking.ranks))
+    return groups
+
+
+def labelled_materials(
+    stage: OutcomeRewardModelSettings,
+    task: Task,
+    policy: Policy,
+    recipe: Recipe,
+    empty: Materials,
+    *,
+    unseen: set[str],
+) -> Materials:
+    """The task's labelled solutions, or its ratings, as groups to train on and held-out ones.
+
+    Raises:
+        ValueError: if there is none, or one does not fit into the model's context with its prompt.
+    """
+    train: Sequence[LabelledSolution | Rating] = ()
+    held_out: Sequence[LabelledSolution | Rating] = ()
+    of_steps = isinstance(stage, ProcessRewardModelSettings)
+    if isinstance(task, LabelledTask):
+        train = task.labelled_solutions() if of_steps else task.train_ratings()
+        held_out = task.eval_labelled_solutions() if of_steps else task.eval_ratings()
+    kept = [each for each in train if question_text(each.problem) not in unseen]
+    if not kept:
+        wanted = "columns `completions` and `labels`" if of_steps else "a column `expected_reward`"
+        raise ValueError(
+            f"stage `{stage.label}`: task {task.name} has no {'labelled steps' if of_steps else 'ratings'} ({wanted}); "
+            "give it some, or let the stage `sample` the policy"
+        )
+    labelled = partial(labelled_groups, stage, policy=policy, recipe=recipe)
+    shown = held_out[: recipe.evaluation.problems]
+    return replace(empty, labelled=labelled(kept), eval_labelled=labelled(shown))
+
+
+def labelled_groups(
+    stage: OutcomeRewardModelSettings, given: Sequence[LabelledSolution | Rating], *, policy: Policy, recipe: Recipe
+) -> list[LabelledGroup]:
+    """Labelled solutions and ratings as groups, each closed by its end token; a label stands where its step ends.
+
+    Raises:
+        ValueError: if one does not fit into the model's context, two of its steps end in one token, or a rating is no
+            chance where it has to be one.
+    """
+    groups = []
+    answered = partial(_answered, "labelled solution", policy, recipe, cache(partial(end_token_id, policy)))
+    neutral = {"right": 1.0, "wrong": 0.0, "drop": None}
+    decode = decoder(policy.tokenizer)
+    for each in given:
+        if isinstance(each, LabelledSolution):
+            assert isinstance(stage, ProcessRewardModelSettings)
+            steps = join_steps(each.steps, stage.separators)
+            labels = [neutral[stage.neutral] if label is None else label for label in each.labels]
+        else:
+            steps, labels = (each.response,), [each.reward]
+            if stage.cells.get("surrogate") != "squared_error" and not 0 <= each.reward <= 1:
+                raise ValueError(
+                    f"rating {each.problem.id!r} is {each.reward:g}, which is no chance from 0 to 1; regress on it in "
+                    f"stage `{stage.label}` with cells: {{surrogate: squared_error}}"
+                )
+        prompt, [completion] = answered(each.problem, ["".join(steps)])
+        ends = step_ends(steps, completion.token_ids, decode)
+        if len(set(ends)) < len(ends):
+            raise ValueError(
+                f"labelled solution {each.problem.id!r}: two of its {len(steps)} steps end in the same token, so that "
+                f"their labels cannot be told apart; a separator such as '\\n' between them helps: {steps[:3]!r}"
+            )
+        known = [(end, label) for end, label in zip(ends, labels, strict=True) if label is not None]
+        if known:
+            places, values = zip(*known, strict=True)
+            groups.append(LabelledGroup(prompt=prompt, completion=completion, ends=places, labels=values))
     return groups
 
 

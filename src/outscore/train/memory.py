@@ -17,6 +17,7 @@ from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
 from outscore.objectives.algorithms import Algorithm
 from outscore.stages import (
+    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
     RejectionSettings,
@@ -24,6 +25,7 @@ from outscore.stages import (
     SftSettings,
     StageSettings,
     TextSettings,
+    sampling_of,
 )
 from outscore.train.materials import Materials
 from outscore.train.rejection import BLOCK
@@ -119,6 +121,8 @@ def stage_memory(
     if row.has_critic:  # all of it is trained, also where the policy has adapters
         size_of_critic = num_scalar_parameters(policy)
         states["critic"] = sum(state_bytes(size_of_critic, size_of_critic, bytes_per_weight=size).values())
+    if row.needs_teacher:  # as if it were as large as the policy
+        states["teacher"] = sum(parameter.numel() for parameter in policy.model.parameters()) * size
     materials = workshop.materials[index]
     num_tokens = _micro_batch(workshop.policy, materials, stage)
     kept = activation_bytes(shape, num_tokens, bytes_per_value=size, recomputed=recomputed)
@@ -188,6 +192,11 @@ def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> 
             for g in materials.rankings
         ]
         return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
+    if isinstance(stage, OutcomeRewardModelSettings):
+        given = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in materials.labelled]
+        sampled = _longest_prompt(materials) + stage.sample.sampling.max_new_tokens if stage.sample else 0
+        longest = max(*given, sampled, 1)
+        return max(min(stage.token_budget, stage.batch_size * longest), longest)
     if isinstance(stage, RejectionSettings):
         longest = _longest_prompt(materials) + stage.sampling.max_new_tokens
         return max(min(stage.token_budget, stage.batch_size * longest), longest)
@@ -201,12 +210,15 @@ def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> 
 
 
 def _sampled_at_once(materials: Materials, stage: StageSettings) -> int:
-    if not isinstance(stage, SamplingStage):
+    sampling = sampling_of(stage)
+    if sampling is None:
         return 0
     num_prompts = stage.prompts_per_step if isinstance(stage, PolicySettings) else BLOCK
-    rows = min(stage.sampling.max_rows, num_prompts * stage.group_size)
-    prompts = -(-rows // stage.group_size) * _longest_prompt(materials)
-    return prompts + rows * stage.sampling.max_new_tokens
+    size = stage.sample.group_size if isinstance(stage, OutcomeRewardModelSettings) and stage.sample else 1
+    size = stage.group_size if isinstance(stage, SamplingStage) else size
+    rows = min(sampling.max_rows, num_prompts * size)
+    prompts = -(-rows // size) * _longest_prompt(materials)
+    return prompts + rows * sampling.max_new_tokens
 
 
 def _longest_prompt(materials: Materials) -> int:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from outscore.stages import OptimizerSettings
+from outscore.stage_parts import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, update: int, num_updates: int) -> float:

@@ -13,11 +13,14 @@ from outscore.model.heads import RewardModel, completion_scores, load_reward_mod
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import split_groups
+from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
+from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import pair_accuracy, pair_losses
-from outscore.objectives.reward_models import calibration_error, normalisation, reward_model_loss
+from outscore.objectives.reward_models import calibration_error, label_loss, normalisation, reward_model_loss
+from outscore.objectives.surrogates import PointLoss
 from outscore.records import RankedGroup
-from outscore.stages import RewardModelSettings
+from outscore.stages import ProcessRewardModelSettings, StageSettings
 from outscore.train.activity import Tell, tell_nobody
 from outscore.train.checkpoint import load_weights
 from outscore.train.optim import make_optimizer
@@ -28,13 +31,14 @@ REFERENCE_RANKINGS = 256
 """Training rankings whose completions set the scale of the scores."""
 
 
-def reward_learner(policy: Policy, settings: RewardModelSettings, seed: int, end: int, weights: Path | None) -> Learner:
+def reward_learner(policy: Policy, settings: StageSettings, seed: int, end: int, weights: Path | None) -> Learner:
     """A learner whose model is a reward model: a copy of the policy with a fresh head, or what a checkpoint holds.
 
     The policy is left as it is, and its version is the learner's throughout.
     """
     if weights is None:
-        model = reward_model_from(policy, seed=seed, end_token_id=end)
+        separators = settings.separators if isinstance(settings, ProcessRewardModelSettings) else None
+        model = reward_model_from(policy, seed=seed, end_token_id=end, separators=separators)
     else:
         model = load_reward_model(weights, layout=policy.layout)
         torch.nn.Module.to(model.model, policy.device)
@@ -53,27 +57,30 @@ def update_reward_model(
     on_progress: Callable[[float], None] | None = None,
     coefficients: Tensor | None = None,
 ) -> Metrics:
-    """One update on a batch of preferences. Each completion is forwarded once for all its pairs, and every micro-batch
-    divides by the counts of the whole batch. Nothing is asked of log π, so `coefficients` stay 0."""
+    """One update on a batch of preferences or labels. Each completion is forwarded once for all its pairs, and every
+    micro-batch divides by the counts of the whole batch. Nothing is asked of log π, so `coefficients` stay 0."""
     model = cast(RewardModel, learner.policy)
-    assert batch.pairs is not None
     micros = list(split_groups(batch.groups, plan.token_budget, whole=True))
     reported = []
     for done, micro in enumerate(micros, start=1):
         rows = pack(model, micro, batch.starts)
-        terms = reward_model_loss(
-            completion_scores(model, rows),
-            rows.ended,
-            batch.pairs,
-            plan.algorithm.pair_objective,
-            num_completions=len(batch.completions),
-        )
+        terms = _loss(completion_scores(model, rows), rows.ended, batch, plan.algorithm)
         terms.loss.backward()
         learner.masters.gather_gradients()
         reported.append(terms)
         if on_progress:
             on_progress(done / len(micros))
     return take_update(learner, plan, reported)
+
+
+def _loss(scores: Tensor, numbers: Tensor, batch: Batch, row: Algorithm) -> LossTerms:
+    """The share of these scores, of the batch's completions `numbers`, in what the batch is trained on."""
+    total = len(batch.completions)
+    if batch.pairs is not None:
+        return reward_model_loss(scores, numbers, batch.pairs, row.pair_objective, num_completions=total)
+    assert batch.labels is not None
+    kind: PointLoss = "squared_error" if row.surrogate == "squared_error" else "cross_entropy"
+    return label_loss(scores, batch.labels.to(scores.device)[numbers], kind, num_labels=total)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from outscore.config import ModelSettings, Recipe
+from outscore.inputs import nearest
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
 from outscore.model.load import LoadedModel, load_model, stop_token_ids, weights_sha256
@@ -23,8 +24,10 @@ from outscore.records import DemonstrationGroup, Prompt, RankedGroup
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.stages import (
+    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
+    ProcessRewardModelSettings,
     RejectionSettings,
     RewardModelSettings,
     SftSettings,
@@ -32,7 +35,7 @@ from outscore.stages import (
     TextSettings,
 )
 from outscore.tasks import RankingTask, Task, make_task
-from outscore.tasks.base import CorpusTask, question_text
+from outscore.tasks.base import CorpusTask, LabelledTask, question_text
 from outscore.train.evaluate import Judge
 from outscore.train.materials import (
     Materials,
@@ -83,6 +86,8 @@ SOURCES: Mapping[type[StageSettings], Source] = {
     PreferenceSettings: "preferences",
     RejectionSettings: "samples",
     RewardModelSettings: "preferences",
+    OutcomeRewardModelSettings: "labels",
+    ProcessRewardModelSettings: "labels",
 }
 """Where a kind of stage has its completions from; the policy where it is not named."""
 
@@ -151,11 +156,30 @@ def check_before_loading(recipe: Recipe) -> None:
         ImportError: naming the extra that a tracker or LoRA needs.
     """
     stage_plans(recipe)
-    for stage in recipe.stages:
-        stage_algorithm(stage)
+    for place, stage in enumerate(recipe.stages):
+        check_teacher(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
+
+
+def check_teacher(stage: StageSettings, row: Algorithm, before: Sequence[str]) -> None:
+    """ValueError where a stage's teacher is missing, has no effect, or is none of the stages before and no model."""
+    teacher = stage.teacher if isinstance(stage, PolicySettings) else ""
+    if row.needs_teacher and not teacher:
+        raise ValueError(
+            f"stage `{stage.label}`: kl_to = 'teacher' needs `teacher`: an earlier stage, or a model's directory"
+        )
+    if teacher and not row.needs_teacher:
+        raise ValueError(
+            f"stage `{stage.label}`: teacher = {teacher!r} has no effect, because kl_to is {row.kl_to!r} with kl_coef "
+            f"{row.kl_coef:g}; use algorithm: distillation, or cells: {{kl_to: teacher, kl_coef: 1.0}}"
+        )
+    if teacher and teacher not in before and "/" not in teacher and not Path(teacher).exists():
+        raise ValueError(
+            f"stage `{stage.label}`: teacher = {teacher!r} is neither an earlier stage nor a model"
+            f"{nearest(teacher, before)}"
+        )
 
 
 def prepare(
@@ -307,9 +331,13 @@ def _characters(task: Task) -> str:
     problems = [*task.train_problems(), *task.eval_problems()]
     demonstrations = task.demonstrations()
     rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []
+    labelled = [*task.labelled_solutions(), *task.eval_labelled_solutions()] if isinstance(task, LabelledTask) else []
+    rated = [*task.train_ratings(), *task.eval_ratings()] if isinstance(task, LabelledTask) else []
     answered = [*problems, *(d.problem for d in demonstrations), *(r.problem for r in rankings)]
     texts = [p.question for p in answered if isinstance(p.question, str)]
     texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
     texts += [response for ranking in rankings for response in ranking.responses]
     texts += [*task.train_texts(), *task.eval_texts()] if isinstance(task, CorpusTask) else []
+    texts += [rating.response for rating in rated] + [step for each in labelled for step in each.steps]
+    texts += [" \n"] if labelled else []  # what a stage may put between steps
     return "".join(sorted({character for text in texts for character in text}))

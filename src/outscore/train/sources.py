@@ -279,6 +279,11 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
     scores = [score for group in groups for score in group.scores if isinstance(score, Score)]
     lengths = [float(len(drawn.completion.token_ids)) for drawn in completions]
     spreads = [float(rewards[valid].std(correction=0)) for rewards, valid in map(_rewards, groups) if bool(valid.any())]
+    errors = [
+        float(own.std(correction=1)) / len(own) ** 0.5
+        for own in (r[v] for r, v in map(_rewards, groups))
+        if len(own) > 1
+    ]
     total = float(len(completions))
     compared = [group for group in groups if len(group.scores) > 1]
     beginnings = [PrefixCount() for _ in groups]
@@ -289,6 +294,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
         "reward": (sum(score.reward for score in scores), float(len(scores))),
         "reward_std": (sum(spreads), float(len(spreads))),
         "zero_variance": (float(sum(map(_is_flat, compared))), float(len(compared))),
+        "reward_mean_error": (sum(errors), float(len(errors))),
         "replaced_groups": (float(num_replaced), 1.0),
         "completion_length": (sum(lengths), total),
         "distinct_tokens": (float(sum(count.size for count in beginnings)), sum(lengths)),

@@ -20,7 +20,7 @@ from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
 from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
-from outscore.stages import OptimizerSettings
+from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import learning_rate, take_step
 
 Metrics = Mapping[str, tuple[float, float]]
@@ -59,6 +59,8 @@ class Batch:
     """Which completions were liked better than which, where that is what is trained on."""
     critic: CriticTargets | None = None
     """What the critic learns from, where there is one."""
+    labels: Float[Tensor, " completion"] | None = None
+    """What each completion is to be scored, where that is what is trained on."""
 
     @property
     def starts(self) -> list[int]:
@@ -123,6 +125,8 @@ class Learner:
     """The coefficient of a KL in the reward as it stands: the row's, unless it is steered."""
     critic: "Learner | None" = None
     """The critic of a stage that has one, which learns beside the policy."""
+    teacher: Policy | None = None
+    """Whom the policy is to become like, where the algorithm has one; it never changes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +220,8 @@ def update(
     if learner.reference is not None and plan.algorithm.kl_place == "loss":
         with learner.reference.in_place():
             ref = batch_logprobs(learner.policy, batch, live, plan.token_budget)
+    if learner.teacher is not None:
+        ref = batch_logprobs(learner.teacher, batch, live, plan.token_budget)
     moved = (batch.advantages, anchor, batch.sampler_logprobs, ref)
     known = dict(
         zip(

@@ -1,0 +1,93 @@
+"""What stages are put together from: optimizer, sampling, critic; and what a recipe gets where it leaves these out."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from outscore.settings import Settings
+
+LR_SFT, LR_POLICY, LR_LORA_FACTOR, LR_CRITIC_FACTOR = 2e-5, 1e-5, 10.0, 2.0
+"""Peak learning rates where a recipe gives none. SFT of all weights: as Stanford Alpaca and Tulu 2 for 7B. GRPO of all
+weights: DeepSeekMath's 1e-6 is for 7B, and models that a laptop trains want more. LoRA: ten times the rate of all
+weights, for both ("LoRA Without Regret", Schulman et al. 2025; QLoRA's 2e-4 for SFT). A critic: twice the policy's, as
+in VC-PPO (arXiv 2503.01491) and VAPO (arXiv 2504.05118)."""
+WARMUP_SHARE, WARMUP_MOST = 0.05, 10
+"""Warm-up where a recipe gives none: this share of the stage's optimizer steps, at most so many. Adam's second moment
+is an average over few steps at first; Alpaca and Tulu 2 warm up over 3 % of theirs."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its schedule."""
+
+    lr: float = Field(LR_POLICY, gt=0)
+    """Peak learning rate; a recipe that leaves it out gets 2e-5 for SFT, else 1e-5, and ten times that with LoRA."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after warm-up."""
+    warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps of linear warm-up; a recipe that leaves it out gets 5 % of the stage's, at most 10."""
+    final_fraction: float = Field(0.1, ge=0, le=1)
+    """The rate at the end as a fraction of the peak (`linear`, `cosine`)."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+
+
+class SamplingSettings(Settings):
+    """How completions are drawn."""
+
+    max_new_tokens: int = Field(256, ge=1)
+    """Limit on new tokens, the stop token included."""
+    temperature: float = Field(1.0, gt=0)
+    """Divides the logits, when sampling and when training."""
+    top_k: int = Field(0, ge=0)
+    """Keep the k most probable tokens; 0 keeps all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the smallest set of tokens whose probability reaches p."""
+    min_p: float = Field(0.0, ge=0, le=1)
+    """Keep tokens at least this fraction as probable as the most probable."""
+    max_rows: int = Field(256, ge=1)
+    """Completions decoded at the same time. Memory grows with what is different in them."""
+
+
+POLICY = "policy"
+"""What a critic may begin as besides a model's directory and an earlier stage's."""
+
+
+class CriticSettings(Settings):
+    """The model that says what a state is worth, trained beside the policy."""
+
+    start: str = POLICY
+    """What it begins as: `policy`, a copy of the policy with a head that says 0; the reward model or critic of an
+    earlier stage, by the stage's name; or the directory of a reward model. These bring their head along."""
+    lr: float = Field(LR_CRITIC_FACTOR * LR_POLICY, gt=0)
+    """Peak learning rate; else its optimizer is the stage's. A recipe that leaves it out gets twice the policy's,
+    LoRA's factor of ten aside: all weights of a critic are trained."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps at the beginning in which only the critic learns (value pre-training)."""
+
+
+class SolutionSampling(Settings):
+    """Samples of the policy that the stage begins with, to be labelled by whether they are right."""
+
+    num_prompts: int = Field(0, ge=0)
+    """Training problems to sample for; 0 takes all."""
+    group_size: int = Field(4, ge=1)
+    """Solutions of each problem."""
+    sampling: SamplingSettings = SamplingSettings()
+    """How solutions, and their completions from a step on, are drawn."""
+    held_out: float = Field(0.1, ge=0, lt=1)
+    """The share of these problems whose solutions are not trained on, but evaluated on."""
+
+
+class StepSampling(SolutionSampling):
+    """Math-Shepherd's labels: each step of a solution is labelled by how completions from there on end."""
+
+    completions: int = Field(8, ge=1)
+    """Completions from each step, N."""
+    estimate: Literal["soft", "hard"] = "soft"
+    """The label of a step: the share of its completions that are right, or 1 where one of them is."""
