@@ -24,6 +24,13 @@ STUDIES = {
             module="outscore.studies.r1_stages",
             num_seeds=3,
         ),
+        Study(
+            name="every-row",
+            summary="each row that learns from samples, from one SFT checkpoint, with equal numbers of them",
+            source="DeepSeekMath, arXiv 2402.03300, figures 5 and 7; DeepSeek-R1, arXiv 2501.12948, appendix",
+            module="outscore.studies.every_row",
+            num_seeds=3,
+        ),
     )
 }
 """The studies by name. Rows import nothing heavy: `--help` lists them."""

@@ -1,0 +1,162 @@
+"""The study `every-row`: each row that learns from samples, from one SFT checkpoint, with equal numbers of them.
+
+One run for a seed: SFT on demonstrations of arithmetic, and then a stage for each row that starts from there. All have
+the demo's model, its rewards, `STEPS` steps of `PROMPTS` problems times `GROUP_SIZE` samples, one learning rate and no
+KL but what a row is about. So the figures say what a row does under the demo's settings, not what it could under its
+own. Seeds 0, 1, 2, … and the budget were fixed before the first run, and every run is in the table.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from outscore.objectives.algorithms import ALGORITHMS
+from outscore.report import Evaluation
+from outscore.studies.r1_stages import interval
+from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
+from outscore.train.run import run_recipe
+
+STEPS, PROMPTS, GROUP_SIZE = 40, 32, 8
+LR = 2e-4
+RFT_STEPS, RFT_BATCH, RFT_LR = 60, 64, 5e-4
+"""Rejection sampling draws as many samples as the others, all at once, and imitates those that are right."""
+SAMPLES = 8
+MEASURES = ("pass@1", f"maj@{SAMPLES}", f"pass@{SAMPLES}", "greedy")
+START = "sft"
+
+Table = Mapping[str, Mapping[str, Sequence[float]]]
+"""Row -> measure -> its value for each seed."""
+
+
+def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+    """One run for each seed, and their evaluations together."""
+    found: list[Sequence[Evaluation]] = []
+    with TemporaryDirectory() as folder:
+        for seed in range(num_seeds):
+            progress(f"seed {seed}", seed, num_seeds)
+            found.append(run_recipe(recipe(seed), Path(folder) / str(seed)).evaluations)
+    progress("done", num_seeds, num_seeds)
+    table = collected(found)
+    return StudyResult(
+        settings={"study": "every-row", "steps": STEPS, "samples": STEPS * PROMPTS * GROUP_SIZE, "seeds": num_seeds},
+        summary=[_row(name, measures) for name, measures in table.items()],
+        curves=[
+            {"row": name, "seed": seed, **{measure: values[seed] for measure, values in measures.items()}}
+            for name, measures in table.items()
+            for seed in range(num_seeds)
+        ],
+        claims=claims(table),
+        figures=[_figure(table)],
+        notes=["± is half of a 95 % interval over seeds (Student's t); % of 200 held-out problems."],
+    )
+
+
+def rows() -> list[str]:
+    """The rows compared: all that learn from samples of the policy, but for distillation, which needs a teacher."""
+    return [name for name, row in ALGORITHMS.items() if row.source == "policy" and not row.needs_teacher]
+
+
+def variants() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Stage -> its row and cells: every row, and what single cells change in two of them."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in rows()}
+    found["grpo-without-negatives"] = ("grpo", {"zero_negative": True})
+    found["ppo-lambda-1"] = ("ppo", {"gae_lambda": 1.0})
+    return found
+
+
+def recipe(seed: int) -> dict[str, Any]:
+    """The run of a seed."""
+    sampling = {"max_new_tokens": 32, "max_rows": 512}
+    stages: list[dict[str, Any]] = [
+        {
+            **{"name": START, "algorithm": "sft", "steps": 140, "batch_size": 32},
+            "optimizer": {"lr": 2e-3, "schedule": "cosine", "warmup_steps": 10, "weight_decay": 0.1},
+        },
+        {
+            **{"algorithm": "rft", "start": START, "num_prompts": STEPS * PROMPTS, "group_size": GROUP_SIZE},
+            **{"steps": RFT_STEPS, "batch_size": RFT_BATCH, "sampling": sampling},
+            "optimizer": {"lr": RFT_LR, "schedule": "cosine", "warmup_steps": 5, "weight_decay": 0.1},
+        },
+    ]
+    for name, (row, cells) in variants().items():
+        about_kl = ALGORITHMS[row].kl_coef > 0.0 and row not in ("grpo", "grpo-r1")
+        stages.append(
+            {
+                **{"name": name, "algorithm": row, "start": START, "steps": STEPS, "refills": 0, "overlong_buffer": 0},
+                **{"prompts_per_step": PROMPTS, "group_size": GROUP_SIZE, "token_budget": 16384, "sampling": sampling},
+                "optimizer": {"lr": LR, "schedule": "linear", "warmup_steps": 5, "betas": [0.9, 0.99]},
+                "cells": {**cells, **({} if about_kl else {"kl_coef": 0.0})},
+            }
+        )
+    return {
+        "seed": seed,
+        "model": {"source": "tiny"},
+        "task": {"kind": "arithmetic", "num_train": 4000, "num_eval": 200, "num_demonstrations": 500, "seed": seed},
+        "rewards": [{"name": "format_tags", "weight": 0.4}, "tag_answer"],
+        "stages": stages,
+        "evaluation": {"problems": 200, "samples": SAMPLES},
+    }
+
+
+def collected(found: Sequence[Sequence[Evaluation]]) -> Table:
+    """The measures after SFT and after each row."""
+    names = [START, "rft", *variants()]
+    return {
+        name: {measure: [_after(run, name).metrics[measure] for run in found] for measure in MEASURES} for name in names
+    }
+
+
+def claims(table: Table) -> list[Claim]:
+    """What the sources found, on means over seeds."""
+    said = [
+        ("DeepSeekMath, fig. 5", "online RFT ends above RFT", "rft", "online-rft", "pass@1"),
+        ("DeepSeekMath, 5.2.1", "GRPO above online RFT", "online-rft", "grpo", "pass@1"),
+        ("DeepSeekMath, 5.2.1", "negative advantages help", "grpo-without-negatives", "grpo", "pass@1"),
+        ("DeepSeek-R1, app. A.3", "PPO: lambda 1 above 0.95", "ppo", "ppo-lambda-1", "pass@1"),
+        ("DeepSeekMath, fig. 7", f"RL raises maj@{SAMPLES}", START, "grpo", f"maj@{SAMPLES}"),
+    ]
+    judged = [
+        Claim(
+            where=where,
+            claim=claim,
+            measured=f"{low} {fmean(table[low][name]):.3f}, {high} {fmean(table[high][name]):.3f}",
+            holds=fmean(table[high][name]) > fmean(table[low][name]),
+        )
+        for where, claim, low, high, name in said
+    ]
+    best = f"pass@{SAMPLES}"
+    gained = [after - before for before, after in zip(table[START][best], table["grpo"][best], strict=True)]
+    return [
+        *judged,
+        Claim(
+            where="DeepSeekMath, fig. 7",
+            claim=f"and does not raise {best}",
+            measured=f"{fmean(gained):+.3f} ± {interval(gained):.3f}",
+            holds=fmean(gained) <= interval(gained),
+        ),
+    ]
+
+
+def _row(name: str, measures: Mapping[str, Sequence[float]]) -> Row:
+    return {"row": name, **{k: f"{100 * fmean(v):.1f} ± {100 * interval(v):.1f}" for k, v in measures.items()}}
+
+
+def _after(run: Sequence[Evaluation], stage: str) -> Evaluation:
+    return next(each for each in run if each.label == f"after {stage}")
+
+
+def _figure(table: Table) -> Figure:
+    series = [
+        Series(
+            label=name,
+            x=[0],
+            mean=[fmean(measures["pass@1"])],
+            sem=[stdev(measures["pass@1"]) / math.sqrt(len(measures["pass@1"]))],
+        )
+        for name, measures in table.items()
+    ]
+    panel = Panel(title="pass@1 on held-out problems", x_label="", y_label="share", series=series, kind="bars")
+    return Figure(name="every-row", title="Every row from one checkpoint, with equal samples", panels=[panel])
