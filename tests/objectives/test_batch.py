@@ -99,12 +99,14 @@ def test_the_batchs_statistics_leave_out_what_could_not_be_scored_and_what_is_no
     tokens = whole[0].num_tokens.clone()
     tokens[1] = 0
     costs = torch.cat([whole[0].token_costs[:3], whole[0].token_costs[8:]])
+    values = torch.cat([whole[0].values[:3], whole[0].values[8:]])
     failed = replace(
         whole[0],
         rewards=rewards,
         valid=torch.tensor([True, False, True, True]),
         num_tokens=tokens,
         token_costs=costs,
+        values=values,
     )
     keep = [0, 2, 3]
     without = Worth(
