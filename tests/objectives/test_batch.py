@@ -114,6 +114,7 @@ def test_the_batchs_statistics_leave_out_what_could_not_be_scored_and_what_is_no
         weights=GROUPS[0].weights,
         steps=[GROUPS[0].steps[i] for i in keep],
         costs=[GROUPS[0].costs[i] for i in keep],
+        values=[GROUPS[0].values[i] for i in keep],
     )
     for name in ("grpo", "lite-ppo", "reinforce++", "reinforce++-baseline", "rloo"):
         row = algorithm(name)
