@@ -2,8 +2,9 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from outscore.rewards.judge import Outcome
 from outscore.rewards.loading import make_reward, read_policy, read_settings
 from outscore.rewards.runners import Runner, make_runner
 from outscore.rewards.scoring import Listener, Notices, Part, Scoring
-from outscore.rewards.shaping import Shaper
+from outscore.rewards.shaping import UNCERTAINTY, Shaper
 from outscore.rewards.values import whole
 from outscore.settings import OnFailure, ScoringSettings
 
@@ -137,6 +138,13 @@ class Rewards:
         """What was said and nobody has listened to, the newest last."""
         return tuple(text for text, _ in self._notices.waiting)
 
+    def bind(self, initial: Callable[[], Any] | None) -> None:
+        """Tell rewards that ask the model which the run begins with how to load it; None where it is built from
+        scratch. ValueError from one that cannot do without."""
+        for reward in self.rewards:
+            if reward.bind is not None:
+                reward.bind(initial)
+
     def start(self) -> None:
         """Start the workers of isolated rewards, without waiting for them."""
         for runner in self._runners.values():
@@ -197,15 +205,22 @@ class Rewards:
         return Part(reward=reward, runner=self._runners[reward.name], on_failure=own if given is None else given)
 
     def _combined(self, groups: Sequence[SampledGroup], outcomes: Sequence[Outcome]) -> ScoringResult:
+        ends = list(accumulate(len(group.completions) for group in groups))
+        places = [range(end - len(group.completions), end) for group, end in zip(groups, ends, strict=True)]
+        sound = [[place for place in own if self._failure(outcomes, place) is None] for own in places]
+        parts = [[[outcome.part(place) for outcome in outcomes] for place in own] for own in sound]
+        shaped = self._shaped(parts, [[self._stds(outcomes, place) for place in own] for own in sound])
         scored, group_metrics = [], []
-        first = 0
-        for group in groups:
-            last = first + len(group.completions)
+        for group, own, kept, values in zip(groups, places, sound, shaped, strict=True):
             lengths = [len(drawn.completion.token_ids) for drawn in group.completions]
-            scored.append(ScoredGroup(sampled=group, scores=self._scores(outcomes, range(first, last), lengths)))
-            group_metrics.append(self._group_metrics(outcomes, range(first, last)))
-            first = last
-        columns = {name: list(values) for outcome in outcomes for name, values in outcome.columns.items()}
+            scores = self._scores(outcomes, own, dict(zip(kept, values, strict=True)), lengths)
+            scored.append(ScoredGroup(sampled=group, scores=scores))
+            group_metrics.append(self._group_metrics(outcomes, own))
+        columns = {
+            self._column(name, reward): list(values)
+            for reward, outcome in zip(self.rewards, outcomes, strict=True)
+            for name, values in outcome.columns.items()
+        }
         return ScoringResult(
             groups=scored, group_metrics=group_metrics, logged=_logged(outcomes), extra_columns=columns
         )
@@ -218,25 +233,43 @@ class Rewards:
             if all(outcome.part(place) is None for outcome in counted):
                 raise item.error(", ".join(self.names), NONE_APPLIES + _missing_answer(item))
 
+    def _column(self, name: str, reward: Reward) -> str:
+        """What a column is kept as: every reward may say how unsure it is."""
+        return f"{reward.name}_{name}" if name == UNCERTAINTY else name
+
+    def _stds(self, outcomes: Sequence[Outcome], place: int) -> list[float | None]:
+        """How unsure the rewards are of a completion. ValueError where one is shaped by that and does not say."""
+        stds: list[float | None] = []
+        for reward, outcome in zip(self.rewards, outcomes, strict=True):
+            if UNCERTAINTY not in outcome.columns and reward.shaping.uncertainty and outcome.says_anything:
+                raise ValueError(
+                    f"reward {reward.name!r}: uncertainty = {reward.shaping.uncertainty:g} needs to know how unsure it "
+                    f'is, which it says by log_extra("{UNCERTAINTY}", standard_deviations); it did not'
+                )
+            said = outcome.columns.get(UNCERTAINTY)
+            stds.append(None if said is None or place in outcome.faults else said[place])
+        return stds
+
     def _scores(
-        self, outcomes: Sequence[Outcome], places: range, lengths: Sequence[int]
+        self,
+        outcomes: Sequence[Outcome],
+        places: range,
+        shaped: Mapping[int, Sequence[float | None]],
+        lengths: Sequence[int],
     ) -> tuple[Score | ScoringFailure, ...]:
-        """The scores of one group: the completions at these places, with so many tokens."""
-        failures = [self._failure(outcomes, place) for place in places]
-        sound = [place for place, failure in zip(places, failures, strict=True) if failure is None]
-        parts = {place: [outcome.part(place) for outcome in outcomes] for place in sound}
-        shaped = dict(zip(sound, self._shaped(list(parts.values())), strict=True))
+        """The scores of one group: the completions at these places, with so many tokens; `shaped` are the parts of
+        those without a failure."""
         weights = [reward.weight for reward in self.rewards]
-        totals = dict(zip(sound, group_totals(list(shaped.values()), weights), strict=True))
+        totals = dict(zip(shaped, group_totals(list(shaped.values()), weights), strict=True))
         scores: list[Score | ScoringFailure] = []
-        for place, failure, length in zip(places, failures, lengths, strict=True):
-            total = totals.get(place)
+        for place, length in zip(places, lengths, strict=True):
+            failure, total = self._failure(outcomes, place), totals.get(place)
             if failure is not None:
                 scores.append(failure)
             elif total is None:
                 scores.append(ScoringFailure(reward_name=", ".join(self.names), reason=NONE_APPLIES))
             else:
-                named = dict(zip(self.names, parts[place], strict=True))
+                named = {name: outcome.part(place) for name, outcome in zip(self.names, outcomes, strict=True)}
                 said = [outcome.steps.get(place, ()) for outcome in outcomes]
                 steps = as_earned(said, shaped[place], weights, total=total, num_tokens=length)
                 scores.append(Score(reward=total, parts=named, steps=steps, failures=self._faults(outcomes, place)))
@@ -263,6 +296,9 @@ class Rewards:
             without = float(len(places) - len(applied) - failed)
             metrics[f"{NOT_APPLICABLE}{reward.name}"] = (without, float(len(places)))
             metrics[f"{FAILURES}{reward.name}"] = (float(failed), float(len(places)))
+            if UNCERTAINTY in outcome.columns:
+                stds = [std for place in places if (std := outcome.columns[UNCERTAINTY][place]) is not None]
+                metrics[f"{UNCERTAINTY}/{reward.name}"] = (math.fsum(stds), float(len(stds)))
         return metrics
 
 
