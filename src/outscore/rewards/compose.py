@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from outscore.inputs import nearest
-from outscore.records import SampledGroup, SampleRequest, Score, ScoredGroup, ScoringFailure, StepScore
+from outscore.records import SampledGroup, SampleRequest, Score, ScoredGroup, ScoringFailure
 from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState
 from outscore.rewards.judge import Outcome
 from outscore.rewards.loading import make_reward, read_policy, read_settings
 from outscore.rewards.runners import Runner, make_runner
 from outscore.rewards.scoring import Listener, Notices, Part, Scoring
 from outscore.rewards.shaping import UNCERTAINTY, Shaper
-from outscore.rewards.values import whole
+from outscore.rewards.totals import as_earned, group_totals
 from outscore.settings import OnFailure, ScoringSettings
 
 Metrics = Mapping[str, tuple[float, float]]
@@ -218,7 +218,7 @@ class Rewards:
             group_metrics.append(self._group_metrics(outcomes, own))
         columns = {
             self._column(name, reward): list(values)
-            for reward, outcome in zip(self.rewards, outcomes, strict=True)
+            for reward, outcome in zip(self.rewards, outcomes, strict=False)  # without groups there is no outcome
             for name, values in outcome.columns.items()
         }
         return ScoringResult(
@@ -302,41 +302,6 @@ class Rewards:
         return metrics
 
 
-def as_earned(
-    steps: Sequence[Sequence[StepScore]],
-    values: Sequence[float | None],
-    weights: Sequence[float],
-    *,
-    total: float,
-    num_tokens: int,
-) -> tuple[StepScore, ...]:
-    """The total of a completion as it was earned, in order; () where no reward of nonzero weight has steps.
-
-    A reward whose value is the sum of its steps is paid where they end. What else there is in the total is paid at the
-    last token: rewards without steps, and those whose value shaping has changed.
-
-    Args:
-        steps: the steps that each reward gave; none where it gave no steps.
-        values: the shaped value of each reward.
-        weights: their weights.
-        total: the total.
-        num_tokens: the tokens of the completion.
-    """
-    counted = [each for each in zip(steps, values, weights, strict=True) if each[2]]
-    if not any(own for own, _, _ in counted):
-        return ()
-    earned: dict[int, float] = {}
-    paid: list[float] = []
-    for own, value, weight in counted:
-        if own and value is not None and value == whole(tuple(own)):
-            paid.append(weight * value)
-            for step in own:
-                earned[step.end] = earned.get(step.end, 0.0) + weight * step.reward
-    if len(paid) < len(counted):  # else there is nothing left, not even rounding
-        earned[num_tokens - 1] = earned.get(num_tokens - 1, 0.0) + total - math.fsum(paid)
-    return tuple(StepScore(end=end, reward=value) for end, value in sorted(earned.items()))
-
-
 def part_metrics(groups: Sequence[Metrics]) -> Metrics:
     """The metrics of these groups together; that a reward does not apply, or fails, is named only where that happened.
 
@@ -366,37 +331,8 @@ def _logged(outcomes: Sequence[Outcome]) -> Metrics:
     return metrics
 
 
-def group_totals(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float | None]:
-    """Totals of one group: parts[completion][reward] weighted and summed over the rewards.
-
-    total_i = Σ_k w_k r_ik, where a part that does not apply to completion i counts as the mean of that part over the
-    group's completions it does apply to, and not at all if there are none. It then says nothing for or against the
-    completion: counting it as 0 would punish it (as in TRL), and leaving it out while others have it would, too. None
-    for a completion that no reward of nonzero weight applies to.
-
-    >>> group_totals([[0.5, 1.0], [0.5, 0.0], [0.5, None]], [1.0, 1.0])
-    [1.5, 0.5, 1.0]
-    """
-    neutral = [_mean([row[k] for row in parts]) for k in range(len(weights))]
-    totals: list[float | None] = []
-    for row in parts:
-        applies = any(value is not None and weight for value, weight in zip(row, weights, strict=True))
-        filled = (mean if value is None else value for value, mean in zip(row, neutral, strict=True))
-        total = math.fsum(weight * value for weight, value in zip(weights, filled, strict=True))
-        totals.append(total if applies else None)
-    return totals
-
-
 def _missing_answer(item: Item) -> str:
     """What helps where the reason is that the problem has no gold answer."""
     if item.columns.get("answer") is not None:
         return ""
     return ": its problem has no gold answer; map the gold column with task.answer (or on_reward_failure: exclude)"
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    present = [value for value in values if value is not None]
-    # A mean of equal numbers must be that number: rounding would give a group of equal rewards a spread.
-    if not present or min(present) == max(present):
-        return present[0] if present else 0.0
-    return math.fsum(present) / len(present)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,4 +111,4 @@ class Likelihood:
         for micro in split_groups(groups, self._token_budget):
             packed = pack(micro, starts, model.device)
             found[packed.order.cpu()] = token_logprobs(model, packed).logprobs.double().cpu()
-        return [float(found[first:last].mean()) for first, last in zip(starts, starts[1:], strict=False)]
+        return [float(found[first:last].mean()) for first, last in pairwise(starts)]

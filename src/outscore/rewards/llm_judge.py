@@ -97,8 +97,8 @@ def llm_judge(
     """
     if bool(url) == bool(path) or bool(url) != bool(model):
         raise ValueError(
-            f"reward 'llm_judge': give url and model of an endpoint, or the path of a model, and not both; url = {url!r}, "
-            f"model = {model!r}, path = {path!r}"
+            "reward 'llm_judge': give url and model of an endpoint, or the path of a model, and not both; "
+            f"url = {url!r}, model = {model!r}, path = {path!r}"
         )
     if concurrency < 1 or retries < 0 or seconds <= 0:
         raise ValueError(

@@ -26,7 +26,9 @@ def reward_model(
     if not paths:
         raise ValueError("reward 'reward_model': path = [] names no model; give a directory, or several")
     directories = [newest_checkpoint(Path(each).expanduser()) for each in paths]
-    scorers = [ModelScorer(each, token_budget=token_budget, trust_remote_code=trust_remote_code) for each in directories]
+    scorers = [
+        ModelScorer(each, token_budget=token_budget, trust_remote_code=trust_remote_code) for each in directories
+    ]
     function = scorers[0] if len(scorers) == 1 else Ensemble(scorers)
     return Reward(name="reward_model", function=function, isolate=False)
 

@@ -129,9 +129,7 @@ class Shaper:
                 raise ValueError(f"reward {name!r}: only_if = {shaping.only_if!r} is no other reward{hint}")
             self._gates.append(None if shaping.only_if is None else list(names).index(shaping.only_if))
 
-    def __call__(
-        self, groups: Sequence[Parts], stds: Sequence[Parts] | None = None
-    ) -> list[list[list[float | None]]]:
+    def __call__(self, groups: Sequence[Parts], stds: Sequence[Parts] | None = None) -> list[list[list[float | None]]]:
         """Shaped parts of groups that are scored together; what does not apply stays None.
 
         A gate holds where its reward, before any shaping, has its greatest value, or is above 0 if that is not known;
@@ -155,9 +153,7 @@ class Shaper:
 
     def _row(self, row: Sequence[float | None], stds: Sequence[float | None]) -> list[float | None]:
         """The shaped parts of one completion, before any normalisation."""
-        return [
-            None if value is None else self._single(k, value, stds[k] or 0.0, row) for k, value in enumerate(row)
-        ]
+        return [None if value is None else self._single(k, value, stds[k] or 0.0, row) for k, value in enumerate(row)]
 
     def _single(self, k: int, value: float, std: float, row: Sequence[float | None]) -> float:
         gate = self._gates[k]
