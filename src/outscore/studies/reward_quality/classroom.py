@@ -40,12 +40,12 @@ from outscore.train.sources import Collected, DemonstrationSource, RolloutSource
 from outscore.train.step import Learner, UpdatePlan, update
 
 CHARACTERS = "0123456789+="
-HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 32, 1, 4
+HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 64, 1, 4
 NUM_SHOWN = 40
 """Facts that are demonstrated; the other sixty are met in practice alone."""
-SFT_STEPS, SFT_BATCH, SFT_LR = 60, 20, 5e-3
+SFT_STEPS, SFT_BATCH, SFT_LR = 30, 20, 5e-3
 PROMPTS, GROUP_SIZE, MAX_NEW_TOKENS = 25, 8, 4
-RL_LR = 1e-3
+RL_LR = 2e-3
 TOKEN_BUDGET = 16384
 
 OnStep = Callable[[int, Collected], None]

@@ -17,7 +17,7 @@ from outscore.studies.reward_quality.classroom import NUM_SHOWN, Student, practi
 
 RATES = (0.0, 0.2, 0.4)
 """P(1 | truly 0) = P(0 | truly 1) of each single verdict, independently of all others."""
-STEPS = 80
+STEPS = 60
 MEAN_ONLY = {"scale": "none"}
 """The baseline is the group's mean, and nothing is divided by a deviation (Dr. GRPO's advantage)."""
 
