@@ -9,6 +9,7 @@ from train.building import tiny_policy
 from transformers import AutoModelForSequenceClassification
 
 from outscore.model.heads import SETTINGS, reward_model_from
+from outscore.records import SampledGroup
 from outscore.rewards import Rewards
 from outscore.rewards.model_based import ModelScorer
 from outscore.rewards.reward_model import newest_checkpoint
@@ -72,6 +73,12 @@ def test_a_missing_reward_model_is_said_when_the_recipe_is_read(tmp_path: Path) 
         Rewards([{"name": "reward_model", "path": str(tmp_path / "nothing")}])
 
 
+def rendered(sampled: SampledGroup) -> SampledGroup:
+    """The group with its question as the prompt that was read."""
+    object.__setattr__(sampled.prompt, "text", sampled.prompt.problem.question)
+    return sampled
+
+
 def member(folder: Path, seed: int) -> Path:
     policy = tiny_policy()
     model = reward_model_from(policy, seed=seed, end_token_id=int(policy.tokenizer.eos_token_id))
@@ -83,9 +90,7 @@ def member(folder: Path, seed: int) -> Path:
 def test_an_ensemble_gives_the_mean_and_says_how_far_its_members_differ(tmp_path: Path) -> None:
     paths = [member(tmp_path, seed) for seed in range(3)]
     entry = {"name": "reward_model", "path": [str(path) for path in paths], "uncertainty": 1.5}
-    sampled = group("1", "22", question="1+1=")
-    object.__setattr__(sampled.prompt, "text", "1+1=")
-    result = Rewards([entry]).score([sampled], step=1)
+    result = Rewards([entry]).score([rendered(group("1", "22", question="1+1="))], step=1)
     totals, spreads = [], []
     for text, score in zip(("1", "22"), result.groups[0].scores, strict=True):
         each = [own_score(path, f"1+1={text}") for path in paths]
@@ -101,7 +106,7 @@ def test_an_ensemble_gives_the_mean_and_says_how_far_its_members_differ(tmp_path
 def test_one_model_alone_is_not_unsure(saved: Path) -> None:
     entry = {"name": "reward_model", "path": [str(saved)], "uncertainty": 1.0}
     with pytest.raises(ValueError, match=r"reward 'reward_model': uncertainty = 1 needs to know how unsure it is"):
-        Rewards([entry]).score([group("1", question="1+1=")], step=1)
+        Rewards([entry]).score([rendered(group("1", question="1+1="))], step=1)
 
 
 def test_an_ensemble_of_nothing_is_refused() -> None:

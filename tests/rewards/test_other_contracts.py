@@ -10,7 +10,7 @@ from rewards.building import group, scores
 
 from outscore.rewards import RewardError, Rewards
 
-CHAT = [{"role": "user", "content": "325-28-20="}]
+CHAT = ({"role": "user", "content": "325-28-20="},)
 
 # In TRL's contract: batches, messages where the prompt is messages, columns as lists, None for "does not apply".
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from rewards.building import scores
+from rewards.building import group, scores
 from rewards.test_llm_judge import right_if_277, scripted
 from train.building import tiny_policy
+from transformers import AutoModelForSequenceClassification
 
 from outscore.model.heads import reward_model_from
 from outscore.model.tiny import tiny_model
-from outscore.rewards import BUILTIN_REWARDS
+from outscore.rewards import BUILTIN_REWARDS, Rewards
 from outscore.rewards.sandbox import IsolationError, Sandbox
 
 TAGGED = "<reasoning>\n325-28=297 297-20=277\n</reasoning>\n<answer>\n277\n</answer>\n"
@@ -66,8 +67,10 @@ def check(name: str, options: Mapping[str, Any], good: str, bad: str, problem: M
 @pytest.mark.parametrize(("name", "number"), [(name, n) for name, own in PAIRS.items() for n in range(len(own))])
 def test_good_is_worth_more_than_bad(name: str, number: int) -> None:
     if name.startswith("code_"):
+        box = Sandbox()
         try:
-            Sandbox().check()
+            box.check()
+            box.close()
         except IsolationError as error:
             pytest.skip(str(error))
     check(name, *PAIRS[name][number])
@@ -91,13 +94,19 @@ def test_reward_model(tmp_path: Path) -> None:
     """A head that is fitted to like 5 and not 9 after one sum does so after another."""
     policy = tiny_policy()
     model = reward_model_from(policy, seed=0, end_token_id=None)
-    ids = torch.tensor([policy.tokenizer(text)["input_ids"] for text in ("2+3=5", "2+3=9")])
-    with torch.no_grad():
-        good, bad = model.base.base_model(input_ids=ids).last_hidden_state[:, -1]
-        model.head.weight[0] = good - bad
     model.base.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
-    check("reward_model", {"path": str(tmp_path)}, "5", "9", {"question": "1+4="})
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.tensor([policy.tokenizer(text)["input_ids"] for text in ("2+3=5", "2+3=9")])
+    with torch.no_grad():
+        good, bad = plain.base_model(input_ids=ids).last_hidden_state[:, -1]
+        plain.score.weight[0] = good - bad
+    plain.save_pretrained(tmp_path)
+    sampled = group("5", "9", question="1+4=")
+    object.__setattr__(sampled.prompt, "text", "1+4=")
+    [scored] = Rewards([{"name": "reward_model", "path": str(tmp_path)}]).score([sampled], step=1).groups
+    better, worse = (score.reward for score in scored.scores)  # type: ignore[union-attr]
+    assert better > worse
 
 
 def test_llm_judge() -> None:
