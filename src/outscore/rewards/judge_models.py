@@ -59,9 +59,10 @@ class LocalModel:
         said |= self._answered(asked)
         replies = []
         for text in texts:
-            replies.append(said[text])
-            if isinstance(said[text], Reply):
-                said[text] = Reply(text=said[text].text, num_tokens=0, cached=True)  # type: ignore[union-attr]  # asked above
+            reply = said[text]
+            replies.append(reply)
+            if isinstance(reply, Reply):
+                said[text] = Reply(text=reply.text, num_tokens=0, cached=True)
         return replies
 
     def _answered(self, asked: dict[str, tuple[int, ...]]) -> dict[str, Reply]:

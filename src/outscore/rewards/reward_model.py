@@ -4,7 +4,7 @@ process, where the accelerator is, and their weights are loaded when something i
 from collections.abc import Sequence
 from pathlib import Path
 
-from outscore.rewards.contract import Reward
+from outscore.rewards.contract import Reward, RewardFunction
 
 TOKEN_BUDGET = 16384
 """Tokens scored at once."""
@@ -29,7 +29,7 @@ def reward_model(
     scorers = [
         ModelScorer(each, token_budget=token_budget, trust_remote_code=trust_remote_code) for each in directories
     ]
-    function = scorers[0] if len(scorers) == 1 else Ensemble(scorers)
+    function: RewardFunction = scorers[0] if len(scorers) == 1 else Ensemble(scorers)
     return Reward(name="reward_model", function=function, isolate=False)
 
 

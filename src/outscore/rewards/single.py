@@ -43,7 +43,8 @@ def prepared(reward: Reward, items: Sequence[Item], state: TrainerState, log: Lo
     if not scores_one(reward):
         return partial(reward.function, **call_arguments(reward, items, state, log))
     arguments = [single_arguments(reward, item) for item in items]
-    return partial(_awaited if reward.is_async else _called, reward.function, arguments)
+    call: Callable[..., Any] = _awaited if reward.is_async else _called
+    return partial(call, reward.function, arguments)
 
 
 def single_arguments(reward: Reward, item: Item) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from statistics import stdev
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from outscore.records import (
 )
 from outscore.rewards import Rewards
 from outscore.rollout import make_sampler
-from outscore.stages import OptimizerSettings, PolicySettings
+from outscore.stages import OptimizerSettings, PolicySettings, SamplingSettings
 from outscore.tasks import render
 from outscore.train.optim import make_optimizer
 from outscore.train.sources import Collected, DemonstrationSource, RolloutSource
@@ -70,7 +70,7 @@ class Student:
     @property
     def end_token_id(self) -> int:
         """What closes an answer."""
-        return int(self.policy.tokenizer.eos_token_id)  # type: ignore[arg-type]  # the tiny tokenizer has one
+        return int(cast(Any, self.policy.tokenizer).eos_token_id)
 
     def completion(self, text: str) -> Completion:
         """An answer as the model would write it."""
@@ -99,7 +99,7 @@ def student(seed: int) -> Student:
     model, tokenizer = tiny_model(
         CHARACTERS, (), seed, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS, num_heads=NUM_HEADS, intermediate_size=64
     )
-    policy = Policy(model, tokenizer, stop_token_ids=frozenset({int(tokenizer.eos_token_id)}))
+    policy = Policy(model, tokenizer, stop_token_ids=frozenset({int(cast(Any, tokenizer).eos_token_id)}))
     masters = MasterWeights(model, torch.float32)
     prompts = [render(_fact(place, *fact), tokenizer) for place, fact in enumerate(facts)]
     made = Student(seed=seed, policy=policy, masters=masters, taught={}, prompts=prompts)
@@ -131,7 +131,7 @@ def practise(
         steps=steps,
         prompts_per_step=PROMPTS,
         group_size=GROUP_SIZE,
-        sampling={"max_new_tokens": MAX_NEW_TOKENS},  # type: ignore[arg-type]  # pydantic reads it
+        sampling=SamplingSettings(max_new_tokens=MAX_NEW_TOKENS),
     )
     row = algorithm("grpo", kl_coef=0.0, **cells)
     learner, plan = _learner(pupil, row, OptimizerSettings(lr=RL_LR, warmup_steps=5, betas=(0.9, 0.99)), steps)

@@ -24,7 +24,7 @@ from outscore.train.reward_models import batch_scores, normalise, reward_learner
 from outscore.train.sources import Collected
 from outscore.train.step import UpdatePlan
 
-STEPS = 100
+STEPS = 60
 MEMBERS = 4
 """Reward models in the ensemble; the first of them is the learned reward."""
 KAPPA = 1.0
