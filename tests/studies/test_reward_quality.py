@@ -8,6 +8,7 @@ import torch
 from rewards.building import group
 
 from outscore.rewards import Rewards
+from outscore.rewards.contract import TrainerState
 from outscore.rewards.shaping import Shaping
 from outscore.studies.registry import STUDIES, run_study
 from outscore.studies.reward_quality import classroom, hacking, noise
@@ -68,8 +69,7 @@ def test_verdicts_flip_at_the_rate_that_is_said() -> None:
 def test_flips_are_a_function_of_seed_and_step() -> None:
     def said(seed: int, step: int) -> list[float | None]:
         _, noisy = noise.verifiers(noise.Arm(label="x", cells={}, corrected=True), 0.4, seed=seed)
-        state = type("State", (), {"global_step": step})()
-        return noisy(["1"] * 20, ["1"] * 20, [0] * 20, state)
+        return noisy(["1"] * 20, ["1"] * 20, [0] * 20, TrainerState(global_step=step, max_steps=9))
 
     assert said(0, 1) == said(0, 1) != said(0, 2) != said(1, 2)
 
