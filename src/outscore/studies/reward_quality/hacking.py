@@ -13,6 +13,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from outscore.model.load import quiet_transformers
 from outscore.objectives.algorithms import algorithm
 from outscore.records import RankedGroup
 from outscore.rewards import Rewards
@@ -95,8 +96,9 @@ def train_member(pupil: Student, member: int, directory: Path) -> float:
     for step in range(1, RM_STEPS + 1):
         update_reward_model(learner, source.collect(step).batch, plan)
     normalise(learner, shown, settings.token_budget)
-    learner.policy.base.save_pretrained(directory)
-    learner.policy.tokenizer.save_pretrained(directory)
+    with quiet_transformers():
+        learner.policy.base.save_pretrained(directory)
+        learner.policy.tokenizer.save_pretrained(directory)
     return _held_out_accuracy(pupil, learner.policy)
 
 

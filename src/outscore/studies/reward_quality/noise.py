@@ -236,7 +236,7 @@ def _figure(found: dict[tuple[str, float], list[Found]]) -> Figure:
         Panel(
             title=title,
             x_label="flip rate of a verdict",
-            y_label="accuracy on the facts that are judged with noise",
+            y_label="accuracy, facts with noise",
             series=[series(arm) for arm in ARMS if arm.half == half],
         )
         for title, half in (("every verdict may flip", False), ("one verifier of two flips", True))
