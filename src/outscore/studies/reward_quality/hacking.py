@@ -176,12 +176,10 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
 
 def _points(course: Course) -> list[tuple[int, float, float, float]]:
     """(last step, means) of each window."""
+    edges = [(first, first + WINDOW) for first in range(0, STEPS, WINDOW)]
     return [
-        (
-            first + WINDOW,
-            *(fmean(each[first : first + WINDOW]) for each in (course.learned, course.truth, course.spread)),
-        )
-        for first in range(0, STEPS, WINDOW)
+        (last, fmean(course.learned[first:last]), fmean(course.truth[first:last]), fmean(course.spread[first:last]))
+        for first, last in edges
     ]
 
 
