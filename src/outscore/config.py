@@ -297,11 +297,13 @@ def _check_reward_models(stage: StageSettings, before: Sequence[StageSettings]) 
     kinds = (RewardModelSettings, OutcomeRewardModelSettings)
     trained = [each.label for each in before if isinstance(each, kinds)]
     for given in stage.rewards or ():
-        if isinstance(given, Mapping) and "stage" in given and given["stage"] not in trained:
-            raise ValueError(
-                f"stage `{stage.label}`: its reward's stage = {given['stage']!r} is no earlier stage that trains a "
-                f"reward model{nearest(str(given['stage']), trained)}"
-            )
+        asked = given.get("stage", []) if isinstance(given, Mapping) else []
+        for name in [asked] if isinstance(asked, str) else asked:
+            if name not in trained:
+                raise ValueError(
+                    f"stage `{stage.label}`: its reward's stage = {name!r} is no earlier stage that trains a reward "
+                    f"model{nearest(str(name), trained)}"
+                )
     if not isinstance(stage, OutcomeRewardModelSettings) or not stage.continues:
         return
     fitting = [each.label for each in before if type(each) is type(stage)]

@@ -21,8 +21,8 @@ MAY_IMPORT = {
     "tasks": BASE,
     "report": BASE,
     "model": BASE,
-    "rewards": BASE | {"model"},
     "rollout": BASE | {"model"},
+    "rewards": BASE | {"model", "rollout"},
     "train": BASE | LEAVES | {"model", "rewards", "rollout"},
     "studies": BASE | LEAVES | {"model", "rewards", "rollout", "train"},
 }

@@ -12,7 +12,7 @@ from rewards.building import group
 
 from outscore.records import Score, ScoringFailure
 from outscore.rewards import Reward, RewardError, Rewards, background
-from outscore.rewards.compose import group_totals
+from outscore.rewards.totals import group_totals
 
 
 def constant(name, *values, weight=1.0):

@@ -1,6 +1,7 @@
 """What docs/rewards.md and docs/tasks.md show is what happens."""
 
 import re
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rewards.building import group, scores
 
 from outscore.config import parse_recipe
 from outscore.rewards import BUILTIN_REWARDS, Rewards
+from outscore.rewards.examples import try_examples
 from outscore.settings import ScoringLimits
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -28,6 +30,54 @@ def tables(page):
 def test_every_built_in_reward_has_its_row():
     documented = {row[0] for row in tables("rewards.md")}
     assert set(BUILTIN_REWARDS) <= documented
+
+
+def test_every_built_in_reward_has_a_range_what_it_says_its_options_and_its_cost():
+    rows = {row[0]: row for row in tables("rewards.md") if row[0] in BUILTIN_REWARDS and len(row) == 5}
+    assert set(rows) == set(BUILTIN_REWARDS)
+    for name, (_, span, says, options, cost) in rows.items():
+        assert span and says and cost, name
+        known = set(signature(BUILTIN_REWARDS[name]).parameters)
+        assert known <= set(re.findall(r"\w+", options)), f"{name} has options that the page does not name"
+
+
+def test_every_built_in_reward_has_an_example():
+    page = (DOCS / "rewards.md").read_text(encoding="utf-8")
+    entries = [row[0] for row in tables("rewards.md") if len(row) == 4] + [
+        name for row in tables("rewards.md") if row[0] == "completion" for name in row[1:]
+    ]
+    shown = {each if not each.startswith("{") else yaml.safe_load(each)["name"] for each in entries}
+    blocks_of_recipes = "\n".join(blocks("rewards.md", "yaml"))
+    shown |= set(re.findall(r"name: (\w+)", blocks_of_recipes))
+    assert set(BUILTIN_REWARDS) - {"gym"} <= shown
+    assert "`gym` gives what" in page  # for the problems of its own task
+
+
+def test_the_examples_in_the_file_hold(tmp_path):
+    shown = blocks("rewards.md", "python")
+    source, examples = shown[0], next(each for each in shown if "EXAMPLES" in each)
+    (tmp_path / "my_reward.py").write_text(source + examples)
+    tried = try_examples("my_reward.py", folder=tmp_path)
+    assert len(tried) == 3 and all(each.ok for each in tried)
+
+
+def test_the_rubric_shown_runs_as_it_is(tmp_path):
+    (tmp_path / "rubric.py").write_text(next(each for each in blocks("rewards.md", "python") if "rubric.py" in each))
+    spec = yaml.safe_load(next(each for each in blocks("rewards.md", "yaml") if "rubric.py" in each))["rewards"]
+    asked = group("It is 277.", "305", question=({"role": "user", "content": "325-28-20="},))
+    [scored] = Rewards(spec, folder=tmp_path).score([asked], step=1).groups
+    assert [score.reward for score in scored.scores] == [1.0, 0.0]
+
+
+def test_the_models_shown_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("runs/reward-model/checkpoints/reward-model", *(f"rm/{n}" for n in range(4))):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "config.json").write_text("{}")
+    specs = yaml.safe_load(next(each for each in blocks("rewards.md", "yaml") if "label: ensemble" in each))["rewards"]
+    made = Rewards(specs).rewards
+    assert [each.name for each in made] == ["reward_model", "ensemble", "perplexity", "fluent"]
+    assert len(made[1].function.members) == 4 and made[1].shaping.uncertainty == 1.0
 
 
 def test_the_examples_score_as_the_table_says():
@@ -53,7 +103,8 @@ def test_each_of_the_other_examples_scores_as_its_row_says():
 
 def test_the_shaping_shown_is_read():
     specs = yaml.safe_load(next(each for each in blocks("rewards.md", "yaml") if "only_if" in each))["rewards"]
-    assert [each.shaping.only_if for each in Rewards(specs).rewards] == [None, "format_tags", None]
+    assert [each.shaping.only_if for each in Rewards(specs[:3]).rewards] == [None, "format_tags", None]
+    assert specs[3]["uncertainty"] == 1
 
 
 def test_the_reward_in_ten_lines_works(tmp_path):

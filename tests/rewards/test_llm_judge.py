@@ -6,10 +6,16 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from rewards.building import group
+from rewards.models import CHARACTERS, saying
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from outscore.model.tiny import tiny_model
 from outscore.records import ScoringFailure
 from outscore.rewards import RewardError, Rewards, endpoint, make_reward
+from outscore.rewards.endpoint import Budget
+from outscore.rewards.judge_models import LocalModel
 from outscore.rewards.llm_judge import read_label, read_verdict
 
 
@@ -249,8 +255,65 @@ def test_the_key_is_sent_if_there_is_one(monkeypatch):
         ({"url": "localhost:8000"}, "url = 'localhost:8000' must begin with http"),
         ({"concurrency": 0}, "concurrency = 0 must be 1 or more"),
         ({"mode": "both"}, "mode = 'both' must be 'verdict' or 'pairwise'"),
+        ({"path": "models/judge"}, "url and model of an endpoint, or the path of a model, and not both"),
+        ({"url": ""}, "url and model of an endpoint, or the path"),
+        ({"model": ""}, "url and model of an endpoint"),
     ],
 )
 def test_impossible_options_are_named(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         make_reward({"name": "llm_judge", "url": "http://localhost", "model": "m", **options})
+
+
+VERDICT = '{"analysis": "yes", "correctness": "correct"}'
+
+
+def test_a_model_on_this_machine_is_asked_as_an_endpoint_is(tmp_path):
+    judge = {"name": "llm_judge", "path": str(saying(VERDICT, tmp_path / "judge")), "max_new_tokens": 4}
+    result = Rewards([judge]).score([group("277", "305", "277")], step=1)
+    assert parts(result) == [1.0, 1.0, 1.0]
+    assert result.logged["llm_judge/cached"] == (1.0, 3.0)  # equal questions are asked once
+    worse = {**judge, "path": str(saying("so [[B>>A]]", tmp_path / "second")), "mode": "pairwise"}
+    result = Rewards([worse]).score([group("277", columns={"reference": "x"})], step=1)
+    assert parts(result) == [0.5]  # it prefers what stands second, in both orders
+
+
+def test_its_answers_are_the_model_s_own_greedy_ones(tmp_path):
+    folder = saved_judge(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    questions = [[{"role": "user", "content": text}] for text in ("Is it so?", "And 2+2=4?", "Is it so?")]
+    asked = LocalModel(str(folder), max_new_tokens=12, budget=Budget()).ask_all(questions)
+    for question, reply in zip(questions, asked, strict=True):
+        ids = torch.tensor([tokenizer(question[0]["content"], add_special_tokens=False)["input_ids"]])
+        mask = torch.ones_like(ids)
+        written = model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
+        assert reply.text == tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        assert reply.num_tokens in (0, written.shape[1])
+
+
+def saved_judge(folder):
+    model, tokenizer = tiny_model(CHARACTERS, (), 0, hidden_size=16, num_layers=1, num_heads=2)
+    model.save_pretrained(folder / "random")
+    tokenizer.save_pretrained(folder / "random")
+    return folder / "random"
+
+
+def test_a_local_judge_without_a_verdict_is_a_failure_and_no_zero(tmp_path):
+    judge = {"name": "llm_judge", "path": str(saying("perhaps", tmp_path / "judge")), "max_new_tokens": 4}
+    [score] = Rewards([judge], on_failure="exclude").score([group("277")], step=1).groups[0].scores
+    assert isinstance(score, ScoringFailure) and "no verdict, asked 2 times; at last 'perhaps'" in score.reason
+
+
+def test_a_local_judge_has_a_budget_and_a_cache_too(tmp_path, monkeypatch):
+    path, cache = str(saying(VERDICT, tmp_path / "judge")), str(tmp_path / "cache")
+    judge = {"name": "llm_judge", "path": path, "max_new_tokens": 4, "cache": cache, "max_calls": 1}
+    with pytest.raises(RewardError, match="budget is spent: max_calls = 1"):
+        Rewards([judge]).score([group("277", "305")], step=1)
+    again = Rewards([judge]).score([group("277")], step=1)
+    assert parts(again) == [1.0] and again.logged["llm_judge/tokens"] == (0.0, 1.0)
+
+
+def test_a_question_that_the_judge_cannot_hold_is_a_failure(tmp_path):
+    judge = {"name": "llm_judge", "path": str(saved_judge(tmp_path)), "max_new_tokens": 500}
+    with pytest.raises(RewardError, match=r"holds 512 tokens, and a question of .* leaves no room for 500 more"):
+        Rewards([judge]).score([group("277")], step=1)

@@ -9,6 +9,7 @@ from train.building import tiny_policy
 from transformers import AutoModelForSequenceClassification
 
 from outscore.model.heads import SETTINGS, reward_model_from
+from outscore.records import SampledGroup
 from outscore.rewards import Rewards
 from outscore.rewards.model_based import ModelScorer
 from outscore.rewards.reward_model import newest_checkpoint
@@ -70,3 +71,44 @@ def test_a_recipe_names_it_by_the_directory_of_its_checkpoints(saved: Path) -> N
 def test_a_missing_reward_model_is_said_when_the_recipe_is_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"reward 'reward_model': path = '.*nothing' is no model's directory"):
         Rewards([{"name": "reward_model", "path": str(tmp_path / "nothing")}])
+
+
+def rendered(sampled: SampledGroup) -> SampledGroup:
+    """The group with its question as the prompt that was read."""
+    object.__setattr__(sampled.prompt, "text", sampled.prompt.problem.question)
+    return sampled
+
+
+def member(folder: Path, seed: int) -> Path:
+    policy = tiny_policy()
+    model = reward_model_from(policy, seed=seed, end_token_id=int(policy.tokenizer.eos_token_id))
+    model.base.save_pretrained(folder / str(seed))
+    model.tokenizer.save_pretrained(folder / str(seed))
+    return folder / str(seed)
+
+
+def test_an_ensemble_gives_the_mean_and_says_how_far_its_members_differ(tmp_path: Path) -> None:
+    paths = [member(tmp_path, seed) for seed in range(3)]
+    entry = {"name": "reward_model", "path": [str(path) for path in paths], "uncertainty": 1.5}
+    result = Rewards([entry]).score([rendered(group("1", "22", question="1+1="))], step=1)
+    totals, spreads = [], []
+    for text, score in zip(("1", "22"), result.groups[0].scores, strict=True):
+        each = [own_score(path, f"1+1={text}") for path in paths]
+        mean = sum(each) / 3
+        spreads.append((sum((one - mean) ** 2 for one in each) / 3) ** 0.5)  # population
+        totals.append(mean - 1.5 * spreads[-1])
+        assert score.parts["reward_model"] == pytest.approx(mean, abs=1e-5)  # type: ignore[union-attr]
+    assert [score.reward for score in result.groups[0].scores] == pytest.approx(totals, abs=1e-5)  # type: ignore[union-attr]
+    assert result.extra_columns["reward_model_uncertainty"] == pytest.approx(spreads, abs=1e-5)
+    assert result.metrics["uncertainty/reward_model"] == pytest.approx((sum(spreads), 2.0), abs=1e-5)
+
+
+def test_one_model_alone_is_not_unsure(saved: Path) -> None:
+    entry = {"name": "reward_model", "path": [str(saved)], "uncertainty": 1.0}
+    with pytest.raises(ValueError, match=r"reward 'reward_model': uncertainty = 1 needs to know how unsure it is"):
+        Rewards([entry]).score([rendered(group("1", question="1+1="))], step=1)
+
+
+def test_an_ensemble_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"path = \[\] names no model"):
+        Rewards([{"name": "reward_model", "path": []}])

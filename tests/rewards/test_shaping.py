@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 from rewards.building import group
 
-from outscore.records import Score
+from outscore.records import Score, ScoringFailure
 from outscore.rewards import Rewards, make_reward
 from outscore.rewards.shaping import Shaper, Shaping
 
@@ -34,7 +34,7 @@ def test_the_mean_of_a_group_is_unbiased_over_all_flips_of_it():
         for truth, value in zip(truths, seen, strict=True):
             rate = low if truth else high
             p *= rate if value != truth else 1 - rate
-        expected += p * sum(row[0] for row in shaper([[value] for value in seen])) / 3
+        expected += p * sum(row[0] for row in shaper([[[value] for value in seen]])[0]) / 3
     assert expected == pytest.approx(1 / 3, abs=1e-12)
 
 
@@ -86,14 +86,81 @@ def test_normalised_rewards_keep_apart_what_a_sum_makes_alike():
     """GDPO's example (2601.05242): of two binary rewards, (1, 0) against (0, 0) and (1, 1) against (0, 0) differ only
     once each reward is normalised by itself: sums 0 and 1 or 0 and 2 both become -1 and 1."""
     shaper = Shaper(["a", "b"], [1.0, 1.0], [Shaping(normalise="group")] * 2)
-    assert [sum(row) for row in shaper([[0, 0], [1, 0]])] == [-1.0, 1.0]
-    assert [sum(row) for row in shaper([[0, 0], [1, 1]])] == [-2.0, 2.0]
+    assert [sum(row) for row in shaper([[[0, 0], [1, 0]]])[0]] == [-1.0, 1.0]
+    assert [sum(row) for row in shaper([[[0, 0], [1, 1]]])[0]] == [-2.0, 2.0]
 
 
 def test_a_normalised_reward_that_is_equal_throughout_says_nothing():
     shaper = Shaper(["a"], [None], [Shaping(normalise="group")])
-    assert shaper([[0.1], [0.1], [0.1]]) == [[0.0], [0.0], [0.0]]
-    assert shaper([[1.0], [None], [3.0]]) == [[-1.0], [None], [1.0]]
+    assert shaper([[[0.1], [0.1], [0.1]]]) == [[[0.0], [0.0], [0.0]]]
+    assert shaper([[[1.0], [None], [3.0]]]) == [[[-1.0], [None], [1.0]]]
+
+
+def test_a_batch_is_normalised_over_everything_that_is_scored_together():
+    shaper = Shaper(["a", "b"], [None, 1.0], [Shaping(normalise="batch"), Shaping()])
+    shaped = shaper([[[1.0, 1.0], [3.0, 0.0]], [[5.0, 0.0], [None, 1.0]]])
+    deviation = (8 / 3) ** 0.5  # of 1, 3 and 5, population
+    assert [[row[1] for row in group] for group in shaped] == [[1.0, 0.0], [0.0, 1.0]]
+    assert shaped[0][0][0] == pytest.approx(-2 / deviation) and shaped[1][0][0] == pytest.approx(2 / deviation)
+    assert (shaped[0][1][0], shaped[1][1][0]) == (0.0, None)
+
+
+def test_a_batch_counts_the_completions_of_all_groups_of_a_step():
+    rewards = Rewards([{"name": length, "normalise": "batch"}])
+    sampled = [group("1", "1" * 3), group("1" * 5, "1" * 7, id="p/2", slot=1)]
+    scored = rewards.score(sampled, step=1).groups
+    found = [score.reward for each in scored for score in each.scores]
+    assert found == pytest.approx([(n - 4) / 5**0.5 for n in (1, 3, 5, 7)])
+
+
+def length(completions):
+    return [float(len(text)) for text in completions]
+
+
+def unsure(completions, log_extra):
+    """As sure as the text is short."""
+    log_extra("uncertainty", [len(text) / 10 for text in completions])
+    return [float(text) for text in completions]
+
+
+def test_what_a_reward_is_unsure_of_is_taken_off_and_kept():
+    """277 - 2 * 0.3, 5 - 2 * 0.1: the lower confidence bound; the parts stay the means."""
+    rewards = Rewards([{"name": unsure, "uncertainty": 2}])
+    result = rewards.score([group("277", "5")], step=1)
+    [scored] = result.groups
+    assert [score.reward for score in scored.scores] == pytest.approx([276.4, 4.8])
+    assert [score.parts["unsure"] for score in scored.scores] == [277.0, 5.0]
+    assert result.metrics["uncertainty/unsure"] == pytest.approx((0.4, 2.0))
+    assert result.extra_columns == {"unsure_uncertainty": [0.3, 0.1]}
+
+
+def test_the_bound_is_clipped_after_it_is_lowered():
+    assert totals([{"name": unsure, "uncertainty": 10, "clip": [0, 3]}], "5", "277", "1") == [3.0, 3.0, 0.0]
+
+
+def test_two_rewards_may_each_be_unsure():
+    again = {"name": unsure, "label": "again", "uncertainty": 1}
+    result = Rewards([unsure, again]).score([group("5")], step=1)
+    assert result.groups[0].scores[0].reward == pytest.approx(5 + 4.9)
+    assert sorted(result.extra_columns) == ["again_uncertainty", "unsure_uncertainty"]
+
+
+def test_a_reward_that_does_not_say_how_unsure_it_is_cannot_be_shaped_by_it():
+    with pytest.raises(ValueError, match=r"reward 'length': uncertainty = 1 needs to know .*log_extra\(\"uncertainty"):
+        totals([{"name": length, "uncertainty": 1}], "277")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -1.0, "much"])
+def test_an_uncertainty_that_is_none_is_a_failure_of_its_completion(wrong):
+    def doubtful(completions, log_extra):
+        log_extra("uncertainty", [wrong if text == "277" else 0.5 for text in completions])
+        return [1.0] * len(completions)
+
+    rewards = Rewards([{"name": doubtful, "uncertainty": 1}], on_failure="exclude")
+    [scored] = rewards.score([group("277", "305")], step=1).groups
+    failure, score = scored.scores
+    assert isinstance(failure, ScoringFailure) and failure.reason == f"logged {wrong!r} as its uncertainty"
+    assert score.reward == 0.5
 
 
 def test_weights_scale_and_signs_are_left_alone():
@@ -108,7 +175,8 @@ def test_weights_scale_and_signs_are_left_alone():
         ({"flip_rates": [-0.1, 0.5]}, r"flip_rates = \[-0.1, 0.5\]"),
         ({"flip_rates": 0.1}, r"flip_rates = 0.1 must be"),
         ({"clip": [1, 0]}, r"clip = \[1.0, 0.0\] must be \[least, greatest\]"),
-        ({"normalise": "batch"}, r"normalise = 'batch' must be 'group'"),
+        ({"normalise": "bath"}, r"normalise = 'bath' must be 'group' or 'batch'"),
+        ({"uncertainty": -1}, r"uncertainty = -1.* must be 0 or above"),
     ],
 )
 def test_impossible_shaping_is_named(entry, complaint):

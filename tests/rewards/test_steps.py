@@ -11,7 +11,7 @@ from rewards.building import group
 
 from outscore.records import Score, ScoringFailure, StepScore
 from outscore.rewards import RewardError, Rewards
-from outscore.rewards.compose import as_earned
+from outscore.rewards.totals import as_earned
 
 SOURCE = """
 import math, sys

@@ -51,17 +51,25 @@ def resume(run: Annotated[Path, typer.Argument(help="The run directory.")]) -> N
 
 
 def check(
-    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML).")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file (YAML), or a file of rewards (.py).")],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Try everything a run depends on before it spends time: data, template, stop tokens, lengths, rewards,
-    variance."""
+    variance.
+
+    A file of rewards is tried on its own EXAMPLES: outscore check my_reward.py
+    """
     with explained():
         from outscore.config import load_recipe
-        from outscore.train.check import check_recipe
+        from outscore.train.check import check_recipe, check_reward_file
 
-        findings = check_recipe(load_recipe(recipe, overrides or ()))
+        if recipe.endswith(".py"):
+            if overrides:
+                raise ValueError(f"{recipe} is no recipe, and has no settings to change: {overrides[0]!r}")
+            findings = check_reward_file(recipe)
+        else:
+            findings = check_recipe(load_recipe(recipe, overrides or ()))
         if as_json:
             print_json([{"what": f.what, "status": f.status, "detail": f.detail} for f in findings])
         else:

@@ -18,7 +18,7 @@ from outscore.rewards.kinds import answer_reward, check_number, known_form, same
 from outscore.rewards.length import soft_overlong, target_length
 from outscore.rewards.llm_judge import llm_judge
 from outscore.rewards.math_answers import import_math_verify, math_rewards, require_math_verify
-from outscore.rewards.reward_model import process_reward_model, reward_model
+from outscore.rewards.reward_model import perplexity, process_reward_model, reward_model
 from outscore.rewards.structured import answer_list, answer_set, multiple_choice
 from outscore.rewards.writing import coherence, completeness, degeneration, fluency, reflection, repetition
 
@@ -128,6 +128,7 @@ BUILTIN_REWARDS: Mapping[str, Callable[..., Reward]] = MappingProxyType(
         "reflection": reflection,
         "soft_overlong": soft_overlong,
         "target_length": target_length,
+        "perplexity": perplexity,
         "reward_model": reward_model,
         "process_reward_model": process_reward_model,
         "code_tests": code_tests,

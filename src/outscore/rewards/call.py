@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from outscore.rewards.background import submit
-from outscore.rewards.contract import Item, Log, Reward, TrainerState, call_arguments
+from outscore.rewards.contract import Item, Log, Reward, TrainerState
+from outscore.rewards.single import prepared
 from outscore.rewards.values import Value, WrongShape, values_of
 
 
@@ -113,13 +114,13 @@ def pause(failed: int) -> float:
 
 def _begin(reward: Reward, items: Sequence[Item], state: TrainerState) -> Finish:
     log = Log(len(items))
-    arguments = call_arguments(reward, items, state, log)
+    call = prepared(reward, items, state, log)
     if reward.is_async:
-        waiting = submit(reward.function(**arguments))
+        waiting = submit(call())
         return lambda: reply_of(waiting.result, log, items)
 
     def output() -> Any:
-        found = reward.function(**arguments)
+        found = call()
         return submit(found).result() if inspect.isawaitable(found) else found
 
     return lambda: reply_of(output, log, items)

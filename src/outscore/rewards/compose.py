@@ -2,20 +2,21 @@
 
 import math
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from outscore.inputs import nearest
-from outscore.records import SampledGroup, SampleRequest, Score, ScoredGroup, ScoringFailure, StepScore
+from outscore.records import SampledGroup, SampleRequest, Score, ScoredGroup, ScoringFailure
 from outscore.rewards.contract import Item, Reward, RewardFunction, TrainerState
 from outscore.rewards.judge import Outcome
 from outscore.rewards.loading import make_reward, read_policy, read_settings
 from outscore.rewards.runners import Runner, make_runner
 from outscore.rewards.scoring import Listener, Notices, Part, Scoring
-from outscore.rewards.shaping import Shaper
-from outscore.rewards.values import whole
+from outscore.rewards.shaping import UNCERTAINTY, Shaper
+from outscore.rewards.totals import as_earned, group_totals
 from outscore.settings import OnFailure, ScoringSettings
 
 Metrics = Mapping[str, tuple[float, float]]
@@ -138,6 +139,13 @@ class Rewards:
         """What was said and nobody has listened to, the newest last."""
         return tuple(text for text, _ in self._notices.waiting)
 
+    def bind(self, initial: Callable[[], Any] | None) -> None:
+        """Tell rewards that ask the model which the run begins with how to load it; None where it is built from
+        scratch. ValueError from one that cannot do without."""
+        for reward in self.rewards:
+            if reward.bind is not None:
+                reward.bind(initial)
+
     def start(self) -> None:
         """Start the workers of isolated rewards, without waiting for them."""
         for runner in self._runners.values():
@@ -198,15 +206,22 @@ class Rewards:
         return Part(reward=reward, runner=self._runners[reward.name], on_failure=own if given is None else given)
 
     def _combined(self, groups: Sequence[SampledGroup], outcomes: Sequence[Outcome]) -> ScoringResult:
+        ends = list(accumulate(len(group.completions) for group in groups))
+        places = [range(end - len(group.completions), end) for group, end in zip(groups, ends, strict=True)]
+        sound = [[place for place in own if self._failure(outcomes, place) is None] for own in places]
+        parts = [[[outcome.part(place) for outcome in outcomes] for place in own] for own in sound]
+        shaped = self._shaped(parts, [[self._stds(outcomes, place) for place in own] for own in sound])
         scored, group_metrics = [], []
-        first = 0
-        for group in groups:
-            last = first + len(group.completions)
+        for group, own, kept, values in zip(groups, places, sound, shaped, strict=True):
             lengths = [len(drawn.completion.token_ids) for drawn in group.completions]
-            scored.append(ScoredGroup(sampled=group, scores=self._scores(outcomes, range(first, last), lengths)))
-            group_metrics.append(self._group_metrics(outcomes, range(first, last)))
-            first = last
-        columns = {name: list(values) for outcome in outcomes for name, values in outcome.columns.items()}
+            scores = self._scores(outcomes, own, dict(zip(kept, values, strict=True)), lengths)
+            scored.append(ScoredGroup(sampled=group, scores=scores))
+            group_metrics.append(self._group_metrics(outcomes, own))
+        columns = {
+            self._column(name, reward): list(values)
+            for reward, outcome in zip(self.rewards, outcomes, strict=False)  # without groups there is no outcome
+            for name, values in outcome.columns.items()
+        }
         return ScoringResult(
             groups=scored, group_metrics=group_metrics, logged=_logged(outcomes), extra_columns=columns
         )
@@ -219,25 +234,43 @@ class Rewards:
             if all(outcome.part(place) is None for outcome in counted):
                 raise item.error(", ".join(self.names), NONE_APPLIES + _missing_answer(item))
 
+    def _column(self, name: str, reward: Reward) -> str:
+        """What a column is kept as: every reward may say how unsure it is."""
+        return f"{reward.name}_{name}" if name == UNCERTAINTY else name
+
+    def _stds(self, outcomes: Sequence[Outcome], place: int) -> list[float | None]:
+        """How unsure the rewards are of a completion. ValueError where one is shaped by that and does not say."""
+        stds: list[float | None] = []
+        for reward, outcome in zip(self.rewards, outcomes, strict=True):
+            if UNCERTAINTY not in outcome.columns and reward.shaping.uncertainty and outcome.says_anything:
+                raise ValueError(
+                    f"reward {reward.name!r}: uncertainty = {reward.shaping.uncertainty:g} needs to know how unsure it "
+                    f'is, which it says by log_extra("{UNCERTAINTY}", standard_deviations); it did not'
+                )
+            said = outcome.columns.get(UNCERTAINTY)
+            stds.append(None if said is None or place in outcome.faults else said[place])
+        return stds
+
     def _scores(
-        self, outcomes: Sequence[Outcome], places: range, lengths: Sequence[int]
+        self,
+        outcomes: Sequence[Outcome],
+        places: range,
+        shaped: Mapping[int, Sequence[float | None]],
+        lengths: Sequence[int],
     ) -> tuple[Score | ScoringFailure, ...]:
-        """The scores of one group: the completions at these places, with so many tokens."""
-        failures = [self._failure(outcomes, place) for place in places]
-        sound = [place for place, failure in zip(places, failures, strict=True) if failure is None]
-        parts = {place: [outcome.part(place) for outcome in outcomes] for place in sound}
-        shaped = dict(zip(sound, self._shaped(list(parts.values())), strict=True))
+        """The scores of one group: the completions at these places, with so many tokens; `shaped` are the parts of
+        those without a failure."""
         weights = [reward.weight for reward in self.rewards]
-        totals = dict(zip(sound, group_totals(list(shaped.values()), weights), strict=True))
+        totals = dict(zip(shaped, group_totals(list(shaped.values()), weights), strict=True))
         scores: list[Score | ScoringFailure] = []
-        for place, failure, length in zip(places, failures, lengths, strict=True):
-            total = totals.get(place)
+        for place, length in zip(places, lengths, strict=True):
+            failure, total = self._failure(outcomes, place), totals.get(place)
             if failure is not None:
                 scores.append(failure)
             elif total is None:
                 scores.append(ScoringFailure(reward_name=", ".join(self.names), reason=NONE_APPLIES))
             else:
-                named = dict(zip(self.names, parts[place], strict=True))
+                named = {name: outcome.part(place) for name, outcome in zip(self.names, outcomes, strict=True)}
                 said = [outcome.steps.get(place, ()) for outcome in outcomes]
                 steps = as_earned(said, shaped[place], weights, total=total, num_tokens=length)
                 scores.append(Score(reward=total, parts=named, steps=steps, failures=self._faults(outcomes, place)))
@@ -264,42 +297,10 @@ class Rewards:
             without = float(len(places) - len(applied) - failed)
             metrics[f"{NOT_APPLICABLE}{reward.name}"] = (without, float(len(places)))
             metrics[f"{FAILURES}{reward.name}"] = (float(failed), float(len(places)))
+            if UNCERTAINTY in outcome.columns:
+                stds = [std for place in places if (std := outcome.columns[UNCERTAINTY][place]) is not None]
+                metrics[f"{UNCERTAINTY}/{reward.name}"] = (math.fsum(stds), float(len(stds)))
         return metrics
-
-
-def as_earned(
-    steps: Sequence[Sequence[StepScore]],
-    values: Sequence[float | None],
-    weights: Sequence[float],
-    *,
-    total: float,
-    num_tokens: int,
-) -> tuple[StepScore, ...]:
-    """The total of a completion as it was earned, in order; () where no reward of nonzero weight has steps.
-
-    A reward whose value is the sum of its steps is paid where they end. What else there is in the total is paid at the
-    last token: rewards without steps, and those whose value shaping has changed.
-
-    Args:
-        steps: the steps that each reward gave; none where it gave no steps.
-        values: the shaped value of each reward.
-        weights: their weights.
-        total: the total.
-        num_tokens: the tokens of the completion.
-    """
-    counted = [each for each in zip(steps, values, weights, strict=True) if each[2]]
-    if not any(own for own, _, _ in counted):
-        return ()
-    earned: dict[int, float] = {}
-    paid: list[float] = []
-    for own, value, weight in counted:
-        if own and value is not None and value == whole(tuple(own)):
-            paid.append(weight * value)
-            for step in own:
-                earned[step.end] = earned.get(step.end, 0.0) + weight * step.reward
-    if len(paid) < len(counted):  # else there is nothing left, not even rounding
-        earned[num_tokens - 1] = earned.get(num_tokens - 1, 0.0) + total - math.fsum(paid)
-    return tuple(StepScore(end=end, reward=value) for end, value in sorted(earned.items()))
 
 
 def part_metrics(groups: Sequence[Metrics]) -> Metrics:
@@ -331,37 +332,8 @@ def _logged(outcomes: Sequence[Outcome]) -> Metrics:
     return metrics
 
 
-def group_totals(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> list[float | None]:
-    """Totals of one group: parts[completion][reward] weighted and summed over the rewards.
-
-    total_i = Σ_k w_k r_ik, where a part that does not apply to completion i counts as the mean of that part over the
-    group's completions it does apply to, and not at all if there are none. It then says nothing for or against the
-    completion: counting it as 0 would punish it (as in TRL), and leaving it out while others have it would, too. None
-    for a completion that no reward of nonzero weight applies to.
-
-    >>> group_totals([[0.5, 1.0], [0.5, 0.0], [0.5, None]], [1.0, 1.0])
-    [1.5, 0.5, 1.0]
-    """
-    neutral = [_mean([row[k] for row in parts]) for k in range(len(weights))]
-    totals: list[float | None] = []
-    for row in parts:
-        applies = any(value is not None and weight for value, weight in zip(row, weights, strict=True))
-        filled = (mean if value is None else value for value, mean in zip(row, neutral, strict=True))
-        total = math.fsum(weight * value for weight, value in zip(weights, filled, strict=True))
-        totals.append(total if applies else None)
-    return totals
-
-
 def _missing_answer(item: Item) -> str:
     """What helps where the reason is that the problem has no gold answer."""
     if item.columns.get("answer") is not None:
         return ""
     return ": its problem has no gold answer; map the gold column with task.answer (or on_reward_failure: exclude)"
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    present = [value for value in values if value is not None]
-    # A mean of equal numbers must be that number: rounding would give a group of equal rewards a spread.
-    if not present or min(present) == max(present):
-        return present[0] if present else 0.0
-    return math.fsum(present) / len(present)

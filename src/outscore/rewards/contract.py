@@ -115,6 +115,9 @@ class Reward:
     """Those of `ScoringLimits` that differ from the run's."""
     prepare: Callable[[], None] | None = None
     """Called once in a worker before its first call, whose time limit it does not count against: slow imports."""
+    bind: Callable[[Callable[[], Any] | None], None] | None = None
+    """Called before a run begins with what loads the policy that the run begins with, None where that is built from
+    scratch: for rewards that ask it."""
     on_failure: OnFailure | None = None
     """What its failures mean, if other than the run's `on_reward_failure`."""
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -274,16 +277,17 @@ def call_arguments(reward: Reward, items: Sequence[Item], state: TrainerState, l
         **reward.options,
     }
     try:
-        parameters = _parameters(reward.function)
+        parameters = parameters_of(reward.function)
     except (TypeError, ValueError):  # some callables written in C have no signature
         return arguments
-    _check_signature(reward, parameters, arguments)
+    check_signature(reward, parameters, arguments)
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return arguments
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
-def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter]:
+def parameters_of(function: RewardFunction) -> Mapping[str, inspect.Parameter]:
+    """The parameters by name; TypeError or ValueError for a callable that does not tell."""
     # Rewards that score one at a time are called often, and plain functions do not change their signature.
     return _remembered(function) if isinstance(function, FunctionType) else inspect.signature(function).parameters
 
@@ -293,7 +297,8 @@ def _remembered(function: FunctionType) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 
 
-def _check_signature(reward: Reward, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:
+def check_signature(reward: Reward, parameters: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]) -> None:
+    """ValueError where the parameters ask for what is not among the arguments, naming the nearest that is."""
     for name, parameter in parameters.items():
         if parameter.kind is parameter.POSITIONAL_ONLY:
             raise ValueError(f"reward {reward.name!r}: parameter {name!r} is positional only, and calls are by keyword")

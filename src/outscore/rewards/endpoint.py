@@ -1,4 +1,4 @@
-"""Asking a language model over any OpenAI-compatible endpoint, with a cache, retries and a budget."""
+"""Asking a judge: any OpenAI-compatible endpoint, with retries; and what any judge has, a cache and a budget."""
 
 import contextlib
 import email.message
@@ -9,10 +9,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from outscore.records import Message
 
@@ -40,19 +41,96 @@ class Reply:
     """Whether it was asked before and nothing was spent."""
 
 
+class Asker(Protocol):
+    """What a judge asks its questions."""
+
+    def ask_all(self, questions: Sequence[Sequence[Message]], *, attempt: int = 0) -> list[Reply | Exception]:
+        """The answer to each question, or why there is none; `attempt` counts how often the same is asked."""
+        ...
+
+
+class Budget:
+    """What one process may spend on a judge.
+
+    Args:
+        max_calls: calls, repeated ones included; 0 for any number.
+        max_tokens: tokens of questions and answers; 0 for any number.
+    """
+
+    def __init__(self, *, max_calls: int = 0, max_tokens: int = 0) -> None:
+        self._max_calls, self._max_tokens = max_calls, max_tokens
+        self._lock = threading.Lock()
+        self.num_calls = 0
+        """Calls made so far."""
+        self.num_tokens = 0
+        """Tokens used so far."""
+
+    def spend_call(self) -> None:
+        """Count a call that is about to be made; BudgetError if it may not be."""
+        with self._lock:
+            if self._max_calls and self.num_calls >= self._max_calls:
+                raise BudgetError(f"the judge's budget is spent: max_calls = {self._max_calls}")
+            if self._max_tokens and self.num_tokens >= self._max_tokens:
+                raise BudgetError(
+                    f"the judge's budget is spent: max_tokens = {self._max_tokens}, used {self.num_tokens}"
+                )
+            self.num_calls += 1
+
+    def spent(self, num_tokens: int) -> None:
+        """Count tokens that were used."""
+        with self._lock:
+            self.num_tokens += num_tokens
+
+
+class KeptAnswers:
+    """Answers by key: within the process, and in a directory so that a resumed run or another one does not pay again.
+
+    Args:
+        directory: where; "" for within the process only.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory) if directory else None
+        self._known: dict[str, str] = {}
+
+    @staticmethod
+    def key(asked: Any) -> str:
+        """A name for what is asked: plain data, of whom and what."""
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def look_up(self, key: str) -> str | None:
+        """The answer; None where it has not been asked."""
+        if key in self._known:
+            return self._known[key]
+        if self._directory is not None:
+            with contextlib.suppress(FileNotFoundError):
+                kept: str = json.loads((self._directory / f"{key}.json").read_text(encoding="utf-8"))["text"]
+                self._known[key] = kept
+                return kept
+        return None
+
+    def keep(self, key: str, text: str, about: Mapping[str, Any]) -> None:
+        """Keep an answer, with what a person who reads the file may want to know."""
+        self._known[key] = text
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            aside = self._directory / f"{key}.{os.getpid()}.{threading.get_ident()}.tmp"
+            aside.write_text(json.dumps({**about, "text": text}), encoding="utf-8")
+            aside.replace(self._directory / f"{key}.json")  # complete or absent
+
+
 class Endpoint:
     """A chat endpoint: `url`/chat/completions.
 
     Args:
         url: the base, such as http://localhost:8000/v1.
         model: the model's name there.
+        budget: what may be spent.
         api_key_env: the environment variable with the key; no key is sent where it is not set.
         seconds: time limit of one call.
         retries: how often a call is repeated that failed for a reason that may pass (no connection, time, 429, 5xx).
-        max_calls: calls this process may make, repeated ones included; 0 for any number.
-        max_tokens: tokens they may use together; 0 for any number.
-        cache: a directory for answers, so that a resumed run or another one does not pay again; "" for none. Within
-            the process equal questions are asked once anyhow.
+        concurrency: how many questions are asked at once.
+        cache: a directory for answers; "" for none. Within the process equal questions are asked once anyhow.
 
     Raises:
         ValueError: if the url is none.
@@ -63,28 +141,36 @@ class Endpoint:
         *,
         url: str,
         model: str,
+        budget: Budget,
         api_key_env: str = "OPENAI_API_KEY",
         seconds: float = 120.0,
         retries: int = 4,
-        max_calls: int = 0,
-        max_tokens: int = 0,
+        concurrency: int = 8,
         cache: str = "",
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"reward 'llm_judge': url = {url!r} must begin with http:// or https://")
         self._url = url.rstrip("/") + "/chat/completions"
         self._model = model
+        self._budget = budget
         self._api_key_env = api_key_env
         self._seconds = seconds
         self._retries = retries
-        self._max_calls, self._max_tokens = max_calls, max_tokens
-        self._cache = Path(cache) if cache else None
-        self._known: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self.num_calls = 0
-        """Calls made so far."""
-        self.num_tokens = 0
-        """Tokens used so far."""
+        self._concurrency = concurrency
+        self._kept = KeptAnswers(cache)
+
+    def ask_all(self, questions: Sequence[Sequence[Message]], *, attempt: int = 0) -> list[Reply | Exception]:
+        """The answers, several questions at a time; BudgetError or RuntimeError in the place of one that is not to be
+        had."""
+
+        def asked(question: Sequence[Message]) -> Reply | Exception:
+            try:
+                return self.ask(question, attempt=attempt)
+            except RuntimeError as error:
+                return error
+
+        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="outscore-judge") as threads:
+            return list(threads.map(asked, questions))
 
     def ask(self, messages: Sequence[Message], *, attempt: int = 0) -> Reply:
         """The model's answer, at temperature 0.
@@ -97,8 +183,8 @@ class Endpoint:
             RuntimeError: if the endpoint does not answer, or not with an answer.
         """
         asked = {"model": self._model, "messages": [dict(each) for each in messages], "temperature": 0}
-        key = hashlib.sha256(json.dumps([self._url, asked, attempt], sort_keys=True).encode()).hexdigest()
-        known = self._look_up(key)
+        key = KeptAnswers.key([self._url, asked, attempt])
+        known = self._kept.look_up(key)
         if known is not None:
             return Reply(text=known, num_tokens=0, cached=True)
         answer = self._call(asked)
@@ -109,9 +195,8 @@ class Endpoint:
             text, used = None, 0
         if not isinstance(text, str):
             raise RuntimeError(f"{self._url} answered what is no chat completion: {json.dumps(answer)[:200]}")
-        with self._lock:
-            self.num_tokens += used
-        self._keep(key, text)
+        self._budget.spent(used)
+        self._kept.keep(key, text, {"model": self._model})
         return Reply(text=text, num_tokens=used, cached=False)
 
     def _call(self, asked: dict[str, Any]) -> Any:
@@ -120,7 +205,7 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {api_key}"
         request = urllib.request.Request(self._url, json.dumps(asked).encode(), headers)
         for attempt in range(self._retries + 1):
-            self._spend_call()
+            self._budget.spend_call()
             try:
                 with urllib.request.urlopen(request, timeout=self._seconds) as response:
                     return json.load(response)
@@ -135,34 +220,6 @@ class Endpoint:
             if attempt < self._retries:
                 _sleep(min(2.0**attempt if wait is None else wait, _LONGEST_WAIT))
         raise RuntimeError(f"{self._url} did not answer, asked {self._retries + 1} times; at last {reason}")
-
-    def _spend_call(self) -> None:
-        with self._lock:
-            if self._max_calls and self.num_calls >= self._max_calls:
-                raise BudgetError(f"the judge's budget is spent: max_calls = {self._max_calls}")
-            if self._max_tokens and self.num_tokens >= self._max_tokens:
-                raise BudgetError(
-                    f"the judge's budget is spent: max_tokens = {self._max_tokens}, used {self.num_tokens}"
-                )
-            self.num_calls += 1
-
-    def _look_up(self, key: str) -> str | None:
-        if key in self._known:
-            return self._known[key]
-        if self._cache is not None:
-            with contextlib.suppress(FileNotFoundError):
-                kept: str = json.loads((self._cache / f"{key}.json").read_text(encoding="utf-8"))["text"]
-                self._known[key] = kept
-                return kept
-        return None
-
-    def _keep(self, key: str, text: str) -> None:
-        self._known[key] = text
-        if self._cache is not None:
-            self._cache.mkdir(parents=True, exist_ok=True)
-            aside = self._cache / f"{key}.{os.getpid()}.{threading.get_ident()}.tmp"
-            aside.write_text(json.dumps({"model": self._model, "text": text}), encoding="utf-8")
-            aside.replace(self._cache / f"{key}.json")  # complete or absent
 
 
 def _asked_to_wait(headers: email.message.Message) -> float | None:

@@ -10,6 +10,7 @@ from outscore.records import StepScore
 from outscore.rewards.call import CallFailed, Finish, Reply
 from outscore.rewards.contract import Item, Reward, TrainerState
 from outscore.rewards.runners import Runner
+from outscore.rewards.shaping import UNCERTAINTY
 from outscore.rewards.values import whole
 from outscore.settings import OnFailure
 
@@ -35,6 +36,11 @@ class Outcome:
     """Seconds of calls that failed, and of finding out whose fault it was."""
     constant: float | None = None
     """What the reward counts as where it failed; None where such a completion has no score."""
+
+    @property
+    def says_anything(self) -> bool:
+        """Whether it gave a completion a number."""
+        return any(value is not None for value in self.values)
 
     def part(self, place: int) -> float | None:
         """What counts for a completion."""
@@ -189,8 +195,16 @@ def _culprits(trial: Trial, failure: CallFailed) -> dict[int, str]:
 
 
 def _not_finite(reply: Reply, places: Sequence[int]) -> dict[int, str]:
+    """Completions whose value is no finite number, or of which the reward is unsure by no standard deviation."""
     values = zip(places, map(whole, reply.values), strict=True)
-    return {place: f"returned {value}" for place, value in values if value is not None and not math.isfinite(value)}
+    wrong = {place: f"returned {value}" for place, value in values if value is not None and not math.isfinite(value)}
+    unsure = zip(places, reply.columns.get(UNCERTAINTY, ()), strict=False)
+    return {place: f"logged {std!r} as its {UNCERTAINTY}" for place, std in unsure if not _is_std(std)} | wrong
+
+
+def _is_std(value: Any) -> bool:
+    value = value.item() if hasattr(value, "item") else value
+    return value is None or (isinstance(value, int | float) and 0 <= value < math.inf)
 
 
 def _outcome(

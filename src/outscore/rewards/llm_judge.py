@@ -1,5 +1,5 @@
-"""A language model as judge, over any OpenAI-compatible endpoint (spec A42, C.3): DeepSeek-R1's verdict on a
-completion, or a comparison with a reference, in both orders.
+"""A language model as judge (spec A42, C.3), over any OpenAI-compatible endpoint or on this machine: DeepSeek-R1's
+verdict on a completion, or a comparison with a reference, in both orders.
 
 A judge can be talked to by what it judges. It reads the completion between marks and is told that it is data, which
 helps and proves nothing; where a rule can tell right from wrong, take the rule.
@@ -8,13 +8,12 @@ helps and proves nothing; where a rule can tell right from wrong, take the rule.
 import json
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Literal
 
 from outscore.records import Message
 from outscore.rewards.contract import Part, Reward, shown_part
-from outscore.rewards.endpoint import Endpoint
+from outscore.rewards.endpoint import Asker, Budget, Endpoint, Reply
 
 Mode = Literal["verdict", "pairwise"]
 
@@ -56,8 +55,9 @@ _TRIES = 2  # for an answer that holds no verdict
 
 def llm_judge(
     *,
-    url: str,
-    model: str,
+    url: str = "",
+    model: str = "",
+    path: str = "",
     mode: Mode = "verdict",
     against: str = "reference",
     part: Part = "all",
@@ -68,12 +68,17 @@ def llm_judge(
     max_calls: int = 0,
     max_tokens: int = 0,
     cache: str = "",
+    max_new_tokens: int = 512,
+    trust_remote_code: bool = False,
 ) -> Reward:
     """A judge's word on each completion, from 0 to 1. It fails, and is no zero, where the judge cannot be had.
 
+    The judge is `url` and `model`, or `path`.
+
     Args:
-        url: the endpoint's base, such as http://localhost:8000/v1.
+        url: an endpoint's base, such as http://localhost:8000/v1.
         model: the judge's name there.
+        path: a model's directory, .gguf file or hub id: it is loaded into this process and answers greedily.
         mode: `verdict` gives 1 for correct and 0 for incorrect, with the gold answer shown where there is one;
             `pairwise` compares with the column `against` in both orders and gives the mean of 1 (much better), 0.75,
             0.5, 0.25 and 0 (much worse).
@@ -86,24 +91,40 @@ def llm_judge(
         max_calls: calls the process may make; 0 for any number.
         max_tokens: tokens it may use; 0 for any number.
         cache: a directory in which answers are kept; "" for none.
+        max_new_tokens: how long an answer of a judge in this process may be.
+        trust_remote_code: let the directory of such a judge run its own Python code.
     """
+    if bool(url) == bool(path) or bool(url) != bool(model):
+        raise ValueError(
+            "reward 'llm_judge': give url and model of an endpoint, or the path of a model, and not both; "
+            f"url = {url!r}, model = {model!r}, path = {path!r}"
+        )
     if concurrency < 1 or retries < 0 or seconds <= 0:
         raise ValueError(
             f"reward 'llm_judge': concurrency = {concurrency!r} must be 1 or more, retries = {retries!r} 0 or more "
             f"and seconds = {seconds!r} above 0"
         )
-    endpoint = Endpoint(
-        url=url,
-        model=model,
-        api_key_env=api_key_env,
-        seconds=seconds,
-        retries=retries,
-        max_calls=max_calls,
-        max_tokens=max_tokens,
-        cache=cache,
-    )
-    function = partial(_verdicts if mode == "verdict" else _comparisons, endpoint, concurrency, part, against)
-    # It waits for a server, in threads: its limits are its own, and what it may spend is counted in this process.
+    budget = Budget(max_calls=max_calls, max_tokens=max_tokens)
+    judge: Asker
+    if path:
+        from outscore.rewards.judge_models import LocalModel  # and torch, which worker processes can do without
+
+        judge = LocalModel(
+            path, max_new_tokens=max_new_tokens, budget=budget, cache=cache, trust_remote_code=trust_remote_code
+        )
+    else:
+        judge = Endpoint(
+            url=url,
+            model=model,
+            budget=budget,
+            api_key_env=api_key_env,
+            seconds=seconds,
+            retries=retries,
+            concurrency=concurrency,
+            cache=cache,
+        )
+    function = partial(_verdicts if mode == "verdict" else _comparisons, judge, part, against)
+    # It waits for a server, or holds a model: its limits are its own, and what it may spend is counted in this process.
     return Reward(name="llm_judge", function=_keyword_only(function), full=1.0, isolate=False)
 
 
@@ -146,8 +167,7 @@ def _keyword_only(function: Callable[..., list[float | None]]) -> Callable[..., 
 
 
 def _verdicts(
-    endpoint: Endpoint,
-    concurrency: int,
+    judge: Asker,
     part: Part,
     _against: str,
     prompts: Sequence[Any],
@@ -167,12 +187,11 @@ def _verdicts(
         )
         for prompt, completion, gold in zip(prompts, completions, answer, strict=True)
     ]
-    return list(_asked(endpoint, concurrency, questions, read_verdict, log_metric))
+    return list(_asked(judge, questions, read_verdict, log_metric))
 
 
 def _comparisons(
-    endpoint: Endpoint,
-    concurrency: int,
+    judge: Asker,
     part: Part,
     against: str,
     prompts: Sequence[Any],
@@ -190,7 +209,7 @@ def _comparisons(
             asked.append(place)
             questions.append(_user(PAIRWISE.format(question=_text(prompt), a=own, b=other)))
             questions.append(_user(PAIRWISE.format(question=_text(prompt), a=other, b=own)))
-    said = _asked(endpoint, concurrency, questions, read_label, log_metric)
+    said = _asked(judge, questions, read_label, log_metric)
     rewards: list[float | None] = [None] * len(completions)
     for n, place in enumerate(asked):  # a judge that prefers what stands first cancels out
         rewards[place] = (said[2 * n] + 1.0 - said[2 * n + 1]) / 2
@@ -198,28 +217,34 @@ def _comparisons(
 
 
 def _asked(
-    endpoint: Endpoint,
-    concurrency: int,
+    judge: Asker,
     questions: Sequence[list[Message]],
     read: Callable[[str], float | None],
     log_metric: Callable[[str, float], None],
 ) -> list[float]:
-    def judged(messages: list[Message]) -> tuple[float, bool, int]:
-        used = 0
-        for attempt in range(_TRIES):
-            reply = endpoint.ask(messages, attempt=attempt)
-            used += reply.num_tokens
-            value = read(reply.text)
-            if value is not None:
-                return value, reply.cached, used
-        raise RuntimeError(f"the judge gave no verdict, asked {_TRIES} times; at last {reply.text[:200]!r}")
-
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="outscore-judge") as threads:
-        said = list(threads.map(judged, questions))
-    for _, cached, tokens in said:
-        log_metric("llm_judge/cached", float(cached))
+    """What the judge says to each question; one whose reply holds no verdict is asked once more."""
+    values: list[float | None] = [None] * len(questions)
+    cached, used = [False] * len(questions), [0] * len(questions)
+    open_ = list(range(len(questions)))
+    last: Reply | None = None
+    for attempt in range(_TRIES):
+        replies = judge.ask_all([questions[place] for place in open_], attempt=attempt)
+        for place, reply in zip(open_, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise reply
+            values[place], cached[place], last = read(reply.text), reply.cached, reply
+            used[place] += reply.num_tokens
+        open_ = [place for place in open_ if values[place] is None]
+        if not open_:
+            break
+    found = [value for value in values if value is not None]
+    if len(found) < len(questions):
+        said = last.text[:200] if last is not None else ""
+        raise RuntimeError(f"the judge gave no verdict, asked {_TRIES} times; at last {said!r}")
+    for was_known, tokens in zip(cached, used, strict=True):
+        log_metric("llm_judge/cached", float(was_known))
         log_metric("llm_judge/tokens", float(tokens))
-    return [value for value, _, _ in said]
+    return found
 
 
 def _user(content: str) -> list[Message]:

@@ -127,20 +127,32 @@ def _named(source: str, options: Mapping[str, Any], folder: Path) -> Reward:
         made = BUILTIN_REWARDS[source](**checked)
         # Rules that are known to be quick and safe stay in this process, where they cost nothing.
         return made if made.isolate is not None else replace(made, isolate=False)
-    place, colon, name = source.rpartition(":")
-    if not colon and source.endswith(".py"):
+    module, name = load_place(source, folder)
+    if not name:
         raise ValueError(f"rewards: {source!r} is a file; name the function in it too, as in '{source}:my_reward'")
-    if not colon:
+    return _own(getattr(module, name), name, options)
+
+
+def load_place(source: str, folder: Path) -> tuple[ModuleType, str]:
+    """The module of `file.py:function`, `module:function` or `file.py`, and the function's name, "" where none is
+    given.
+
+    Raises:
+        ValueError: if there is no such file, module or function in it, or it cannot be imported.
+    """
+    place, colon, name = source.rpartition(":")
+    if not colon and not source.endswith(".py"):
         raise ValueError(
             f"rewards: there is no reward {source!r}{nearest(source, sorted(BUILTIN_REWARDS))} "
             "(your own: file.py:function or module:function)"
         )
+    if not colon:
+        return _load_file(folder / source), ""
     module = _load_file(folder / place) if place.endswith(".py") else _load_module(place, folder)
-    target = getattr(module, name, None)
-    if not callable(target):
+    if not callable(getattr(module, name, None)):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ValueError(f"rewards: {place} has no function {name!r}{nearest(name, known)}")
-    return _own(target, name, options)
+    return module, name
 
 
 def _own(target: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Reward:

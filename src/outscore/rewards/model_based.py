@@ -1,7 +1,8 @@
 """Completions scored by a reward model, in batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from outscore.model.load import encode
 from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
 from outscore.records import Completion
 from outscore.rewards.contract import Part, shown_part
+from outscore.rewards.shaping import UNCERTAINTY
 
 TOKEN_BUDGET = 16384
 """Tokens scored at once."""
@@ -117,3 +119,31 @@ def beginning_scores(
         scores[rows.ended.cpu()] = completion_scores(model, rows).float().cpu()
     found: list[float] = scores.tolist()
     return found
+
+
+class Ensemble:
+    """A reward function that asks several reward models: the mean of their scores, and as its uncertainty their
+    population standard deviation (spec A57; Coste et al., arXiv 2310.02743).
+
+    Members whose scores are on one scale belong together, as those that were trained here are: mean 0 and variance 1.
+
+    Args:
+        members: the models.
+    """
+
+    def __init__(self, members: Sequence[ModelScorer]) -> None:
+        self.members = tuple(members)
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        rendered_prompts: Sequence[str],
+        log_extra: Callable[[str, Sequence[float]], None],
+    ) -> list[float]:
+        """The mean score of each completion."""
+        asked = {"prompts": prompts, "completions": completions, "rendered_prompts": rendered_prompts}
+        by_completion = list(zip(*(member(**asked) for member in self.members), strict=True))
+        log_extra(UNCERTAINTY, [pstdev(scores) for scores in by_completion])
+        return [fmean(scores) for scores in by_completion]

@@ -1,9 +1,11 @@
-"""Reward models as rewards, which run in the training process."""
+"""Models as rewards: a reward model or several, and how likely a text is to a language model. They run in the training
+process, where the accelerator is, and their weights are loaded when something is first scored."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from outscore.rewards.contract import Part, Reward
+from outscore.rewards.contract import Part, Reward, RewardFunction
 
 TOKEN_BUDGET = 16384
 """Tokens scored at once."""
@@ -11,27 +13,57 @@ TOKEN_BUDGET = 16384
 
 def reward_model(
     *,
-    path: str = "",
-    stage: str = "",
+    path: str | Sequence[str] = "",
+    stage: str | Sequence[str] = "",
     part: Part = "all",
     token_budget: int = TOKEN_BUDGET,
     trust_remote_code: bool = False,
 ) -> Reward:
-    """The score of a reward model, which runs in this process, where the accelerator is.
+    """The score of a reward model.
 
     The model is in the directory `path`: a checkpoint of a stage `reward-model`, the directory of such a stage's
     checkpoints (the newest one is taken), or any causal sequence classifier with one label. ValueError if there is
-    none, when the recipe is read; the weights are loaded when something is first scored. In the rewards of a stage it
-    may be that of an earlier `stage` of the same run instead. With `part: final` it reads what follows the chain of
-    thought only, as R1's helpfulness reward.
-    """
-    from outscore.rewards.model_based import ModelScorer  # and torch, which worker processes can do without
+    none, when the recipe is read. In the rewards of a stage it may be that of an earlier `stage` of the same run
+    instead. With `part: final` it reads what follows the chain of thought only, as R1's helpfulness reward.
 
-    directory = _directory("reward_model", path, stage)
-    scorer = ModelScorer(
-        directory, stage=stage, part=part, token_budget=token_budget, trust_remote_code=trust_remote_code
-    )
-    return Reward(name="reward_model", function=scorer, isolate=False)
+    Several paths, or stages, are an ensemble: the mean of their scores, whose population standard deviation is how
+    unsure the reward is (the shaping key `uncertainty` takes some of it off).
+    """
+    from outscore.rewards.model_based import Ensemble, ModelScorer  # and torch, which worker processes can do without
+
+    paths, stages = ([each] if isinstance(each, str) else list(each) for each in (path, stage))
+    for key, given in (("path", paths), ("stage", stages)):
+        if not given:
+            raise ValueError(f"reward 'reward_model': {key} = [] names no model; give one, or several")
+    several = max(len(paths), len(stages))
+    paths += [""] * (several - len(paths))
+    stages += [""] * (several - len(stages))
+    scorers = [
+        ModelScorer(
+            _directory("reward_model", where, name),
+            stage=name,
+            part=part,
+            token_budget=token_budget,
+            trust_remote_code=trust_remote_code,
+        )
+        for where, name in zip(paths, stages, strict=True)
+    ]
+    function: RewardFunction = scorers[0] if several == 1 else Ensemble(scorers)
+    return Reward(name="reward_model", function=function, isolate=False)
+
+
+def perplexity(*, path: str = "", token_budget: int = TOKEN_BUDGET, trust_remote_code: bool = False) -> Reward:
+    """How likely the completion is after its prompt: 1 / perplexity = exp(mean log-prob of its tokens), from 0 to 1; 0
+    for an empty one. The metric `perplexity` is the mean of the perplexities themselves.
+
+    Likely to whom: the model that the run began with, which is the reference of its first stage, or the one in `path`,
+    a directory, a .gguf file or a hub id. ValueError where the run begins with a model built from scratch and no path
+    is given.
+    """
+    from outscore.rewards.likelihood import Likelihood  # and torch
+
+    scorer = Likelihood(path, token_budget=token_budget, trust_remote_code=trust_remote_code)
+    return Reward(name="perplexity", function=scorer, isolate=False, bind=scorer.bind)
 
 
 def process_reward_model(

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from outscore.rewards.call import Finish, InProcess, Reply
-from outscore.rewards.contract import Item, Log, Reward, TrainerState, call_arguments
+from outscore.rewards.contract import Item, Log, Reward, TrainerState
 from outscore.rewards.pool import Pool
 from outscore.rewards.process import CannotLoad, WorkerFault
+from outscore.rewards.single import prepared
 from outscore.rewards.travel import CannotTravel, parcel_of, shared_state
 from outscore.settings import ScoringLimits, ScoringSettings
 
@@ -98,7 +99,7 @@ class Isolated:
         """See `Runner.begin`."""
         if self._here is not None:
             return self._here.begin(items, state)
-        call_arguments(self._reward, items, state, Log(len(items)))  # a signature that cannot be served is refused here
+        prepared(self._reward, items, state, Log(len(items)))  # a signature that cannot be served is refused here
         waiting = self.pool.begin(items, state)
 
         def finish() -> Reply:

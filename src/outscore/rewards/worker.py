@@ -23,8 +23,9 @@ from typing import Any
 import cloudpickle
 
 from outscore.rewards.call import CallFailed, Reply, describe, reply_of
-from outscore.rewards.contract import Item, Log, Reward, TrainerState, call_arguments
+from outscore.rewards.contract import Item, Log, Reward, TrainerState
 from outscore.rewards.loading import make_reward
+from outscore.rewards.single import prepared
 from outscore.rewards.values import written
 
 HEADER = struct.Struct("!Q")
@@ -87,7 +88,7 @@ def _answer(reward: Reward, call: Call, loop: asyncio.AbstractEventLoop) -> dict
     log = Log(len(items))
 
     def output() -> Any:
-        found = reward.function(**call_arguments(reward, items, state, log))
+        found = prepared(reward, items, state, log)()
         return loop.run_until_complete(_awaited(found)) if inspect.isawaitable(found) else found
 
     try:
@@ -105,7 +106,7 @@ async def _answer_async(reward: Reward, call: Call) -> dict[str, Any]:
     log = Log(len(items))
     try:
         async with asyncio.timeout(seconds) as limit:
-            output = await reward.function(**call_arguments(reward, items, state, log))
+            output = await prepared(reward, items, state, log)()
         return _written(reply_of(lambda: output, log, items))
     except BaseException as error:
         if isinstance(error, TimeoutError) and limit.expired():

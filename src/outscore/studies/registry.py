@@ -31,6 +31,20 @@ STUDIES = {
             module="outscore.studies.every_row",
             num_seeds=3,
         ),
+        Study(
+            name="reward-noise",
+            summary="accuracy against the rate at which a reward is wrong, with the backward correction and without",
+            source="arXiv 2510.00915; spec A33, A54",
+            module="outscore.studies.reward_quality.noise",
+            num_seeds=3,
+        ),
+        Study(
+            name="reward-hacking",
+            summary="a policy paid by a learned reward, by an ensemble's lower bound, and by a rule",
+            source="spec A41, A57; arXiv 2310.02743",
+            module="outscore.studies.reward_quality.hacking",
+            num_seeds=3,
+        ),
     )
 }
 """The studies by name. Rows import nothing heavy: `--help` lists them."""

@@ -1,10 +1,15 @@
 """`outscore check`: everything a run depends on, tried before the run spends time."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median
 from typing import Literal
 
 from outscore.config import Recipe
+from outscore.rewards.examples import NAME as EXAMPLES
+from outscore.rewards.examples import Tried, try_examples
+from outscore.settings import ScoringSettings
 from outscore.stages import PolicySettings, RejectionSettings, SftSettings
 from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
@@ -52,6 +57,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout_probe"])))  # type: ignore[arg-type]
     findings += [Finding(what="reward", status="ok", detail=said) for said in workshop.rewards.notices]
     findings.append(_task_finding(task, workshop))
+    findings += _example_findings(recipe)
     findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
     findings += _preference_findings(workshop)
@@ -64,6 +70,40 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
         if isinstance(stage, RejectionSettings):
             findings.append(_rejection_finding(recipe, index, workshop))
     return findings
+
+
+def check_reward_file(path: str) -> list[Finding]:
+    """Try the examples of every reward in a file of one's own.
+
+    Raises:
+        ValueError: if the file cannot be loaded or has no examples, or one of them is none.
+    """
+    tried = try_examples(path, scoring=ScoringSettings())
+    if tried is None:
+        raise ValueError(
+            f"{path} has no list {EXAMPLES} to try: rows such as {{'answer': '277', 'completion': 'It is 277.', "
+            "'my_reward': 1.0} beside the function my_reward"
+        )
+    return [_examples(place, list(own)) for place, own in groupby(tried, key=lambda each: each.place)]
+
+
+def _example_findings(recipe: Recipe) -> list[Finding]:
+    """What the rewards of one's own give for the examples in their files."""
+    specs = [*recipe.rewards, *(spec for stage in recipe.stages for spec in stage.rewards or ())]
+    names = [str(spec["name"] if isinstance(spec, Mapping) else spec) for spec in specs]
+    found = []
+    for name in dict.fromkeys(name for name in names if ":" in name):
+        if tried := try_examples(name, scoring=recipe.scoring):
+            found.append(_examples(name, tried))
+    return found
+
+
+def _examples(place: str, tried: Sequence[Tried]) -> Finding:
+    wrong = [each for each in tried if not each.ok]
+    if not wrong:
+        return Finding(what="examples", status="ok", detail=f"{place} gives what its {len(tried)} examples say")
+    more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+    return Finding(what="examples", status="fail", detail=f"{wrong[0]}{more}")
 
 
 def _task_finding(task: Task, workshop: Workshop) -> Finding:

@@ -13,7 +13,7 @@ from outscore.records import LabelledGroup
 from outscore.report import RunDirectory
 from outscore.report.rows import read_parquet
 from outscore.rewards import Rewards
-from outscore.rewards.model_based import ModelScorer
+from outscore.rewards.model_based import Ensemble, ModelScorer
 from outscore.rollout import make_sampler
 from outscore.stages import OutcomeRewardModelSettings
 from outscore.train.evaluate import Evaluator, Measure
@@ -109,8 +109,9 @@ def locate_models(rewards: Rewards, run: RunDirectory | None) -> list[str]:
 
     Without a run nothing is located. Returns the names of those stages.
     """
-    scorers = [each.function for each in rewards.rewards if isinstance(each.function, ModelScorer)]
-    named = [scorer for scorer in scorers if scorer.stage]
+    functions = [each.function for each in rewards.rewards]
+    members = [member for each in functions for member in (each.members if isinstance(each, Ensemble) else [each])]
+    named = [scorer for scorer in members if isinstance(scorer, ModelScorer) and scorer.stage]
     for scorer in named:
         if run is not None:
             scorer.locate(last_checkpoint(run, scorer.stage))

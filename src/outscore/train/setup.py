@@ -215,6 +215,8 @@ def prepare(
     distinct = list({id(each): each for each in (task, *tasks)}.values())
     load = partial(load_policy, recipe.model, distinct, recipe.seed)
     policy, found = load(weights=weights, facts=facts)
+    initial = None if recipe.model.source == "tiny" else partial(_initial_policy, load, found)
+    rewards.bind(initial)
     held_out = task.eval_problems()
     unseen = {question_text(problem) for problem in held_out}
     materials = []
@@ -222,6 +224,7 @@ def prepare(
         scorers, verdicts = rewards, judge
         if stage.rewards is not None:
             scorers = scoring(stage.rewards)
+            scorers.bind(initial)
             verdicts = make_judge(recipe, scorers, own=True)
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
@@ -249,6 +252,11 @@ def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> lis
         if isinstance(stage, TextSettings) and isinstance(task, CorpusTask):
             return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, stage.piece)
     return []
+
+
+def _initial_policy(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> Policy:
+    """The policy as the run began with it, whatever has been trained or resumed since."""
+    return load(facts=facts)[0]
 
 
 def _trained_weights(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> dict[str, Tensor]:
