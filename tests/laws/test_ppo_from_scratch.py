@@ -24,7 +24,7 @@ from outscore.train.sources import RolloutSource
 from outscore.train.step import Learner, Reference
 
 # An epsilon that is not small against gradients: Adam's step is then smooth in them, and rounding stays rounding.
-OPTIMIZER = OptimizerSettings(lr=2e-2, eps=1e-2, schedule="linear", max_grad_norm=0.5)
+OPTIMIZER = OptimizerSettings(lr=2e-2, eps=1e-2, schedule="linear", max_grad_norm=1e3)
 CRITIC_LR = 5e-2
 BETA, LAMBDA, CRITIC_LAMBDA, CLIP, VALUE_CLIP = 0.05, 0.9, 0.6, 0.1, 0.05
 EPOCHS, MINIBATCHES, TOTAL = 2, 2, 10

@@ -103,8 +103,7 @@ class Algorithm:
     """Which estimate of KL(policy || reference) is the penalty; `outscore.objectives.kl` says what each one's gradient
     is."""
     kl_coef: float = 0.0
-    """beta; at 0 there is no penalty and no reference model is needed. DPO and IPO have no term of their own for it: it
-    is the beta in their loss."""
+    """beta; at 0 there is no penalty and no reference model is needed. In DPO and IPO it is the beta of the loss."""
     kl_place: KlPlace = "loss"
     """Whether the penalty is a term of the loss or is taken off the reward, or off each token's advantage."""
     kl_level: KlLevel = "token"
