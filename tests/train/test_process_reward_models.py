@@ -19,6 +19,7 @@ from outscore.records import Completion, LabelledGroup, Problem, Prompt
 from outscore.report import RunDirectory
 from outscore.report.rows import read_parquet
 from outscore.rewards import Rewards
+from outscore.rewards.process_model import StepScorer
 from outscore.rollout import ScriptedSampler
 from outscore.stages import ProcessRewardModelSettings
 from outscore.train.build import build_stage
@@ -330,3 +331,22 @@ def test_settings_and_checks() -> None:
         stages = [{"algorithm": "sft", "steps": 1}, {**PRM, "continues": wrong}]
         with pytest.raises(ValueError, match=f"continues = '{wrong}' is no earlier stage with algorithm: process"):
             parse_recipe({**BY_HAND, "stages": stages})
+
+
+def test_grpo_is_paid_for_each_step_by_a_model_of_the_same_run(tmp_path: Path) -> None:
+    grpo = {
+        **{"algorithm": "grpo", "steps": 1, "prompts_per_step": 2, "group_size": 3, "sampling": {"max_new_tokens": 8}},
+        "cells": {"supervision": "process", "kl_coef": 0.0},
+        "rewards": [{"name": "process_reward_model", "stage": "process-reward-model", "score": "steps"}],
+    }
+    recipe = {**SAMPLED, "rewards": ["tag_answer"], "stages": [SAMPLED["stages"][1], grpo]}
+    run = RunDirectory.open(run_recipe(recipe, tmp_path / "run").path)
+    scorer = StepScorer(run.checkpoint_path("process-reward-model", 4))
+    [file] = [item for item in run.group_files() if item.stage == "grpo"]
+    for row in read_parquet(file.path):
+        [steps] = scorer.steps([(row.prompt, row.token_ids)])
+        assert row.step_ends == tuple(end for end, _ in steps)
+        assert row.step_rewards == pytest.approx([chance for _, chance in steps], abs=1e-4)
+        assert row.reward == pytest.approx(sum(chance for _, chance in steps), abs=1e-4)
+    # `check` cannot ask a model that is not there yet, and says nothing of the stage's groups.
+    assert {"rewards", "lengths"}.isdisjoint(found.what for found in check_recipe(parse_recipe(recipe)))

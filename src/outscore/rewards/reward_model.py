@@ -82,7 +82,7 @@ def process_reward_model(
 
     directory = _directory("process_reward_model", path, stage)
     scorer = StepScorer(directory, stage=stage, score=score, token_budget=token_budget)
-    return Reward(name="process_reward_model", function=scorer, isolate=False, full=None if score == "steps" else 1.0)
+    return Reward(name="process_reward_model", function=scorer, isolate=False)
 
 
 def newest_checkpoint(path: Path, reward: str = "reward_model") -> Path:

@@ -178,7 +178,9 @@ def _rollout_findings(recipe: Recipe, index: int, workshop: Workshop) -> list[Fi
     probed = recipe.model_copy(update={"stages": tuple(stages)})
     collected = build_stage(probed, index, workshop).source.collect(1)
     is_untaught = any(isinstance(stage, SftSettings) for stage in recipe.stages[:index])
-    return [_variance(collected, is_untaught), _truncation(collected, is_untaught)]
+    found = [_truncation(collected, is_untaught)]
+    compares = stage_algorithm(settings).reward != "none"  # else a teacher says what is good
+    return [_variance(collected, is_untaught), *found] if compares else found
 
 
 def _rejection_finding(recipe: Recipe, index: int, workshop: Workshop) -> Finding:

@@ -226,12 +226,12 @@ class Search:
             grown: list[dict[tuple[int, ...], Beam]] = [{} for _ in self.prompts]
             for (slot, beam), group in zip(live, drawn, strict=True):
                 for each in group.completions:
-                    own = beam.grown(each)
-                    grown[slot].setdefault(own.token_ids, own)
+                    longer = beam.grown(each)
+                    grown[slot].setdefault(longer.token_ids, longer)
             given = [(self.prompts[slot], ids) for slot, own in enumerate(grown) for ids in own]
             flat = iter(self.guide.scores(given))
-            for slot, new in enumerate(grown):
-                candidates = ended[slot] + [replace(beam, score=next(flat)) for beam in new.values()]
+            for slot, found in enumerate(grown):
+                candidates = ended[slot] + [replace(beam, score=next(flat)) for beam in found.values()]
                 beams[slot] = sorted(candidates, key=lambda beam: -beam.score)[:kept]
         return beams, tokens
 
