@@ -94,24 +94,11 @@ def llm_judge(
         max_new_tokens: how long an answer of a judge in this process may be.
         trust_remote_code: let the directory of such a judge run its own Python code.
     """
-    if bool(url) == bool(path) or bool(url) != bool(model):
-        raise ValueError(
-            "reward 'llm_judge': give url and model of an endpoint, or the path of a model, and not both; "
-            f"url = {url!r}, model = {model!r}, path = {path!r}"
-        )
-    if concurrency < 1 or retries < 0 or seconds <= 0:
-        raise ValueError(
-            f"reward 'llm_judge': concurrency = {concurrency!r} must be 1 or more, retries = {retries!r} 0 or more "
-            f"and seconds = {seconds!r} above 0"
-        )
+    _check(url=url, model=model, path=path, concurrency=concurrency, retries=retries, seconds=seconds)
     budget = Budget(max_calls=max_calls, max_tokens=max_tokens)
     judge: Asker
     if path:
-        from outscore.rewards.judge_models import LocalModel  # and torch, which worker processes can do without
-
-        judge = LocalModel(
-            path, max_new_tokens=max_new_tokens, budget=budget, cache=cache, trust_remote_code=trust_remote_code
-        )
+        judge = _local(path, max_new_tokens, budget, cache, trust_remote_code)
     else:
         judge = Endpoint(
             url=url,
@@ -157,6 +144,29 @@ def read_label(text: str) -> float | None:
         return None
     label = re.sub(r"\s", "", found[-1]).replace("≫", ">>")
     return _LABELS["A=B" if "=" in label else label]
+
+
+def _check(*, url: str, model: str, path: str, concurrency: int, retries: int, seconds: float) -> None:
+    """ValueError for what is no judge, or cannot be done with it."""
+    if bool(url) == bool(path) or bool(url) != bool(model):
+        raise ValueError(
+            "reward 'llm_judge': give url and model of an endpoint, or the path of a model, and not both; "
+            f"url = {url!r}, model = {model!r}, path = {path!r}"
+        )
+    if concurrency < 1 or retries < 0 or seconds <= 0:
+        raise ValueError(
+            f"reward 'llm_judge': concurrency = {concurrency!r} must be 1 or more, retries = {retries!r} 0 or more "
+            f"and seconds = {seconds!r} above 0"
+        )
+
+
+def _local(path: str, max_new_tokens: int, budget: Budget, cache: str, trust_remote_code: bool) -> Asker:
+    """A judge in this process."""
+    from outscore.rewards.judge_models import LocalModel  # and torch, which worker processes can do without
+
+    return LocalModel(
+        path, max_new_tokens=max_new_tokens, budget=budget, cache=cache, trust_remote_code=trust_remote_code
+    )
 
 
 def _keyword_only(function: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:

@@ -212,11 +212,9 @@ def prepare(
     rewards = scoring(recipe.rewards) if rewards is None else rewards
     rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    distinct = list({id(each): each for each in (task, *tasks)}.values())
-    load = partial(load_policy, recipe.model, distinct, recipe.seed)
+    load = partial(load_policy, recipe.model, list({id(each): each for each in (task, *tasks)}.values()), recipe.seed)
     policy, found = load(weights=weights, facts=facts)
-    initial = None if recipe.model.source == "tiny" else partial(_initial_policy, load, found)
-    rewards.bind(initial)
+    _bind(rewards, recipe, load, found)
     held_out = task.eval_problems()
     unseen = {question_text(problem) for problem in held_out}
     materials = []
@@ -224,7 +222,7 @@ def prepare(
         scorers, verdicts = rewards, judge
         if stage.rewards is not None:
             scorers = scoring(stage.rewards)
-            scorers.bind(initial)
+            _bind(scorers, recipe, load, found)
             verdicts = make_judge(recipe, scorers, own=True)
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
@@ -254,9 +252,9 @@ def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> lis
     return []
 
 
-def _initial_policy(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> Policy:
-    """The policy as the run began with it, whatever has been trained or resumed since."""
-    return load(facts=facts)[0]
+def _bind(rewards: Rewards, recipe: Recipe, load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> None:
+    """Tell rewards how to load the policy as the run began with it, whatever has been trained or resumed since."""
+    rewards.bind(None if recipe.model.source == "tiny" else lambda: load(facts=facts)[0])
 
 
 def _trained_weights(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str, Any]) -> dict[str, Tensor]:
