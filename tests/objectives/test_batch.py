@@ -120,7 +120,7 @@ def test_the_batchs_statistics_leave_out_what_could_not_be_scored_and_what_is_no
         row = algorithm(name)
         expected = _flat(naive_advantages([without, *GROUPS[1:]], row))
         torch.testing.assert_close(batch_advantages([failed, *whole[1:]], row), expected, rtol=1e-10, atol=1e-12)
-    masked = replace(whole[0], num_tokens=tokens, token_costs=costs)
+    masked = replace(whole[0], num_tokens=tokens, token_costs=costs, values=values)
     row = algorithm("lite-ppo")
     kept = torch.cat([torch.ones(3), torch.zeros(5), torch.ones(5 + 12 + 13)]).bool()
     torch.testing.assert_close(

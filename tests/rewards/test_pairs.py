@@ -48,6 +48,7 @@ PAIRS: Mapping[str, list[tuple[Mapping[str, Any], str, str, Mapping[str, Any]]]]
     "fluency": [({}, PROSE, "eggs eggs eggs eggs eggs eggs eggs", {})],
     "repetition": [({}, PROSE, "we eat the eggs and we eat the eggs and we eat the eggs", {})],
     "degeneration": [({}, PROSE, PROSE + " so so so so so so so", {})],
+    "reflection": [({}, "Wait, I check it", "It is so", {})],
     "soft_overlong": [({"max_length": 20, "cache": 10}, "short", "a little too long", {})],
     "target_length": [({"target": 10, "within": 8}, "ten tokens", "two", {})],
     "code_tests": [({}, PROGRAM.format(1), PROGRAM.format(2), {"columns": {"tests": "assert f(2) == 3"}})],
@@ -90,21 +91,35 @@ def test_perplexity(tmp_path: Path) -> None:
     check("perplexity", {"path": str(tmp_path)}, "5", "=+", {"question": "2+3=", "answer": "5"})
 
 
-def test_reward_model(tmp_path: Path) -> None:
-    """A head that is fitted to like 5 and not 9 after one sum does so after another."""
+def fitted(folder: Path, **options: Any) -> str:
+    """A reward model whose head likes 5 and not 9 after one sum."""
     policy = tiny_policy()
-    model = reward_model_from(policy, seed=0, end_token_id=None)
-    model.base.save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    model = reward_model_from(policy, seed=0, end_token_id=None, **options)
+    model.base.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
     ids = torch.tensor([policy.tokenizer(text)["input_ids"] for text in ("2+3=5", "2+3=9")])
     with torch.no_grad():
         good, bad = plain.base_model(input_ids=ids).last_hidden_state[:, -1]
         plain.score.weight[0] = good - bad
-    plain.save_pretrained(tmp_path)
+    plain.save_pretrained(folder)
+    return str(folder)
+
+
+def test_process_reward_model(tmp_path: Path) -> None:
+    """As below, of a step."""
+    spec = {"name": "process_reward_model", "path": fitted(tmp_path, separators=[" "])}
+    [reward] = Rewards([spec]).rewards
+    better, worse = reward.function(completions=["5", "9"], completion_ids=[[], []], rendered_prompts=["1+4="] * 2)
+    assert better > worse
+
+
+def test_reward_model(tmp_path: Path) -> None:
+    """A head that is fitted to like 5 and not 9 after one sum does so after another."""
+    path = fitted(tmp_path)
     sampled = group("5", "9", question="1+4=")
     object.__setattr__(sampled.prompt, "text", "1+4=")
-    [scored] = Rewards([{"name": "reward_model", "path": str(tmp_path)}]).score([sampled], step=1).groups
+    [scored] = Rewards([{"name": "reward_model", "path": path}]).score([sampled], step=1).groups
     better, worse = (score.reward for score in scored.scores)  # type: ignore[union-attr]
     assert better > worse
 
@@ -128,6 +143,7 @@ def test_gym() -> None:
 def test_no_reward_is_left_out() -> None:
     own: dict[str, Callable[..., None]] = {
         **{"perplexity": test_perplexity, "reward_model": test_reward_model},
+        **{"process_reward_model": test_process_reward_model},
         **{"llm_judge": test_llm_judge, "gym": test_gym},
     }
     assert set(PAIRS) | set(own) == set(BUILTIN_REWARDS)

@@ -91,7 +91,9 @@ def test_within_a_group_the_correction_is_undone_by_the_deviation() -> None:
 
     said = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
     corrected = torch.tensor([Shaping(flip_rates=(0.3, 0.1)).one(float(value)) for value in said], dtype=torch.float64)
-    plain, after = (group_advantages(each, eps=0.0) for each in (said, corrected))
+    plain, after = (
+        group_advantages(each, baseline="group_mean", scale="population_std", eps=0.0) for each in (said, corrected)
+    )
     assert torch.allclose(plain, after, atol=1e-12)
 
 
