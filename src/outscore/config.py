@@ -159,6 +159,8 @@ class Recipe(Settings):
                 raise ValueError("task: `kind` is missing; for example kind: arithmetic")
         for place, stage in enumerate(self.stages):
             _check_start(stage, labels, place)
+            if stage.plateau is not None and not self.evaluation.every:
+                raise ValueError(f"stage `{stage.label}`: plateau has no effect without evaluation.every")
         if any(isinstance(stage, SamplingStage) and not (stage.rewards or self.rewards) for stage in self.stages):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
         if self.evaluation.patience and not self.evaluation.every:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from outscore.objectives.example_losses import spread_pairs
 from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import PairObjective, Pairs, pair_accuracy, pair_losses
 
@@ -27,11 +28,7 @@ def reward_model_loss(
     coefficients are -d loss / d score. Metrics are means over the pairs that are no ties, and of the scores; `loss`
     is the share of the batch's. Raises ValueError where only one side of a pair is there.
     """
-    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    present = torch.zeros(num_completions, dtype=torch.bool, device=scores.device)
-    present[numbers] = True
-    here = pairs.to(scores).within(present)
-    flat = scores.new_zeros(num_completions).index_copy(0, numbers, scores)
+    scores, flat, here = _laid_out(scores, numbers, pairs, num_completions)
     differences = flat[here.better] - flat[here.worse]
     coefficients = _slopes(flat, here, objective)
     loss = (here.weights * pair_losses(differences, here.labels, objective)).sum()
@@ -52,6 +49,28 @@ def reward_model_loss(
             means={name: (value.detach().sum(), value.numel()) for name, value in means.items()},
             maxima={},
         )
+
+
+def pair_score_losses(
+    scores: Float[Tensor, " completion"],
+    numbers: Int[Tensor, " completion"],
+    pairs: Pairs,
+    objective: PairObjective,
+    *,
+    num_completions: int,
+) -> Float[Tensor, "2 batch_completion"]:
+    """The losses of these pairs by completion, as `example_losses` gives those of a policy; arguments are those of
+    `reward_model_loss`. Carries no gradient."""
+    _, flat, here = _laid_out(scores.detach(), numbers, pairs, num_completions)
+    return spread_pairs(pair_losses(flat[here.better] - flat[here.worse], here.labels, objective), here, num_completions)
+
+
+def _laid_out(scores: Tensor, numbers: Tensor, pairs: Pairs, num_completions: int) -> tuple[Tensor, Tensor, Pairs]:
+    """The scores in single precision at least, the same by the batch's completions, and the pairs that are here."""
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    present = torch.zeros(num_completions, dtype=torch.bool, device=scores.device)
+    present[numbers] = True
+    return scores, scores.new_zeros(num_completions).index_copy(0, numbers, scores), pairs.to(scores).within(present)
 
 
 def _slopes(scores: Tensor, pairs: Pairs, objective: PairObjective) -> Tensor:

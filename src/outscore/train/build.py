@@ -30,6 +30,8 @@ from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.loop import Stage
 from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
+from outscore.train.order import Strata
+from outscore.train.populations import PopulationWeights, stage_weights
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
@@ -63,6 +65,7 @@ def build_stage(
         masters=masters,
         optimizer=make_optimizer(masters.parameters.values(), settings.optimizer),
         reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
+        populations=_populations(recipe, index, workshop)[0],
     )
     return Stage(
         recipe=recipe,
@@ -98,6 +101,7 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             stage=index,
             penalty=reward_penalty(learner, settings, row) if row.needs_reference and row.kl_place != "loss" else None,
             verdict=materials.judge.correct,
+            strata=_populations(recipe, index, workshop)[1],
         )
     if isinstance(settings, RejectionSettings):
         return RejectionSource(
@@ -114,8 +118,18 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
         return preference_source(recipe, index, settings, workshop)
     assert isinstance(settings, SftSettings)
     return DemonstrationSource(
-        demonstrations=materials.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
+        demonstrations=materials.demonstrations,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+        stage=index,
+        strata=_populations(recipe, index, workshop)[1],
     )
+
+
+def _populations(recipe: Recipe, index: int, workshop: Workshop) -> tuple[PopulationWeights | None, Strata | None]:
+    """The weights a stage begins with, and what it draws from; nothing where every example counts the same."""
+    prompts = workshop.materials[index].prompts
+    return stage_weights(recipe.stages[index], [prompt.problem.population for prompt in prompts]) or (None, None)
 
 
 def _reward_model_stage(
@@ -126,6 +140,7 @@ def _reward_model_stage(
     is_chat = bool(policy.tokenizer.chat_template) and recipe.prompt.template in ("auto", "chat")
     seed = recipe.seed + index
     learner = reward_learner(policy, settings, seed, end_token_id(policy, is_chat), resumed)
+    learner.populations = _populations(recipe, index, workshop)[0]
     plan = UpdatePlan(
         algorithm=stage_algorithm(settings),
         optimizer=settings.optimizer,
@@ -161,6 +176,7 @@ def preference_source(recipe: Recipe, index: int, settings: PreferenceSettings, 
         ties=settings.ties,
         seed=recipe.seed,
         stage=index,
+        strata=_populations(recipe, index, workshop)[1],
     )
 
 

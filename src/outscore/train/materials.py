@@ -1,7 +1,7 @@
 """What a stage works on: prompts, demonstrations, preferences and rewards, from tasks to tokens."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from outscore.config import Recipe
@@ -14,6 +14,7 @@ from outscore.tasks import RankingTask, Task, render
 from outscore.tasks.base import question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
+from outscore.train.populations import placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,17 +55,18 @@ def stage_materials(
         ValueError: if the task has none of what the stage needs, or something does not fit into the model's context.
     """
     if isinstance(stage, SamplingStage):
-        problems = [each for each in task.train_problems() if question_text(each) not in unseen]
+        problems = [placed(each, stage) for each in task.train_problems() if question_text(each) not in unseen]
         if not problems:
             raise ValueError(f"task: {task.name} has no training problems")
         room = sampling_limit(recipe)
         prompts = [render_prompt(problem, policy, recipe, room=room) for problem in problems]
         return Materials(train_prompts=prompts, rewards=rewards, judge=judge)
     if isinstance(stage, PreferenceSettings):
-        rankings = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
+        known = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
+        rankings = [replace(each, problem=placed(each.problem, stage)) for each in known]
         return Materials(rankings=ranked_groups(rankings, policy, recipe), rewards=rewards, judge=judge)
     assert isinstance(stage, SftSettings)
-    groups = demonstration_groups(task, policy, recipe)
+    groups = demonstration_groups(task, policy, recipe, stage)
     kept = [group for group in groups if question_text(group.prompt.problem) not in unseen]
     return Materials(demonstrations=kept, rewards=rewards, judge=judge)
 
@@ -109,7 +111,9 @@ def make_judge(recipe: Recipe, rewards: Rewards, *, own: bool = False) -> Judge:
     return Judge(reward_name=chosen.name, full=1.0 if chosen.full is None else chosen.full, extract=chosen.extract)
 
 
-def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[DemonstrationGroup]:
+def demonstration_groups(
+    task: Task, policy: Policy, recipe: Recipe, stage: StageSettings
+) -> list[DemonstrationGroup]:
     """The task's demonstrations as groups of one, each closed by its end token.
 
     Raises:
@@ -118,7 +122,7 @@ def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[Dem
     groups = []
     answered = partial(_answered, "demonstration", policy, recipe, cache(partial(end_token_id, policy)))
     for demonstration in task.demonstrations():
-        prompt, [completion] = answered(demonstration.problem, [demonstration.response])
+        prompt, [completion] = answered(placed(demonstration.problem, stage), [demonstration.response])
         groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
     if not groups:
         raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")

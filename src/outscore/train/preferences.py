@@ -17,7 +17,7 @@ from outscore.objectives.preferences import Ties, pair_accuracy, preference_loss
 from outscore.objectives.ratios import completion_sums
 from outscore.records import RankedGroup
 from outscore.train.activity import Tell, tell_nobody
-from outscore.train.order import batch_indices
+from outscore.train.order import Strata, batch_indices
 from outscore.train.sources import Collected
 from outscore.train.step import Batch, Reference, batch_logprobs
 
@@ -39,6 +39,8 @@ class PreferenceSource:
     """The run's seed."""
     stage: int
     """The stage's place in the run."""
+    strata: Strata | None = None
+    """Which of them are of which population, where that decides what is drawn."""
 
     def __post_init__(self) -> None:
         for group in self.rankings:
@@ -50,7 +52,7 @@ class PreferenceSource:
 
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """The rankings of a step; they are there, so there is nothing to tell."""
-        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.rankings))
+        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.rankings), self.strata)
         batch = ranked_batch([self.rankings[index] for index in chosen], ties=self.ties)
         assert batch.pairs is not None
         lengths = [float(len(completion.token_ids)) for completion in batch.completions]
@@ -78,6 +80,7 @@ def ranked_batch(groups: Sequence[RankedGroup], *, ties: Ties) -> Batch:
         sampler_logprobs=None,
         temperature=1.0,
         pairs=ranked_pairs([group.ranks for group in groups], ties=ties),
+        populations=tuple(group.prompt.problem.population for group in groups),
     )
 
 

@@ -12,15 +12,16 @@ from torch import Tensor
 from outscore.model.heads import RewardModel, completion_scores, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
-from outscore.model.rows import split_groups
+from outscore.model.rows import GroupRows, TrainingGroup, split_groups
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.preferences import pair_accuracy, pair_losses
-from outscore.objectives.reward_models import calibration_error, normalisation, reward_model_loss
+from outscore.objectives.reward_models import calibration_error, normalisation, pair_score_losses, reward_model_loss
 from outscore.records import RankedGroup
 from outscore.stages import RewardModelSettings
 from outscore.train.activity import Tell, tell_nobody
 from outscore.train.checkpoint import load_weights
 from outscore.train.optim import make_optimizer
+from outscore.train.populations import weighed_passes
 from outscore.train.preferences import ranked_batch
 from outscore.train.step import Batch, Learner, Metrics, UpdatePlan, pack, take_update
 
@@ -57,17 +58,22 @@ def update_reward_model(
     divides by the counts of the whole batch. Nothing is asked of log π, so `coefficients` stay 0."""
     model = cast(RewardModel, learner.policy)
     assert batch.pairs is not None
+    pairs, populations, objective = batch.pairs, learner.populations, plan.algorithm.pair_objective
     micros = list(split_groups(batch.groups, plan.token_budget, whole=True))
     reported = []
-    for done, micro in enumerate(micros, start=1):
+
+    def forward(micro: Sequence[TrainingGroup]) -> tuple[GroupRows, Tensor]:
         rows = pack(model, micro, batch.starts)
-        terms = reward_model_loss(
-            completion_scores(model, rows),
-            rows.ended,
-            batch.pairs,
-            plan.algorithm.pair_objective,
-            num_completions=len(batch.completions),
-        )
+        return rows, completion_scores(model, rows)
+
+    def losses(made: tuple[GroupRows, Tensor]) -> Float[Tensor, "2 completion"]:
+        rows, scores = made
+        return pair_score_losses(scores, rows.ended, pairs, objective, num_completions=len(batch.completions))
+
+    index = None if populations is None else populations.index(batch.completion_populations)
+    for done, (rows, scores) in enumerate(weighed_passes(populations, index, micros, forward, losses), start=1):
+        weighed = pairs if populations is None or index is None else pairs.times(populations.factors(index))
+        terms = reward_model_loss(scores, rows.ended, weighed, objective, num_completions=len(batch.completions))
         terms.loss.backward()
         learner.masters.gather_gradients()
         reported.append(terms)

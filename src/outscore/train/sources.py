@@ -29,7 +29,7 @@ from outscore.rewards.scoring import Scoring
 from outscore.rollout import Sampler
 from outscore.stages import PolicySettings
 from outscore.train.activity import Tell, both, counting, tell_nobody
-from outscore.train.order import batch_indices, refill_index
+from outscore.train.order import Strata, batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
 from outscore.train.worth import Penalty, Verdict, Worth, without_loss
 
@@ -95,10 +95,13 @@ class DemonstrationSource:
     """The run's seed."""
     stage: int
     """The stage's place in the run."""
+    strata: Strata | None = None
+    """Which of them are of which population, where that decides what is drawn."""
 
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """The demonstrations of a step; they are there, so there is nothing to tell."""
-        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.demonstrations))
+        size, total = self.batch_size, len(self.demonstrations)
+        chosen = batch_indices(self.seed, self.stage, step, size, total, self.strata)
         groups = [self.demonstrations[index] for index in chosen]
         batch = Batch(
             groups=tuple(
@@ -109,6 +112,7 @@ class DemonstrationSource:
             advantages=None,
             sampler_logprobs=None,
             temperature=1.0,
+            populations=tuple(group.prompt.problem.population for group in groups),
         )
         lengths = [float(len(group.completion.token_ids)) for group in groups]
         metrics = {"completion_length": (sum(lengths), float(len(lengths)))}
@@ -137,6 +141,9 @@ class RolloutSource:
     """KL in the reward, where the algorithm puts it there."""
     verdict: Verdict | None = None
     """What is right, for an algorithm that compares that."""
+    strata: Strata | None = None
+    """Which prompts are of which population, where that decides what is drawn; a refill is then of the population of
+    what it replaces."""
 
     @property
     def worth(self) -> Worth:
@@ -160,9 +167,11 @@ class RolloutSource:
         refills last."""
         worth = self.worth
         seconds = {"sample": 0.0, "score": 0.0}
-        chosen = batch_indices(self.seed, self.stage, step, self.settings.prompts_per_step, len(self.prompts))
+        size, total = self.settings.prompts_per_step, len(self.prompts)
+        chosen = batch_indices(self.seed, self.stage, step, size, total, self.strata)
         requests = [self._request(index, slot, 0) for slot, index in enumerate(chosen)]
         current: dict[int, _Scored] = {}
+        first: list[float | None] = []
         replaced: list[_Scored] = []
         logged: list[Metrics] = []
         for attempt in range(self.settings.refills + 1):
@@ -175,6 +184,7 @@ class RolloutSource:
             seconds["sample"] += between - started
             seconds["score"] += time.perf_counter() - between
             logged.append(result.logged)
+            first = first or [_mean_reward(group) for group in result.groups]
             columns = _columns_by_group(result.extra_columns, sampled)
             for group, own, metrics in zip(result.groups, columns, result.group_metrics, strict=True):
                 if group.sampled.slot in current:
@@ -183,12 +193,13 @@ class RolloutSource:
             flat = [slot for slot in sorted(current) if worth.is_silent(current[slot].group)]
             if not flat or attempt == self.settings.refills:
                 break
-            requests = [self._request(self._refill(step, slot, attempt + 1), slot, attempt + 1) for slot in flat]
+            again = [(slot, self._refill(step, slot, attempt + 1, chosen[slot])) for slot in flat]
+            requests = [self._request(index, slot, attempt + 1) for slot, index in again]
         kept = [current[slot] for slot in sorted(current)]
         advantages = worth.advantages([scored.group for scored in kept])
         everything = [*kept, *replaced]
         return Collected(
-            batch=self._batch([scored.group for scored in kept], advantages),
+            batch=self._batch([scored.group for scored in kept], advantages, first),
             metrics={
                 **merge(logged),
                 **part_metrics([scored.metrics for scored in kept]),
@@ -217,7 +228,9 @@ class RolloutSource:
             on_finished=both(scoring.finished, counting(what, len(requests) * self.settings.group_size, tell)),
         )
 
-    def _batch(self, groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[Tensor]]) -> Batch:
+    def _batch(
+        self, groups: Sequence[ScoredGroup], advantages: Sequence[Sequence[Tensor]], rewards: Sequence[float | None]
+    ) -> Batch:
         worth = self.worth
         rows: list[TrainingGroup] = []
         completions: list[Completion] = []
@@ -241,6 +254,8 @@ class RolloutSource:
             advantages=torch.cat([own for group in advantages for own in group]).float(),
             sampler_logprobs=torch.tensor(logprobs),
             temperature=self.settings.sampling.temperature,
+            populations=tuple(group.sampled.prompt.problem.population for group in groups),
+            rewards=tuple(rewards),
         )
 
     def _epoch(self, step: int) -> float:
@@ -251,8 +266,9 @@ class RolloutSource:
             prompt=self.prompts[index], num_samples=self.settings.group_size, slot=slot, attempt=attempt
         )
 
-    def _refill(self, step: int, slot: int, attempt: int) -> int:
-        return refill_index(self.seed, self.stage, step, slot, attempt, len(self.prompts))
+    def _refill(self, step: int, slot: int, attempt: int, replaced: int) -> int:
+        among = None if self.strata is None else self.strata.beside(replaced)
+        return refill_index(self.seed, self.stage, step, slot, attempt, len(self.prompts), among)
 
 
 class _Scored(NamedTuple):
@@ -290,6 +306,12 @@ def _rewards(group: ScoredGroup) -> tuple[Float[Tensor, " completion"], Tensor]:
     values = [score.reward if isinstance(score, Score) else 0.0 for score in group.scores]
     valid = [isinstance(score, Score) for score in group.scores]
     return torch.tensor(values, dtype=torch.float64), torch.tensor(valid)
+
+
+def _mean_reward(group: ScoredGroup) -> float | None:
+    """The mean over the completions that could be scored; None where there is none."""
+    scores = [score.reward for score in group.scores if isinstance(score, Score)]
+    return sum(scores) / len(scores) if scores else None
 
 
 def _is_flat(group: ScoredGroup) -> bool:
