@@ -27,6 +27,7 @@ def evaluate(
     """
     with explained():
         from outscore.report.evaluation import to_line
+        from outscore.report.populations import population_table
         from outscore.report.views import evaluation_table
         from outscore.train.inspect import evaluate_target
 
@@ -34,7 +35,10 @@ def evaluate(
         if as_json:
             print_json({**to_line(found), "weights_sha256": weights})
         else:
-            rich.console.Console().print(evaluation_table([found], weights))
+            out = rich.console.Console()
+            out.print(evaluation_table([found], weights))
+            if (table := population_table(found)) is not None:
+                out.print(table)
 
 
 def score(

@@ -149,7 +149,8 @@ def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = No
     caption = None if weights is None else literal(f"weights {weights[:12]}…")
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column(f"{evaluations[-1].num_problems} held-out", no_wrap=True)
-    names = ordered({name for found in evaluations for name in found.metrics})
+    # What is known by population has a table of its own, which would not fit here.
+    names = ordered({name for found in evaluations for name in found.metrics if "/" not in name})
     for name in names:
         table.add_column(literal(f"{name} %" if is_share(name) else name, 14), justify="right", no_wrap=True)
     for found in evaluations:

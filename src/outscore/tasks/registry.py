@@ -12,7 +12,22 @@ from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
 from outscore.tasks.opinions import GlobalOpinionTask
+from outscore.tasks.mixture import MixtureTask
 from outscore.tasks.programs import ProgramsTask
+from outscore.tasks.synthetic_opinions import SyntheticOpinionTask
+
+def mixture(*, parts: Mapping[str, Mapping[str, Any]]) -> MixtureTask:
+    """Several tasks as one: name of each part -> its `kind` and options."""
+    made: dict[str, Task] = {}
+    for name, options in parts.items():
+        if not isinstance(options, Mapping) or "kind" not in options:
+            raise ValueError(f"task mixture: parts.{name} must name a task, such as {{kind: arithmetic}}")
+        try:
+            made[str(name)] = make_task(**options)
+        except ValueError as error:
+            raise ValueError(f"task mixture: parts.{name}: {error}") from None
+    return MixtureTask(made)
+
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
     {
@@ -21,6 +36,8 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
         "data": DataTask,
         "global_opinions": GlobalOpinionTask,
         "programs": ProgramsTask,
+        "synthetic_opinions": SyntheticOpinionTask,
+        "mixture": mixture,
     }
 )
 """Task kinds: add a file to `tasks/` and a line here."""

@@ -7,6 +7,7 @@ from typing import Protocol
 from outscore.objectives.estimators import Estimate, maj_at_k, mean_interval, pass_at_k, wilson_interval
 from outscore.records import Prompt, SampledGroup, SampleRequest, SamplingParams, Score, ScoredGroup
 from outscore.report.evaluation import Evaluation
+from outscore.report.populations import means_by_population
 from outscore.rewards import Rewards
 from outscore.rollout import Sampler
 from outscore.train.activity import Tell, both, counting, tell_nobody
@@ -89,7 +90,7 @@ class Evaluator:
         tell: Tell = tell_nobody,
     ) -> Evaluation:
         """Evaluate; the metrics are `greedy`, with k > 1 samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and
-        those of the measures.
+        those of the measures; by population where problems have one (`outscore.report.populations`).
 
         `tell` hears how far it is.
         """
@@ -98,9 +99,12 @@ class Evaluator:
             greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
             hits = [bool(self.judge.correct(group)[0]) for group in greedy]
             found["greedy"] = wilson_interval(sum(hits), len(hits))
+            found |= means_by_population("greedy", map(float, hits), self._populations)
         if self.prompts and self.samples > 1 and not greedy_only:
             groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature, tell=tell)
             found |= self._sampled(groups)
+            rates = [sum(map(bool, self.judge.correct(group))) / self.samples for group in groups]
+            found |= means_by_population("pass@1", rates, self._populations)
             totals = [score.reward for group in groups for score in group.scores if isinstance(score, Score)]
             found |= {"reward": sum(totals) / len(totals)} if totals else {}
         for measure in self.measures:
@@ -116,6 +120,10 @@ class Evaluator:
             metrics={name: value.value if isinstance(value, Estimate) else value for name, value in found.items()},
             intervals={name: (estimate.low, estimate.high) for name, estimate in estimates.items()},
         )
+
+    @property
+    def _populations(self) -> list[str | None]:
+        return [prompt.problem.population for prompt in self.prompts]
 
     def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate]:
         k = self.samples

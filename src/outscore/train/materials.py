@@ -1,5 +1,6 @@
 """What a stage works on: prompts, demonstrations, preferences and rewards, from tasks to tokens."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -14,7 +15,7 @@ from outscore.tasks import RankingTask, Task, render
 from outscore.tasks.base import question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
-from outscore.train.populations import placed
+from outscore.train.populations import LEAST, placed, stage_weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +72,30 @@ def stage_materials(
     return Materials(demonstrations=kept, rewards=rewards, judge=judge)
 
 
+def population_notices(
+    stages: Sequence[StageSettings], materials: Sequence[Materials], evaluated: Sequence[str | None]
+) -> list[str]:
+    """What is odd about the populations of stages that weigh them, in evaluations: one that no example was trained on
+    has no weight, and what few held-out examples say is little.
+
+    Raises:
+        ValueError: if weights cannot be had of a stage's populations.
+    """
+    counts = Counter(evaluated)
+    notices: list[str] = []
+    for stage, own in zip(stages, materials, strict=True):
+        trained = [prompt.problem.population for prompt in own.prompts]
+        if stage_weights(stage, trained) is None or not evaluated:
+            continue
+        for name in sorted({str(name) for name in counts} - {str(name) for name in trained}):
+            notices.append(f"stage {stage.label}: population {name!r} is only in held-out data: it has no weight there")
+        for name in sorted({str(name) for name in trained}):
+            if counts[name] < LEAST:
+                few = f"has {counts[name]} held-out example{'' if counts[name] == 1 else 's'}"
+                notices.append(f"stage {stage.label}: population {name!r} {few}, so evaluations say little of it")
+    return notices
+
+
 def sampling_limit(recipe: Recipe) -> int:
     """New tokens that every sampled prompt leaves room for: the most that a stage's sampling allows, or sampling's
     default where no stage samples."""
@@ -112,7 +137,7 @@ def make_judge(recipe: Recipe, rewards: Rewards, *, own: bool = False) -> Judge:
 
 
 def demonstration_groups(
-    task: Task, policy: Policy, recipe: Recipe, stage: StageSettings
+    task: Task, policy: Policy, recipe: Recipe, stage: StageSettings | None = None
 ) -> list[DemonstrationGroup]:
     """The task's demonstrations as groups of one, each closed by its end token.
 

@@ -37,13 +37,13 @@ Losses = Callable[[Pass], Float[Tensor, "2 completion"]]
 """What a forward pass says of each completion's loss (`example_losses`)."""
 
 
-def placed(problem: Problem, stage: StageSettings) -> Problem:
+def placed(problem: Problem, stage: StageSettings | None) -> Problem:
     """The problem with its population as the stage finds it out; as it is where the stage asks for none.
 
     Raises:
         ValueError: if there is no such column, or nothing says which population the problem is of.
     """
-    if stage.populations is None:
+    if stage is None or stage.populations is None:
         return problem
     try:
         return in_population(problem, stage.populations.column)

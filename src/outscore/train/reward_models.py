@@ -17,6 +17,7 @@ from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.preferences import pair_accuracy, pair_losses
 from outscore.objectives.reward_models import calibration_error, normalisation, pair_score_losses, reward_model_loss
 from outscore.records import RankedGroup
+from outscore.report.populations import means_by_population
 from outscore.stages import RewardModelSettings
 from outscore.train.activity import Tell, tell_nobody
 from outscore.train.checkpoint import load_weights
@@ -111,7 +112,8 @@ class RewardModelMeasure:
     """How well a reward model ranks held-out completions, and how well it knows it.
 
     `preference_accuracy`: the share of pairs it has the right way round. `calibration_error`: how far that is from how
-    sure it is (`calibration_error` in `outscore.objectives`). `preference_loss`, and the `margin` of a pair.
+    sure it is (`calibration_error` in `outscore.objectives`). `preference_loss`, and the `margin` of a pair. Accuracy
+    and loss also by population, where rankings have one.
     """
 
     rankings: Sequence[RankedGroup]
@@ -135,8 +137,12 @@ class RewardModelMeasure:
         pairs = batch.pairs.to(scores)
         differences = scores[pairs.better] - scores[pairs.worse]
         losses = pair_losses(differences, pairs.labels, self.plan.algorithm.pair_objective)
+        names = [batch.completion_populations[better] for better in pairs.better.tolist()]
+        right = pair_accuracy(differences).tolist()
         return {
-            "preference_accuracy": mean_interval(pair_accuracy(differences).tolist()),
+            "preference_accuracy": mean_interval(right),
+            **means_by_population("preference_accuracy", right, names),
+            **means_by_population("preference_loss", losses.tolist(), names, pairs.weights.tolist()),
             "calibration_error": calibration_error(differences),
             "preference_loss": float((pairs.weights * losses).sum()),
             "margin": float(differences.mean()),

@@ -2,7 +2,7 @@
 any work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ from outscore.train.materials import (
     Materials,
     answer_limit,
     make_judge,
+    population_notices,
     ranked_groups,
     render_prompt,
     stage_materials,
 )
+from outscore.train.populations import evaluation_column, in_population
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,8 @@ class Workshop:
     """What is correct in evaluations."""
     facts: Mapping[str, Any]
     """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
+    notices: Sequence[str] = ()
+    """What a person should know before the run begins."""
 
     @property
     def all_rewards(self) -> list[Rewards]:
@@ -122,6 +126,7 @@ def check_before_loading(recipe: Recipe) -> None:
         ImportError: naming the extra that a tracker or LoRA needs.
     """
     stage_plans(recipe)
+    evaluation_column(recipe.stages)
     for stage in recipe.stages:
         stage_algorithm(stage)
     require_trackers(recipe.trackers)
@@ -177,6 +182,10 @@ def prepare(
     ranked = [each for each in of_preferences if isinstance(each, RankingTask)][:1]
     shown = [ranking for each in ranked for ranking in each.eval_rankings()[: recipe.evaluation.problems]]
     asked = held_out[: recipe.evaluation.problems] if recipe.rewards else []
+    if (column := evaluation_column(recipe.stages)) is not None:
+        asked = [in_population(problem, column) for problem in asked]
+        shown = [replace(each, problem=in_population(each.problem, column)) for each in shown]
+    evaluated = max([each.population for each in asked], [each.problem.population for each in shown], key=len)
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
@@ -187,6 +196,7 @@ def prepare(
         rewards=rewards,
         judge=judge,
         facts=found,
+        notices=[] if evaluation_only else population_notices(recipe.stages, materials, evaluated),
     )
 
 
