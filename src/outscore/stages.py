@@ -74,7 +74,8 @@ def _known_weights(value: Any, *, words: tuple[str, ...]) -> Any:
 
 
 FixedWeights = Annotated[
-    Literal["equal", "shares"] | Mapping[str, float], BeforeValidator(partial(_known_weights, words=("equal", "shares")))
+    Literal["equal", "shares"] | Mapping[str, float],
+    BeforeValidator(partial(_known_weights, words=("equal", "shares"))),
 ]
 """Weights of populations: all the same (importance sampling), as many as their examples are (the plain mean over
 examples), or a number for each by name."""

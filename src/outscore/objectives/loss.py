@@ -124,8 +124,8 @@ def policy_loss(
     `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
     exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
     algorithm uses them. `factors` multiply all that a completion adds to the loss (of a pair, the better one's):
-    `relative_weights` of populations; metrics are without them. Half precision is raised to float32 first. Raises ValueError when something required is
-    missing or a completion is cut.
+    `relative_weights` of populations; metrics are without them. Half precision is raised to float32 first. Raises
+    ValueError when something required is missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
     if algorithm.needs_whole_completions:

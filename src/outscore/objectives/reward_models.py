@@ -62,7 +62,9 @@ def pair_score_losses(
     """The losses of these pairs by completion, as `example_losses` gives those of a policy; arguments are those of
     `reward_model_loss`. Carries no gradient."""
     _, flat, here = _laid_out(scores.detach(), numbers, pairs, num_completions)
-    return spread_pairs(pair_losses(flat[here.better] - flat[here.worse], here.labels, objective), here, num_completions)
+    return spread_pairs(
+        pair_losses(flat[here.better] - flat[here.worse], here.labels, objective), here, num_completions
+    )
 
 
 def _laid_out(scores: Tensor, numbers: Tensor, pairs: Pairs, num_completions: int) -> tuple[Tensor, Tensor, Pairs]:

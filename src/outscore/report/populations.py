@@ -1,7 +1,7 @@
 """Populations in reports: metrics by population, the worst-off one and the spread, and how their weights moved.
 
-Names are paths: `greedy/Japan` is the greedy accuracy on Japan's problems, `worst/greedy` that of the population where it
-is worst, `spread/greedy` how far the best and the worst are apart; in a step's metrics `population_weight/Japan`,
+Names are paths: `greedy/Japan` is the greedy accuracy on Japan's problems, `worst/greedy` that of the population where
+it is worst, `spread/greedy` how far the best and the worst are apart; in a step's metrics `population_weight/Japan`,
 `population_loss/Japan` and `population_reward/Japan`.
 """
 

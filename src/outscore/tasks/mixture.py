@@ -55,16 +55,12 @@ class MixtureTask:
 
     def eval_rankings(self) -> Sequence[Ranking]:
         """Preferences on held-out problems; the parts take turns."""
-        return self._in_turn(
-            lambda task: task.eval_rankings() if isinstance(task, RankingTask) else [], _with_problem
-        )
+        return self._in_turn(lambda task: task.eval_rankings() if isinstance(task, RankingTask) else [], _with_problem)
 
     def _trains(self, problem: Problem) -> bool:
         return question_text(problem) not in self._held_out
 
-    def _every(
-        self, take: Callable[[Any], Iterable[Item]], named: Callable[[Item, str], Item]
-    ) -> list[Item]:
+    def _every(self, take: Callable[[Any], Iterable[Item]], named: Callable[[Item, str], Item]) -> list[Item]:
         return [named(each, name) for name, task in self._parts.items() for each in take(task)]
 
     def _in_turn(self, take: Callable[[Any], Iterable[Item]], named: Callable[[Item, str], Item]) -> list[Item]:

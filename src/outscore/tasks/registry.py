@@ -11,10 +11,11 @@ from outscore.tasks.arithmetic import ArithmeticTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
-from outscore.tasks.opinions import GlobalOpinionTask
 from outscore.tasks.mixture import MixtureTask
+from outscore.tasks.opinions import GlobalOpinionTask
 from outscore.tasks.programs import ProgramsTask
 from outscore.tasks.synthetic_opinions import SyntheticOpinionTask
+
 
 def mixture(*, parts: Mapping[str, Mapping[str, Any]]) -> MixtureTask:
     """Several tasks as one: name of each part -> its `kind` and options."""

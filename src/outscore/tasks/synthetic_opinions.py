@@ -4,9 +4,9 @@ A question has a topic and four opinions, and the answer is the letter of the on
 
     Japan on c: A)f B)a C)k D)e answer:
 
-How much country g likes opinion o on topic t is drawn once: u_g(t, o) = sqrt(1 - d_g) c(t, o) + sqrt(d_g) e_g(t, o), where
-c is shared by all, e_g is the country's own, both are standard normal, and d_g is how much the country differs. So a
-country that is small and differs has little data to be understood by, and the others mislead about it.
+How much country g likes opinion o on topic t is drawn once: u_g(t, o) = sqrt(1 - d_g) c(t, o) + sqrt(d_g) e_g(t, o),
+where c is shared by all, e_g is the country's own, both are standard normal, and d_g is how much the country differs.
+So a country that is small and differs has little data to be understood by, and the others mislead about it.
 """
 
 import random
@@ -31,8 +31,8 @@ class SyntheticOpinionTask:
     `sizes` says how many questions each country has, `differences` by how much it differs from what is common (0 to 1);
     the countries of both must be the same. `num_topics` and `num_opinions` are how many there are, 26 at most;
     `held_out` is the split that is evaluated on. `seed` draws opinions and questions. The columns of a problem are
-    `chosen` and `rejected`, the letters of the best opinion and of a random other. ValueError where a country would have
-    fewer than two questions in training or none held out, or there are not so many distinct ones.
+    `chosen` and `rejected`, the letters of the best opinion and of a random other. ValueError where a country would
+    have fewer than two questions in training or none held out, or there are not so many distinct ones.
     """
 
     name = "synthetic_opinions"

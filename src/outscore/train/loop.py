@@ -237,7 +237,9 @@ def after_evaluation(progress: Progress, settings: PlateauSettings, found: Evalu
     """
     value = found.metrics.get(settings.metric)
     if value is None:
-        raise ValueError(f"plateau.metric = {settings.metric!r} is not evaluated{nearest(settings.metric, found.metrics)}")
+        raise ValueError(
+            f"plateau.metric = {settings.metric!r} is not evaluated{nearest(settings.metric, found.metrics)}"
+        )
     best = progress.plateau_best
     if best is None or (value < best if falls(settings.metric) else value > best):
         return dataclasses.replace(progress, plateau_best=value, plateau_evaluations=0)

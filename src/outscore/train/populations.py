@@ -32,7 +32,8 @@ from outscore.train.order import Strata
 LEAST = 2
 """Examples that a population must have to be trained on: one says nothing of the others."""
 
-Micro, Pass = TypeVar("Micro"), TypeVar("Pass")
+Micro = TypeVar("Micro")
+Pass = TypeVar("Pass")
 Losses = Callable[[Pass], Float[Tensor, "2 completion"]]
 """What a forward pass says of each completion's loss (`example_losses`)."""
 
@@ -196,10 +197,8 @@ def _stage_weights(settings: PopulationSettings, names: Sequence[str]) -> tuple[
     equal = torch.full_like(shares, 1.0 / len(known))
     robust = settings.weights == "robust"
     chosen = settings.initial if settings.weights == "robust" else settings.weights
-    if isinstance(chosen, Mapping):
-        fixed = _by_name(chosen, known)
-    else:
-        fixed = equal if chosen == "equal" else shares
+    words = {"equal": equal, "shares": shares}
+    fixed = _by_name(chosen, known) if isinstance(chosen, Mapping) else words[chosen]
     members = {name: [place for place, own in enumerate(names) if own == name] for name in known}
     weights = PopulationWeights(
         names=known,

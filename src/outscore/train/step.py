@@ -264,8 +264,7 @@ def accumulate(
     policy, populations = learner.policy, learner.populations
     starts, lengths = batch.starts, batch.lengths(policy.device)
     numbers = [number for group in part for number in group.completion_index]
-    num_tokens = sum(starts[number + 1] - starts[number] for number in numbers)
-    counts = {"num_completions": len(numbers), "num_tokens": max(num_tokens, 1)}
+    num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
     live = live_groups(batch, part, plan.algorithm)
     # A pair is compared where both of it are forwarded.
@@ -284,8 +283,9 @@ def accumulate(
             completion_index=rows.completion_index,
             completion_lengths=lengths,
             ref_logprobs=None if ref is None else ref.index_select(0, rows.order),
+            num_completions=len(numbers),
+            num_tokens=num_tokens,
             pairs=batch.pairs,
-            **counts,
         )
 
     index = None if populations is None else populations.index(batch.completion_populations)
@@ -298,10 +298,11 @@ def accumulate(
             algorithm=plan.algorithm,
             completion_index=rows.completion_index,
             completion_lengths=lengths,
+            num_completions=len(numbers),
+            num_tokens=num_tokens,
             entropy=now.entropy,
             pairs=batch.pairs,
             factors=None if populations is None or index is None else populations.factors(index),
-            **counts,
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
         terms.loss.backward()
