@@ -30,7 +30,8 @@ class SyntheticOpinionTask:
 
     `sizes` says how many questions each country has, `differences` by how much it differs from what is common (0 to 1);
     the countries of both must be the same. `num_topics` and `num_opinions` are how many there are, 26 at most;
-    `held_out` is the split that is evaluated on. `seed` draws opinions and questions. The columns of a problem are
+    `held_out` is the split that is evaluated on. Training takes the 80 %; `num_eval` gives the other splits so many
+    questions of each country instead of a tenth. `seed` draws opinions and questions. The columns of a problem are
     `chosen` and `rejected`, the letters of the best opinion and of a random other. ValueError where a country would
     have fewer than two questions in training or none held out, or there are not so many distinct ones.
     """
@@ -46,10 +47,11 @@ class SyntheticOpinionTask:
         num_topics: int = 6,
         num_opinions: int = 12,
         held_out: Literal["validation", "test"] = "validation",
+        num_eval: int | None = None,
         seed: int = 0,
     ) -> None:
         sizes, differences = dict(sizes or SIZES), dict(differences or DIFFERENCES)
-        _check(sizes, differences, num_topics, num_opinions)
+        _check(sizes, differences, num_topics, num_opinions, num_eval)
         self.special_strings = (*(f"{name} on " for name in sorted(sizes)), ": A)", " B)", " C)", " D)", " answer:")
         generator = random.Random(f"outscore opinions {seed}")
         topics, opinions = string.ascii_lowercase[:num_topics], string.ascii_lowercase[:num_opinions]
@@ -60,11 +62,12 @@ class SyntheticOpinionTask:
         for name in sorted(sizes):
             share = differences[name]
             liking = {key: (1 - share) ** 0.5 * common[key] + share**0.5 * generator.gauss(0.0, 1.0) for key in keys}
-            own = _problems(name, sizes[name], liking, topics, opinions, generator)
-            last = round(len(own) * HELD_OUT)
-            others["validation"] += own[:last]
-            others["test"] += own[last : 2 * last]
-            train += own[2 * last :]
+            tenth = round(sizes[name] * HELD_OUT)
+            kept, last = sizes[name] - 2 * tenth, tenth if num_eval is None else num_eval
+            own = _problems(name, kept + 2 * last, liking, topics, opinions, generator)
+            train += own[:kept]
+            others["validation"] += own[kept : kept + last]
+            others["test"] += own[kept + last :]
         for problems in (train, *others.values()):
             generator.shuffle(problems)
         self._train, self._eval = train, others[held_out]
@@ -90,7 +93,13 @@ class SyntheticOpinionTask:
         return [_ranking(problem) for problem in self._eval]
 
 
-def _check(sizes: Mapping[str, int], differences: Mapping[str, float], num_topics: int, num_opinions: int) -> None:
+def _check(
+    sizes: Mapping[str, int],
+    differences: Mapping[str, float],
+    num_topics: int,
+    num_opinions: int,
+    num_eval: int | None,
+) -> None:
     where = f"task {SyntheticOpinionTask.name}"
     if set(sizes) != set(differences):
         raise ValueError(f"{where}: sizes are of {sorted(sizes)} and differences of {sorted(differences)}")
@@ -102,6 +111,8 @@ def _check(sizes: Mapping[str, int], differences: Mapping[str, float], num_topic
             f"{where}: num_topics={num_topics} must be between 1 and 26, num_opinions={num_opinions} between 4 and 26"
         )
     distinct = num_topics * num_opinions * (num_opinions - 1) * (num_opinions - 2) * (num_opinions - 3)
+    if num_eval is not None and not 1 <= num_eval <= distinct // 8:
+        raise ValueError(f"{where}: num_eval={num_eval} must be between 1 and {distinct // 8}")
     for name, size in sizes.items():
         if not 5 <= size <= distinct // 2:
             raise ValueError(
