@@ -2,8 +2,8 @@
 
 In the manner of the paper's experiment on GlobalOpinionQA (arXiv 2405.20304, section 5.2), with opinions made here.
 Each seed has a world of its own: what five countries like (`outscore.tasks.synthetic_opinions`), the initial weights
-and the order of the data. A model from scratch imitates the best letters; from there each method is trained on the same pairs
-for as many steps, and asked about questions that none of them has seen. The methods differ in the weights of the
+and the order of the data. A model from scratch imitates the best letters; from there each method is trained on the same
+pairs for as many steps, and asked about questions that none of them has seen. The methods differ in the weights of the
 countries alone.
 
 Everything below was fixed before the study was run on its seeds: step sizes were chosen on the validation questions of
