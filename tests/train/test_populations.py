@@ -45,7 +45,7 @@ STAGES: dict[str, dict[str, Any]] = {
         "optimizer": OPTIMIZER,
     },
 }
-RECIPE: dict[str, Any] = {"model": TINY, "task": TASK, "evaluation": {"problems": 0}}
+RECIPE: dict[str, Any] = {"model": TINY, "task": TASK, "evaluation": {"problems": 0}, "scoring": {"isolate": False}}
 BY_OPERATION = {"column": "operation"}
 
 
