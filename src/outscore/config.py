@@ -165,6 +165,9 @@ class Recipe(Settings):
             _check_start(stage, labels, place)
             _check_critic(stage, self.stages[:place])
             _check_reward_models(stage, self.stages[:place])
+            _check_weights_climb(stage, bool(stage.rewards or self.rewards))
+            if stage.plateau is not None and not self.evaluation.every:
+                raise ValueError(f"stage `{stage.label}`: plateau has no effect without evaluation.every")
         if named := [each["stage"] for each in self.rewards if isinstance(each, Mapping) and "stage" in each]:
             raise ValueError(
                 f"rewards: stage = {named[0]!r} names a reward model that this run trains, and the run's rewards score "
@@ -290,6 +293,16 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
 
 def _leaves_critic(stage: StageSettings) -> bool:
     return isinstance(stage, RewardModelSettings) or (isinstance(stage, PolicySettings) and stage.critic is not None)
+
+
+def _check_weights_climb(stage: StageSettings, has_rewards: bool) -> None:
+    """ValueError where robust weights have nothing to climb by: samples of the policy that nothing scores."""
+    robust = stage.populations is not None and stage.populations.weights == "robust"
+    if robust and isinstance(stage, PolicySettings) and not has_rewards:
+        raise ValueError(
+            f"stage `{stage.label}`: populations.weights = 'robust' climbs by rewards where completions are sampled, "
+            "and there are none; give rewards, or weights that stay: equal, shares or a weight for each population"
+        )
 
 
 def _check_reward_models(stage: StageSettings, before: Sequence[StageSettings]) -> None:

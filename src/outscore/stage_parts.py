@@ -1,8 +1,11 @@
-"""What stages are put together from: optimizer, sampling, critic; and what a recipe gets where it leaves these out."""
+"""What stages are put together from: optimizer, sampling, critic, populations; and what a recipe gets where it leaves
+these out."""
 
-from typing import Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from outscore.settings import Settings
 
@@ -91,3 +94,69 @@ class StepSampling(SolutionSampling):
     """Completions from each step, N."""
     estimate: Literal["soft", "hard"] = "soft"
     """The label of a step: the share of its completions that are right, or 1 where one of them is."""
+
+
+def _known_weights(value: Any, *, words: tuple[str, ...]) -> Any:
+    """The word or the mapping; ValueError for another word, and for weights that are none."""
+    if isinstance(value, str) and value in words:
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be {', '.join(words)}, or a weight for each population, such as {{a: 0.3, b: 0.7}}")
+    for name, weight in value.items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 <= weight <= 1:
+            raise ValueError(f"the weight of population {name!r} is {weight!r}; it must be between 0 and 1")
+    if abs(sum(value.values()) - 1.0) > 1e-6:
+        raise ValueError(f"the weights of the populations add up to {sum(value.values()):.9g}; they must add up to 1")
+    return {str(name): float(weight) for name, weight in value.items()}
+
+
+FixedWeights = Annotated[
+    Literal["equal", "shares"] | Mapping[str, float],
+    BeforeValidator(partial(_known_weights, words=("equal", "shares"))),
+]
+"""Weights of populations: all the same (importance sampling), as many as their examples are (the plain mean over
+examples), or a number for each by name."""
+AnyWeights = Annotated[
+    Literal["robust", "equal", "shares"] | Mapping[str, float],
+    BeforeValidator(partial(_known_weights, words=("robust", "equal", "shares"))),
+]
+"""The same, or weights that climb."""
+
+
+class PopulationSettings(Settings):
+    """Weights of populations in a stage's loss; docs/algorithms/group-robust.md."""
+
+    column: str = ""
+    """The column of the data that names an example's population; empty takes the population that the task names."""
+    weights: AnyWeights = "robust"
+    """`robust` climbs towards the worst-off population; `equal`, `shares` or a weight for each name stay as they
+    are."""
+    initial: FixedWeights = "equal"
+    """What robust weights begin with, and the fixed weights of `trade_off`."""
+    step_size: float = Field(0.01, ge=0)
+    """Of robust weights, in units of 1 / loss: they are multiplied by exp(step_size * loss) at each optimizer step."""
+    trade_off: float = Field(1.0, ge=0, le=1)
+    """Robust weights count so much (1: the worst case), those of `initial` the rest."""
+    draw: Literal["shares", "equal"] = "shares"
+    """Whether a batch has as many examples of a population as the data, or as many of each."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PopulationSettings":
+        of_robust = ("initial", "step_size", "trade_off")
+        given = [key for key in of_robust if getattr(self, key) != type(self).model_fields[key].default]
+        if self.weights != "robust" and given:
+            raise ValueError(f"{given[0]} has no effect on weights: {self.weights}, which are fixed; it is of `robust`")
+        return self
+
+
+class PlateauSettings(Settings):
+    """Smaller steps where evaluations within a stage no longer get better."""
+
+    metric: str = "preference_loss"
+    """Which metric of the evaluations; `worst/METRIC` is that of the worst-off population."""
+    evaluations: int = Field(2, ge=1)
+    """After so many evaluations in a row without a new best value."""
+    lr_factor: float = Field(0.1, gt=0, le=1)
+    """What the learning rate is then multiplied by."""
+    step_size_factor: float = Field(0.5, gt=0, le=1)
+    """What the step size of robust weights is then multiplied by."""

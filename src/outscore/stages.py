@@ -19,6 +19,8 @@ from outscore.stage_parts import (
     WARMUP_SHARE,
     CriticSettings,
     OptimizerSettings,
+    PlateauSettings,
+    PopulationSettings,
     SamplingSettings,
     SolutionSampling,
     StepSampling,
@@ -50,11 +52,26 @@ class StageSettings(Settings):
     """Rewards of this stage's own, instead of the run's; evaluations keep to the run's."""
     cells: Mapping[str, Any] = Field(default_factory=dict)
     """Overrides of single cells of the algorithm's row, such as `clip_high: 0.28`."""
+    populations: PopulationSettings | None = None
+    """Weights of populations in the loss; without them every example counts the same."""
+    plateau: PlateauSettings | None = None
+    """Smaller steps where evaluations no longer get better."""
 
     @property
     def label(self) -> str:
         """The stage's name."""
         return self.name or self.algorithm
+
+    @property
+    def unweighable(self) -> str:
+        """Why a stage's populations cannot be weighed; empty where they can."""
+        return ""
+
+    @model_validator(mode="after")
+    def _populations_can_be_weighed(self) -> "StageSettings":
+        if self.populations is not None and self.unweighable:
+            raise ValueError(f"populations: {self.unweighable}")
+        return self
 
     @property
     def num_updates(self) -> int:
@@ -71,6 +88,11 @@ class TextSettings(StageSettings):
     """Pieces of text in a step."""
     piece: int = Field(256, ge=2)
     """Tokens of a piece at most: a longer document is cut, and no piece has a part of two."""
+
+    @property
+    def unweighable(self) -> str:
+        """Nothing names the population of a text."""
+        return "plain text has none; weigh those of sft, or another stage"
 
 
 class SftSettings(StageSettings):
@@ -119,6 +141,11 @@ class RejectionSettings(StageSettings):
     sampling: SamplingSettings = SamplingSettings()
     """How samples are drawn."""
 
+    @property
+    def unweighable(self) -> str:
+        """Which demonstrations there will be is known when it has sampled."""
+        return "rft chooses its own demonstrations; weigh those of sft, or another stage"
+
 
 class RewardModelSettings(PreferenceSettings):
     """Training a reward model, which begins as a copy of the policy with a fresh head, on the task's preferences. The
@@ -144,6 +171,11 @@ class OutcomeRewardModelSettings(StageSettings):
     """An earlier stage of this algorithm whose reward model is trained on, instead of a copy of the policy."""
     replay: float = Field(0.1, ge=0, lt=1)
     """With `continues`: the share of the completions trained on that are those of the stages before."""
+
+    @property
+    def unweighable(self) -> str:
+        """Which completions get labels is known when they have been sampled."""
+        return "`sample` makes its own labels; weigh those of the task (without `sample`)" if self.sample else ""
 
 
 class ProcessRewardModelSettings(OutcomeRewardModelSettings):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outscore.rewards import Rewards
-from outscore.tasks import Task, make_task, validate
+from outscore.tasks import RankingTask, Task, make_task, validate
 from outscore.tasks.opinions import POPULATIONS, GlobalOpinionTask, prompt_text
 
 TWO = ("Japan", "Nigeria")
@@ -59,6 +59,18 @@ def test_a_problem_is_a_question_and_a_country(sample: Path) -> None:
     shown = task.demonstrations()
     assert [each.problem for each in shown] == list(task.train_problems())
     assert all(each.response == each.problem.answer for each in shown)
+
+
+def test_a_preference_sets_the_chosen_letter_above_the_rejected_one(sample: Path) -> None:
+    task = GlobalOpinionTask(path=sample, populations=TWO)
+    assert isinstance(task, RankingTask)
+    for rankings, problems in (
+        (task.train_rankings(), task.train_problems()),
+        (task.eval_rankings(), task.eval_problems()),
+    ):
+        assert [each.problem for each in rankings] == list(problems)
+        assert {each.ranks for each in rankings} == {(0, 1)}
+        assert [each.responses for each in rankings] == [(p.answer, p.columns["rejected"]) for p in problems]
 
 
 def test_every_other_letter_is_rejected_now_and_then_and_always_the_same_one(sample: Path) -> None:

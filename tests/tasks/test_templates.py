@@ -1,5 +1,7 @@
 """Prompts with tokenizers built here: with and without a chat template, with and without a beginning token."""
 
+from dataclasses import replace
+
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -164,6 +166,17 @@ def test_a_prompt_that_does_not_fit_is_named_with_its_length(plain):
 def test_an_empty_prompt_is_an_error(plain):
     with pytest.raises(ValueError, match="prompt 'p/1' is empty"):
         render(problem(""), plain, "none")
+
+
+def test_the_population_stands_where_the_template_or_the_system_message_names_it(plain, chat):
+    japan = replace(problem("47+38="), population="15")
+    assert render(japan, plain, "{population}-{question}").text == "15-47+38="
+    # What the question itself says stays as it is.
+    asked = replace(problem("{population}"), population="15")
+    assert render(asked, plain, "{population}: {question}").text == "15: {population}"
+    assert "you are 15" in render(japan, chat, "chat", system="you are {population}").text
+    with pytest.raises(ValueError, match=r"template: .* names a population, and prompt 'p/1' has none"):
+        render(problem(), plain, "{population}-{question}")
 
 
 def test_a_character_without_a_token_is_named(plain):

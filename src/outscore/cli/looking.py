@@ -27,6 +27,7 @@ def evaluate(
     """
     with explained():
         from outscore.report.evaluation import to_line
+        from outscore.report.populations import population_table
         from outscore.report.views import evaluation_table
         from outscore.train.inspect import evaluate_target
 
@@ -36,6 +37,8 @@ def evaluate(
         else:
             out = rich.console.Console()
             out.print(evaluation_table([found], weights, min(out.width, 120)))
+            if (table := population_table(found)) is not None:
+                out.print(table)
 
 
 def score(

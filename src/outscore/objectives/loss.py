@@ -110,6 +110,7 @@ def policy_loss(
     ref_logprobs: Float[Tensor, " token"] | None = None,
     entropy: Float[Tensor, " token"] | None = None,
     pairs: Pairs | None = None,
+    factors: Float[Tensor, " completion"] | None = None,
 ) -> LossTerms:
     """-sum over tokens of weight * (mismatch weight * mask * surrogate - kl_coef * KL + entropy_coef * entropy), or,
     where the surrogate is one of pairs, the sum over pairs of their weight and loss.
@@ -124,8 +125,9 @@ def policy_loss(
 
     `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
     exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
-    algorithm uses them. Half precision is raised to float32 first. Raises ValueError when something required is
-    missing or a completion is cut.
+    algorithm uses them. `factors` multiply all that a completion adds to the loss (of a pair, the better one's):
+    `relative_weights` of populations; metrics are without them. Half precision is raised to float32 first. Raises
+    ValueError when something required is missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
     if algorithm.needs_whole_completions:
@@ -134,6 +136,9 @@ def policy_loss(
     weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
     weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, dtype=policy.dtype)
     weights = weigh(completion_index, completion_lengths)
+    if factors is not None:
+        weights = weights * factors.to(weights)[completion_index]
+        pairs = None if pairs is None else pairs.to(policy).times(factors)
     tokens = _Tokens(
         index=completion_index,
         weights=weights,

@@ -70,6 +70,15 @@ class Pairs:
             weights=self.weights.to(like),
         )
 
+    def times(self, factors: Tensor) -> "Pairs":
+        """The same with each weight multiplied by the factor of the pair's better completion."""
+        return Pairs(
+            better=self.better,
+            worse=self.worse,
+            labels=self.labels,
+            weights=self.weights * factors.to(self.weights)[self.better],
+        )
+
     def within(self, present: Tensor) -> "Pairs":
         """The pairs of the completions that are `present` (a truth value for each completion).
 

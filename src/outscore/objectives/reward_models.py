@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from outscore.objectives.example_losses import spread_pairs
 from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import PairObjective, Pairs, pair_accuracy, pair_losses
 from outscore.objectives.surrogates import PointLoss
@@ -30,11 +31,7 @@ def reward_model_loss(
     coefficients are -d loss / d score. Metrics are means over the pairs that are no ties, and of the scores; `loss`
     is the share of the batch's. Raises ValueError where only one side of a pair is there.
     """
-    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    present = torch.zeros(num_completions, dtype=torch.bool, device=scores.device)
-    present[numbers] = True
-    here = pairs.to(scores).within(present)
-    flat = scores.new_zeros(num_completions).index_copy(0, numbers, scores)
+    scores, flat, here = _laid_out(scores, numbers, pairs, num_completions)
     differences = flat[here.better] - flat[here.worse]
     coefficients = _slopes(flat, here, objective)
     loss = (here.weights * pair_losses(differences, here.labels, objective)).sum()
@@ -55,6 +52,30 @@ def reward_model_loss(
             means={name: (value.detach().sum(), value.numel()) for name, value in means.items()},
             maxima={},
         )
+
+
+def pair_score_losses(
+    scores: Float[Tensor, " completion"],
+    numbers: Int[Tensor, " completion"],
+    pairs: Pairs,
+    objective: PairObjective,
+    *,
+    num_completions: int,
+) -> Float[Tensor, "2 batch_completion"]:
+    """The losses of these pairs by completion, as `example_losses` gives those of a policy; arguments are those of
+    `reward_model_loss`. Carries no gradient."""
+    _, flat, here = _laid_out(scores.detach(), numbers, pairs, num_completions)
+    return spread_pairs(
+        pair_losses(flat[here.better] - flat[here.worse], here.labels, objective), here, num_completions
+    )
+
+
+def _laid_out(scores: Tensor, numbers: Tensor, pairs: Pairs, num_completions: int) -> tuple[Tensor, Tensor, Pairs]:
+    """The scores in single precision at least, the same by the batch's completions, and the pairs that are here."""
+    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+    present = torch.zeros(num_completions, dtype=torch.bool, device=scores.device)
+    present[numbers] = True
+    return scores, scores.new_zeros(num_completions).index_copy(0, numbers, scores), pairs.to(scores).within(present)
 
 
 def _slopes(scores: Tensor, pairs: Pairs, objective: PairObjective) -> Tensor:
@@ -85,16 +106,24 @@ def label_losses(
 
 
 def label_loss(
-    scores: Float[Tensor, " label"], labels: Float[Tensor, " label"], kind: PointLoss, *, num_labels: int
+    scores: Float[Tensor, " label"],
+    labels: Float[Tensor, " label"],
+    kind: PointLoss,
+    *,
+    num_labels: int,
+    factors: Float[Tensor, " label"] | None = None,
 ) -> LossTerms:
-    """Sum of the losses of a micro-batch's scores, divided by how many labels the whole batch has.
+    """Sum of the losses of a micro-batch's scores, each times its factor where there are `factors` (`relative_weights`
+    of populations), divided by how many labels the whole batch has.
 
-    The coefficients are -d loss / d score: for `cross_entropy` (y - sigma(s)) / num_labels. Metrics are means over the
-    labels here; `label_accuracy` is over those that are not 1/2.
+    The coefficients are -d loss / d score: for `cross_entropy` (y - sigma(s)) / num_labels times the factor. Metrics
+    are means over the labels here, without factors; `label_accuracy` is over those that are not 1/2.
     """
     scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
     labels = labels.to(scores)
-    loss = label_losses(scores, labels, kind).sum() / num_labels
+    shares = torch.full_like(scores, 1.0 / num_labels, requires_grad=False)
+    shares = shares if factors is None else shares * factors.to(scores)
+    loss = (shares * label_losses(scores, labels, kind)).sum()
     with torch.no_grad():
         now = scores.detach()
         slopes = 2.0 * (labels - now) if kind == "squared_error" else labels - torch.sigmoid(now)
@@ -103,11 +132,22 @@ def label_loss(
             means["label_accuracy"] = label_accuracy(now, labels)
         return LossTerms(
             loss=loss,
-            coefficients=slopes / num_labels,
+            coefficients=slopes * shares,
             parts={"labels": loss.detach()},
             means={name: (value.sum(), value.numel()) for name, value in means.items()},
             maxima={},
         )
+
+
+def label_score_losses(
+    scores: Float[Tensor, " here"], numbers: Int[Tensor, " here"], labels: Float[Tensor, " label"], kind: PointLoss
+) -> Float[Tensor, "2 label"]:
+    """The losses of these scores by label, as `example_losses` gives those of a policy by completion; `numbers` says
+    which of the batch's `labels` each score is of. Carries no gradient."""
+    now = scores.detach().float() if scores.dtype in (torch.bfloat16, torch.float16) else scores.detach()
+    losses = label_losses(now, labels.to(now)[numbers], kind)
+    both = torch.stack([losses, torch.ones_like(losses)]) / labels.numel()
+    return both.new_zeros(2, labels.numel()).index_copy(1, numbers, both)
 
 
 def label_accuracy(scores: Float[Tensor, " label"], labels: Float[Tensor, " label"]) -> Float[Tensor, " some"]:

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.text import Text
 
 from outscore.records import StepReport
-from outscore.report import views
-from outscore.report.evaluation import Evaluation
+from outscore.report import populations, views
+from outscore.report.evaluation import Evaluation, is_by_population
 from outscore.report.progress import Progress
 from outscore.report.rows import CompletionRow
 from outscore.report.text import format_seconds, format_value, visible
@@ -105,7 +105,9 @@ class Console:
 
     def evaluation(self, found: Evaluation) -> None:
         """An evaluation is done."""
-        chunks = [f"{name} {format_value(name, found.metrics[name])}" for name in views.ordered(set(found.metrics))]
+        worst = f"{populations.WORST}/"
+        names = [name for name in found.metrics if not is_by_population(name) or name.startswith(worst)]
+        chunks = [f"{name} {format_value(name, found.metrics[name])}" for name in views.ordered(set(names))]
         self.message(f"{found.label}: " + "  ".join(chunks))
 
     def message(self, content: str, *, warning: bool = False) -> None:
@@ -124,6 +126,10 @@ class Console:
         if evaluations:
             self._out.print()
             self._out.print(views.evaluation_table(evaluations, weights, min(self._out.width, 120)))
+            by_population = populations.population_table(evaluations[-1])
+            if by_population is not None:
+                self._out.print()
+                self._out.print(by_population)
         if run is not None:
             self._out.print()
             self._print(

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+PART = "part/"
+"""Begins the name of the mean of one reward, where there are several."""
 HEADLINES = (
     *("greedy", "pass@1", "accuracy", "reward", "preference_accuracy", "likelihood_accuracy"),
     *("label_accuracy", "explained", "text_logprob"),
@@ -76,6 +78,16 @@ def best(evaluations: Sequence[Evaluation], metric: str | None = None) -> tuple[
 def headline(found: Evaluation) -> str | None:
     """The metric that ranks an evaluation: the first of `HEADLINES` that it has; None where it has none."""
     return next((name for name in HEADLINES if name in found.metrics), None)
+
+
+def is_by_population(metric: str) -> bool:
+    """Whether a metric's name is that of one population (`greedy/Japan`), the worst-off one or the spread
+    (`worst/greedy`), and not of one reward.
+
+    >>> is_by_population("worst/greedy"), is_by_population("part/spread"), is_by_population("pass@8")
+    (True, False, False)
+    """
+    return "/" in metric and not metric.startswith(PART)
 
 
 def finite(value: float) -> float | None:

@@ -12,7 +12,7 @@ import rich.console
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from outscore.report import evaluation, lineage, rows, run, tokens, views
+from outscore.report import evaluation, lineage, populations, rows, run, tokens, views
 from outscore.report.text import format_seconds, visible
 
 NUM_GROUPS = 3
@@ -87,14 +87,23 @@ def summarize(directory: run.RunDirectory, stage: str | None = None) -> dict[str
 def _stage_summary(directory: run.RunDirectory, plan: run.StagePlan) -> dict[str, Any]:
     history = directory.metrics(plan.name)
     seconds = [line["seconds"] for line in directory.timings(plan.name)]
-    names = views.curve_names([_numbers(line) for line in history])
+    numbers = [_numbers(line) for line in history]
+    names = views.curve_names(numbers)
     return {
         "name": plan.name,
         "num_steps": plan.num_steps,
         "steps_done": history[-1]["step"] if history else 0,
         "seconds": math.fsum(seconds),
         "last": dict(history[-1]) if history else None,
-        "curves": {name: views.series([_numbers(line) for line in history], name) for name in names},
+        "curves": {name: views.series(numbers, name) for name in names},
+        "populations": {
+            name: {
+                metric.removeprefix("population_"): views.series(numbers, f"{metric}/{name}")
+                for metric in populations.STEP_METRICS
+                if any(f"{metric}/{name}" in line for line in numbers)
+            }
+            for name in populations.populations_of(numbers)
+        },
     }
 
 
@@ -203,6 +212,10 @@ def _render(
     if data["evaluations"]:
         evaluations = [evaluation.from_line(line) for line in data["evaluations"]]
         parts += [Text(""), views.evaluation_table(evaluations, data["weights_sha256"], width)]
+        own = next((stage for stage in data["stages"] if stage["name"] == evaluations[-1].stage), None)
+        weights = populations.last_weights([_numbers(own["last"])]) if own and own["last"] else {}
+        table = populations.population_table(evaluations[-1], weights)
+        parts += [Text(""), table] if table is not None else []
     if data["best"]:
         best = data["best"]
         parts += [
@@ -229,8 +242,15 @@ def _stage_view(stage: dict[str, Any], width: int, ascii_only: bool) -> list[Ren
         Text(""),
         head,
         *curves,
+        *populations.population_curves(_by_step(stage["populations"]), width, ascii_only=ascii_only),
         *(Text(line, style="dim") for line in views.pack(views.metric_chunks(last), width)),
     ]
+
+
+def _by_step(courses: dict[str, dict[str, list[float]]]) -> list[dict[str, float | None]]:
+    """Courses of populations as a mapping for each step, as the metrics of steps are."""
+    flat = {f"population_{m}/{name}": values for name, own in courses.items() for m, values in own.items()}
+    return [dict(zip(flat, step, strict=True)) for step in zip(*flat.values(), strict=True)]
 
 
 def _finite(value: Any) -> Any:

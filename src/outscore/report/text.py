@@ -20,6 +20,7 @@ SHARES = (
         "distinct_tokens",
         "clip_fraction",
         "mismatch_capped",
+        "population_weight",
     ),
     *("greedy", "pass@", "maj@"),
 )
@@ -99,7 +100,7 @@ def _average(values: Sequence[float], width: int) -> list[float]:
 
 def is_share(name: str) -> bool:
     """Whether a metric is a share of one, to be shown in per cent."""
-    return name.startswith(SHARES)
+    return name.removeprefix("worst/").removeprefix("spread/").startswith(SHARES)
 
 
 def format_value(name: str, value: float | None) -> str:

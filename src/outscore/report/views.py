@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from outscore.report.evaluation import Evaluation
+from outscore.report.evaluation import Evaluation, is_by_population
 from outscore.report.progress import Progress
 from outscore.report.rows import PART_PREFIX, CompletionRow
 from outscore.report.text import fold, format_seconds, format_value, is_share, shorten, sparkline, visible
@@ -143,7 +143,8 @@ def _advantage(value: float | None) -> Text:
 
 def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = None, width: int = 80) -> RenderableType:
     """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one; as
-    many tables below each other as it takes for all columns to fit into `width`.
+    many tables below each other as it takes for all columns to fit into `width`. What is known by population has a
+    table of its own (`outscore.report.populations`).
 
     `weights` is a SHA-256, whose beginning stands below: of the weights a run began with, or that were evaluated.
     """
@@ -151,7 +152,8 @@ def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = No
     first = min(max(map(len, labels)), 20) + 2
     tables: list[list[tuple[str, list[str]]]] = [[]]
     left = width - first
-    for name in ordered({name for found in evaluations for name in found.metrics}):
+    names = {name for found in evaluations for name in found.metrics if not is_by_population(name)}
+    for name in ordered(names):
         cells = [_with_interval(found, name) for found in evaluations]
         head = f"{name} %" if is_share(name) else name
         needed = max(len(cell) for cell in (head, *cells)) + 1

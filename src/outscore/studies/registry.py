@@ -45,6 +45,13 @@ STUDIES = {
             module="outscore.studies.reward_quality.hacking",
             num_seeds=3,
         ),
+        Study(
+            name="group-robust-opinions",
+            summary="opinions of five countries, a small language model: GR-IPO against IPO and importance sampling",
+            source="Group Robust Preference Optimization, arXiv 2405.20304, section 5.2, on data made here",
+            module="outscore.studies.opinions",
+            num_seeds=5,
+        ),
     )
 }
 """The studies by name. Rows import nothing heavy: `--help` lists them."""

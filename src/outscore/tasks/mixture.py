@@ -1,12 +1,12 @@
-"""Several tasks as one: each problem knows the part it is of, so that rewards and reports can tell them apart."""
+"""Several tasks as one, in which each is a population: domains of problems, of their own sizes and difficulties."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 from outscore.records import Demonstration, Problem, Ranking
-from outscore.tasks.base import CorpusTask, RankingTask, Task
+from outscore.tasks.base import CorpusTask, RankingTask, Task, question_text
 
 DOMAIN = "domain"
 """The data column that names a problem's part."""
@@ -15,104 +15,79 @@ Item = TypeVar("Item")
 
 
 class MixtureTask:
-    """The union of tasks. Problems get the column `domain` (and that population, if they have none), and ids that begin
-    with it. Training data stand one part after the other; held-out ones take turns, so that the first so many are of
-    all parts. ValueError where two parts have one name.
+    """The problems, demonstrations, preferences and texts of several tasks, each under the name of its part.
 
-    Args:
-        parts: the tasks by name.
+    A part's name is the population of its problems, stands in their data column `domain` and before their ids. Held-out
+    problems, preferences on them and texts take turns, so that the first of them are of all parts; training examples
+    keep the order of the parts. What has the question of a problem held out in any part, or is a text held out in any,
+    is left out of training.
+
+    >>> MixtureTask({"sums": ArithmeticTask(operations=["+"]), "differences": ArithmeticTask(operations=["-"])})
     """
 
     name = "mixture"
 
     def __init__(self, parts: Mapping[str, Task]) -> None:
-        self.parts = dict(parts)
+        if len(parts) < 2:
+            raise ValueError(f"task {self.name}: parts has {len(parts)} tasks; a mixture has two or more")
+        self._parts = dict(parts)
+        self._held_out = {question_text(problem) for task in parts.values() for problem in task.eval_problems()}
+        strings = (text for task in parts.values() for text in getattr(task, "special_strings", ()))
+        self.special_strings = tuple(dict.fromkeys(strings))
+        known = [getattr(task, "characters", None) for task in parts.values()]
+        if all(known):
+            self.characters = "".join(sorted(set("".join(map(str, known)))))
 
     def train_problems(self) -> Sequence[Problem]:
-        """The training problems of all parts."""
-        return [_of(name, each) for name, task in self.parts.items() for each in task.train_problems()]
+        """Problems to train on, part by part."""
+        return [problem for problem in self._every(lambda task: task.train_problems(), _of) if self._trains(problem)]
 
     def eval_problems(self) -> Sequence[Problem]:
-        """The held-out problems of all parts, in turn."""
-        return _in_turn([_of(name, each) for each in task.eval_problems()] for name, task in self.parts.items())
+        """Held-out problems; the parts take turns."""
+        return self._in_turn(lambda task: task.eval_problems(), _of)
 
     def demonstrations(self) -> Sequence[Demonstration]:
-        """The demonstrations of all parts."""
-        return [
-            replace(each, problem=_of(name, each.problem))
-            for name, task in self.parts.items()
-            for each in task.demonstrations()
-        ]
+        """Responses to imitate, part by part."""
+        every = self._every(lambda task: task.demonstrations(), _with_problem)
+        return [each for each in every if self._trains(each.problem)]
 
     def train_rankings(self) -> Sequence[Ranking]:
-        """The preferences of all parts."""
-        return list(chain.from_iterable(self._rankings(name, held_out=False) for name in self.parts))
+        """Preferences to train on, of the parts that have them."""
+        every = self._every(lambda task: task.train_rankings() if isinstance(task, RankingTask) else [], _with_problem)
+        return [each for each in every if self._trains(each.problem)]
 
     def eval_rankings(self) -> Sequence[Ranking]:
-        """The held-out preferences of all parts, in turn."""
-        return _in_turn(self._rankings(name, held_out=True) for name in self.parts)
+        """Preferences on held-out problems; the parts take turns."""
+        return self._in_turn(lambda task: task.eval_rankings() if isinstance(task, RankingTask) else [], _with_problem)
 
     def train_texts(self) -> Sequence[str]:
-        """The plain texts of all parts."""
-        return [text for task in self.parts.values() if isinstance(task, CorpusTask) for text in task.train_texts()]
+        """Plain texts, of the parts that have them."""
+        held_out = set(self.eval_texts())
+        every = self._every(lambda task: task.train_texts() if isinstance(task, CorpusTask) else [], _unnamed)
+        return [text for text in every if text not in held_out]
 
     def eval_texts(self) -> Sequence[str]:
-        """The held-out texts of all parts, in turn."""
-        return _in_turn(task.eval_texts() for task in self.parts.values() if isinstance(task, CorpusTask))
+        """Held-out texts; the parts take turns."""
+        return self._in_turn(lambda task: task.eval_texts() if isinstance(task, CorpusTask) else [], _unnamed)
 
-    @property
-    def special_strings(self) -> tuple[str, ...]:
-        """Strings that deserve a token each, of all parts."""
-        each = (getattr(task, "special_strings", ()) for task in self.parts.values())
-        return tuple(dict.fromkeys(chain.from_iterable(each)))
+    def _trains(self, problem: Problem) -> bool:
+        return question_text(problem) not in self._held_out
 
-    def _rankings(self, name: str, *, held_out: bool) -> list[Ranking]:
-        task = self.parts[name]
-        if not isinstance(task, RankingTask):
-            return []
-        rankings = task.eval_rankings() if held_out else task.train_rankings()
-        return [replace(each, problem=_of(name, each.problem)) for each in rankings]
+    def _every(self, take: Callable[[Any], Iterable[Item]], named: Callable[[Item, str], Item]) -> list[Item]:
+        return [named(each, name) for name, task in self._parts.items() for each in take(task)]
+
+    def _in_turn(self, take: Callable[[Any], Iterable[Item]], named: Callable[[Item, str], Item]) -> list[Item]:
+        columns = [[named(each, name) for each in take(task)] for name, task in self._parts.items()]
+        return [each for turn in zip_longest(*columns) for each in turn if each is not None]
 
 
-def mixture(*, parts: Sequence[Mapping[str, Any]]) -> MixtureTask:
-    """A mixture as a recipe gives it: `parts` are tasks as everywhere, each with a `domain` of its own.
-
-    Raises:
-        ValueError: for a part without `kind` or `domain`, and for a name given twice.
-
-    >>> mixture(parts=[{"domain": "sums", "kind": "arithmetic"}, {"domain": "more", "kind": "arithmetic", "digits": 3}])
-    """
-    from outscore.tasks.registry import make_task  # which knows this kind of task, too
-
-    tasks: dict[str, Task] = {}
-    for number, part in enumerate(parts, start=1):
-        given = dict(part) if isinstance(part, Mapping) else {}
-        domain = given.pop(DOMAIN, None)
-        if not isinstance(domain, str) or not domain or "kind" not in given:
-            raise ValueError(
-                f"task mixture: part {number} is {part!r}; each needs a `{DOMAIN}`, its name, and a `kind`, as in "
-                "{domain: sums, kind: arithmetic}"
-            )
-        if domain in tasks:
-            raise ValueError(f"task mixture: two parts have the {DOMAIN} {domain!r}")
-        tasks[domain] = make_task(**given)
-    if not tasks:
-        raise ValueError("task mixture: parts = [] has no task; give at least one")
-    return MixtureTask(tasks)
+def _of(problem: Problem, name: str) -> Problem:
+    return replace(problem, id=f"{name}/{problem.id}", columns={**problem.columns, DOMAIN: name}, population=name)
 
 
-def _of(name: str, problem: Problem) -> Problem:
-    """The problem as one of a part."""
-    return replace(
-        problem,
-        id=f"{name}/{problem.id}",
-        columns={**problem.columns, DOMAIN: name},
-        population=problem.population if problem.population is not None else name,
-    )
+def _with_problem(item: Any, name: str) -> Any:
+    return replace(item, problem=_of(item.problem, name))
 
 
-def _in_turn(sequences: Iterable[Sequence[Item]]) -> list[Item]:
-    """One of each, then the next of each, until all are through."""
-    missing = object()
-    turns = zip_longest(*sequences, fillvalue=missing)
-    return [item for turn in turns for item in turn if item is not missing]  # type: ignore[misc]  # no item is `missing`
+def _unnamed(text: str, name: str) -> str:
+    return text

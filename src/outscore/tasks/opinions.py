@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from outscore.inputs import nearest
-from outscore.records import Demonstration, Problem
+from outscore.records import Demonstration, Problem, Ranking
 from outscore.tasks.readers import Row, check_exists, read_file, read_hub
 
 HUB = "Anthropic/llm_global_opinions"
@@ -98,6 +98,14 @@ class GlobalOpinionTask:
         """The letter of the most probable option for each training problem."""
         return [Demonstration(problem=each, response=each.columns["chosen"]) for each in self._train]
 
+    def train_rankings(self) -> Sequence[Ranking]:
+        """The chosen letter above the rejected one, for each training problem."""
+        return [_ranking(problem) for problem in self._train]
+
+    def eval_rankings(self) -> Sequence[Ranking]:
+        """The same for each problem of the validation or test split."""
+        return [_ranking(problem) for problem in self._eval]
+
     def _check(self, populations: Sequence[str], known: set[str], held_out: str) -> None:
         for split, problems, least in (("train", self._train, 2), (held_out, self._eval, 1)):
             counts = Counter(problem.population for problem in problems)
@@ -172,6 +180,11 @@ def _problem(population: str, question: str, options: list[str], shares: Sequenc
         },
         population=population,
     )
+
+
+def _ranking(problem: Problem) -> Ranking:
+    responses = (problem.columns["chosen"], problem.columns["rejected"])
+    return Ranking(problem=problem, responses=responses, ranks=(0, 1))
 
 
 def _unrepeated(problems: Sequence[Problem]) -> list[Problem]:

@@ -12,10 +12,25 @@ from outscore.tasks.assistant import AssistantTask
 from outscore.tasks.base import Task
 from outscore.tasks.data import DataTask
 from outscore.tasks.gym import GymTask
-from outscore.tasks.mixture import mixture
+from outscore.tasks.mixture import MixtureTask
 from outscore.tasks.opinions import GlobalOpinionTask
 from outscore.tasks.programs import ProgramsTask
+from outscore.tasks.synthetic_opinions import SyntheticOpinionTask
 from outscore.tasks.text import TextTask
+
+
+def mixture(*, parts: Mapping[str, Mapping[str, Any]]) -> MixtureTask:
+    """Several tasks as one: name of each part -> its `kind` and options."""
+    made: dict[str, Task] = {}
+    for name, options in parts.items():
+        if not isinstance(options, Mapping) or "kind" not in options:
+            raise ValueError(f"task mixture: parts.{name} must name a task, such as {{kind: arithmetic}}")
+        try:
+            made[str(name)] = make_task(**options)
+        except ValueError as error:
+            raise ValueError(f"task mixture: parts.{name}: {error}") from None
+    return MixtureTask(made)
+
 
 TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
     {
@@ -24,6 +39,7 @@ TASKS: Mapping[str, Callable[..., Task]] = MappingProxyType(
         "data": DataTask,
         "global_opinions": GlobalOpinionTask,
         "programs": ProgramsTask,
+        "synthetic_opinions": SyntheticOpinionTask,
         "mixture": mixture,
         "text": TextTask,
         "toy_assistant": AssistantTask,

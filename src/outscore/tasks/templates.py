@@ -35,6 +35,7 @@ def render(
 
     `chat` is the tokenizer's own chat template (with `system` as the first message, and a final assistant message
     continued rather than closed), `none` the question alone, `r1-zero` DeepSeek's, a text with {question} itself;
+    {population} in such a text, or in `system`, is the problem's population;
     `auto` is `chat` where the tokenizer has a chat template and `none` where not. Plain templates get the
     beginning-of-sequence token if the tokenizer adds one, never a second one; chat templates write their own.
     ValueError for messages or `chat` without a chat template, a `system` that the template cannot place, a template
@@ -44,12 +45,13 @@ def render(
     'Question: 47+38=\\nAnswer:'
     """
     template = check_template(problem, tokenizer, template, system)
+    system = None if system is None else _with_population(system, problem, "system")
     if template == "chat":
         text = _chat_text(problem, tokenizer, system)
         token_ids = _encode(problem, tokenizer, text)
     else:
         assert isinstance(problem.question, str)
-        text = _plain_text(problem.question, template)
+        text = _plain_text(problem.question, _with_population(template, problem, "template"))
         token_ids = _encode(problem, tokenizer, text)
         opening = _opening_token(tokenizer)
         if opening is not None and token_ids[:1] != [opening]:
@@ -94,6 +96,15 @@ def _plain_text(question: str, template: str) -> str:
         return question
     # replace, not str.format: templates and questions hold braces of their own (JSON, LaTeX).
     return (R1_ZERO if template == "r1-zero" else template).replace("{question}", question)
+
+
+def _with_population(text: str, problem: Problem, key: str) -> str:
+    """The text with the problem's population in its place; ValueError where it is wanted and there is none."""
+    if "{population}" not in text:
+        return text
+    if problem.population is None:
+        raise ValueError(f"{key}: {_short(text)} names a population, and prompt {problem.id!r} has none")
+    return text.replace("{population}", problem.population)
 
 
 def _chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:

@@ -24,6 +24,7 @@ from outscore.stages import (
     TextSettings,
 )
 from outscore.train.critic import CriticValues, critic_learner, update_both
+from outscore.train.demonstrations import DemonstrationSource
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.label_stage import label_stage, locate_models
 from outscore.train.lineage import weights_of
@@ -34,8 +35,8 @@ from outscore.train.penalty import RewardKl
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
-from outscore.train.setup import Workshop, stage_algorithm
-from outscore.train.sources import DemonstrationSource, RolloutSource, Source
+from outscore.train.setup import Workshop, stage_algorithm, stage_populations
+from outscore.train.sources import RolloutSource, Source
 from outscore.train.step import Learner, Reference, UpdatePlan, update
 from outscore.train.teacher import load_teacher
 from outscore.train.texts import TextMeasure
@@ -71,6 +72,7 @@ def build_stage(
         reference=Reference(trainable_parameters(policy.model)) if row.needs_reference else None,
         kl_coef=row.kl_coef,
         teacher=load_teacher(recipe, settings, policy, run) if row.needs_teacher else None,
+        populations=stage_populations(recipe, index, workshop)[0],
     )
     plan = UpdatePlan(
         algorithm=row,
@@ -135,6 +137,7 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             penalty=RewardKl(learner, settings, row) if row.needs_reference and row.kl_place != "loss" else None,
             verdict=materials.judge.correct,
             values=CriticValues(learner.critic, settings.token_budget) if learner.critic else None,
+            strata=stage_populations(recipe, index, workshop)[1],
         )
     if isinstance(settings, RejectionSettings):
         return RejectionSource(
@@ -157,7 +160,11 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
         return preference_source(recipe, index, settings, workshop)
     assert isinstance(settings, SftSettings | TextSettings)
     return DemonstrationSource(
-        demonstrations=materials.demonstrations, batch_size=settings.batch_size, seed=recipe.seed, stage=index
+        demonstrations=materials.demonstrations,
+        batch_size=settings.batch_size,
+        seed=recipe.seed,
+        stage=index,
+        strata=stage_populations(recipe, index, workshop)[1],
     )
 
 
@@ -169,6 +176,7 @@ def _reward_model_stage(
     is_chat = bool(policy.tokenizer.chat_template) and recipe.prompt.template in ("auto", "chat")
     seed = recipe.seed + index
     learner = reward_learner(policy, settings, seed, end_token_id(policy, is_chat), resumed)
+    learner.populations = stage_populations(recipe, index, workshop)[0]
     plan = UpdatePlan(
         algorithm=stage_algorithm(settings),
         optimizer=settings.optimizer,
@@ -204,6 +212,7 @@ def preference_source(recipe: Recipe, index: int, settings: PreferenceSettings, 
         ties=settings.ties,
         seed=recipe.seed,
         stage=index,
+        strata=stage_populations(recipe, index, workshop)[1],
     )
 
 

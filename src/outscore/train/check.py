@@ -61,6 +61,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
     findings += _preference_findings(workshop)
+    findings += [Finding(what="populations", status="warn", detail=notice) for notice in workshop.notices]
     findings.append(_memory(recipe, workshop))
     for index, stage in enumerate(recipe.stages):
         first = not any(isinstance(s, PolicySettings) for s in recipe.stages[:index])

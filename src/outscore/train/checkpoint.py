@@ -4,7 +4,8 @@ before use.
     checkpoints/STAGE/step-000050/
         config.json, model.safetensors, tokenizer…   the policy, for any tool; with adapters instead
                                                      adapter_config.json, adapter_model.safetensors
-        trainer.safetensors                          Adam's moments; fp32 masters where the model file lacks them
+        trainer.safetensors                          Adam's moments; fp32 masters where the model file lacks them;
+                                                     weights of populations
         reference.safetensors                        the reference policy, where there is one
         critic/                                      the critic, where there is one: such a directory of its own
         trainer.json                                 counters, and the digest of every other file
@@ -69,6 +70,12 @@ class Progress:
     """The step it was made at; its checkpoint is kept."""
     evaluations_since_best: int = 0
     """Evaluations of this stage after it, for early stopping."""
+    plateau_best: float | None = None
+    """The best value so far of what a plateau is found by."""
+    plateau_evaluations: int = 0
+    """Evaluations since, or since steps last became smaller."""
+    num_plateaus: int = 0
+    """How often steps became smaller."""
 
 
 def environment() -> dict[str, Any]:
@@ -191,14 +198,22 @@ def trained_weights(path: Path, *, trust_remote_code: bool = False) -> Mapping[s
 
 
 def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None:
-    """Put counters, moments and reference of a checkpoint into a learner that already has the checkpoint's weights."""
+    """Put counters, moments, weights of populations and reference of a checkpoint into a learner that already has the
+    checkpoint's weights.
+
+    Raises:
+        ValueError: if the populations are others.
+    """
     learner.num_updates = progress.num_updates
     if progress.kl_coef is not None:
         learner.kl_coef = progress.kl_coef
     if learner.critic is not None:
         of_critic = dataclasses.replace(progress, num_updates=progress.critic_updates, kl_coef=None)
         load_trainer_state(path / CRITIC, learner.critic, of_critic)
-    moments = _below(safetensors.torch.load_file(path / "trainer.safetensors"), "adam.")
+    stored = safetensors.torch.load_file(path / "trainer.safetensors")
+    if learner.populations is not None:
+        learner.populations.load(_below(stored, "population."))
+    moments = _below(stored, "adam.")
     for name, parameter in learner.masters.parameters.items():
         own = _below(moments, name + "|")
         if own:
@@ -231,6 +246,8 @@ def _trainer_tensors(learner: Learner) -> dict[str, Tensor]:
     for name, parameter in learner.masters.parameters.items():
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{name}|{key}"] = value
+    if learner.populations is not None:
+        tensors |= {f"population.{name}": value for name, value in learner.populations.state().items()}
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 

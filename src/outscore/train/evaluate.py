@@ -7,7 +7,8 @@ from typing import Protocol
 
 from outscore.objectives.estimators import Estimate, maj_at_k, mean_interval, pass_at_k, wilson_interval
 from outscore.records import Prompt, SampledGroup, SampleRequest, SamplingParams, Score, ScoredGroup
-from outscore.report.evaluation import Evaluation
+from outscore.report.evaluation import PART, Evaluation
+from outscore.report.populations import means_by_population
 from outscore.rewards import Rewards
 from outscore.rollout import Sampler
 from outscore.train.activity import Tell, both, counting, tell_nobody
@@ -113,15 +114,18 @@ class Evaluator:
         tell: Tell = tell_nobody,
     ) -> Evaluation:
         """Evaluate; the metrics are `greedy` (with several rewards also `part/NAME`, the mean of each), with k > 1
-        samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and those of the measures.
+        samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and those of the measures; by population where problems
+        have one (`outscore.report.populations`).
 
         `tell` hears how far it is.
         """
         found: dict[str, Estimate | float] = {}
         if self.prompts:
             greedy = self._score(sampler, num_samples=1, temperature=0.0, tell=tell)
-            hits = [bool(self.judge.correct(group)[0]) for group in self._judged(greedy)]
+            judged = self._judged(greedy)
+            hits = [bool(self.judge.correct(group)[0]) for group in judged]
             found["greedy"] = wilson_interval(sum(hits), len(hits))
+            found |= means_by_population("greedy", map(float, hits), _populations(judged))
             found |= self._by_reward(greedy)
         if self.prompts and self.samples > 1 and not greedy_only:
             groups = self._score(sampler, num_samples=self.samples, temperature=self.temperature, tell=tell)
@@ -153,7 +157,7 @@ class Evaluator:
                     parts[name] += [] if value is None else [value]
         several = {name: values for name, values in parts.items() if values} if len(parts) > 1 else {}
         return {
-            f"part/{name}": mean_interval(values)
+            f"{PART}{name}": mean_interval(values)
             if all(0.0 <= value <= 1.0 for value in values)
             else math.fsum(values) / len(values)
             for name, values in several.items()
@@ -163,12 +167,14 @@ class Evaluator:
         """The groups that accuracy is about: those of problems that the judging reward is for."""
         return [group for group in groups if self.judge.applies(group)] or groups
 
-    def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate]:
+    def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate | float]:
         k = self.samples
         groups = self._judged(groups)
         counts = [sum(bool(verdict) for verdict in self.judge.correct(group)) for group in groups]
+        rates = [count / k for count in counts]
         return {
-            "pass@1": mean_interval([count / k for count in counts]),
+            "pass@1": mean_interval(rates),
+            **means_by_population("pass@1", rates, _populations(groups)),
             f"pass@{k}": mean_interval([pass_at_k(num_samples=k, num_correct=count, k=k) for count in counts]),
             f"maj@{k}": mean_interval([self._majority(group) for group in groups]),
         }
@@ -192,3 +198,7 @@ class Evaluator:
             on_finished=both(scoring.finished, counting(what, len(requests) * num_samples, tell)),
         )
         return list(scoring.result(sampled).groups)
+
+
+def _populations(groups: Sequence[ScoredGroup]) -> list[str | None]:
+    return [group.sampled.prompt.problem.population for group in groups]

@@ -95,6 +95,7 @@ def target_recipe(
     data.pop(FACTS, None)
     if task is not None:
         data["task"] = {"kind": task}
+        data["stages"] = [{**stage, "populations": None} for stage in data["stages"]]  # columns of the run's own task
     if reward is not None or not data.get("rewards"):
         data["rewards"] = [reward or "last_number"]
         data["evaluation"] = {**data.get("evaluation", {}), "correct": ""}

@@ -21,7 +21,7 @@ from outscore.train.labels import GivenLabels, LabelMeasure, Labels, LabelSource
 from outscore.train.loop import Stage
 from outscore.train.materials import end_token_id
 from outscore.train.reward_models import reward_learner, update_reward_model
-from outscore.train.setup import Workshop, stage_algorithm
+from outscore.train.setup import Workshop, stage_algorithm, stage_populations
 from outscore.train.step import UpdatePlan
 from outscore.train.step_labels import SampledLabels, labelled_row
 
@@ -47,6 +47,7 @@ def label_stage(
     if weights is None and settings.continues and run is not None:
         weights = last_checkpoint(run, settings.continues)
     learner = reward_learner(policy, settings, recipe.seed + index, end_token_id(policy, is_chat), weights)
+    learner.populations, strata = stage_populations(recipe, index, workshop)
     labels = stage_labels(recipe, index, settings, workshop, run)
     measured = None
     if settings.sample.held_out if settings.sample else workshop.materials[index].eval_labelled:
@@ -61,7 +62,7 @@ def label_stage(
         recipe=recipe,
         settings=settings,
         learner=learner,
-        source=LabelSource(labels=labels, batch_size=settings.batch_size, seed=recipe.seed, stage=index),
+        source=LabelSource(labels=labels, batch_size=settings.batch_size, seed=recipe.seed, stage=index, strata=strata),
         plan=UpdatePlan(
             algorithm=row,
             optimizer=settings.optimizer,

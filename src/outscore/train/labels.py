@@ -14,8 +14,9 @@ from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.reward_models import label_accuracy, label_calibration_error, label_losses
 from outscore.records import Completion, LabelledGroup
+from outscore.report.populations import means_by_population
 from outscore.train.activity import Tell, tell_nobody
-from outscore.train.order import batch_indices
+from outscore.train.order import Strata, batch_indices
 from outscore.train.reward_models import batch_scores
 from outscore.train.sources import Collected
 from outscore.train.step import Batch
@@ -63,11 +64,13 @@ class LabelSource:
     """The run's seed."""
     stage: int
     """The stage's place in the run."""
+    strata: Strata | None = None
+    """Which of them are of which population, where that decides what is drawn."""
 
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """The completions of a step."""
         groups = self.labels.trained(tell)
-        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(groups))
+        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(groups), self.strata)
         kept = [groups[index] for index in chosen]
         lengths = [float(len(group.completion.token_ids)) for group in kept]
         metrics = {
@@ -103,6 +106,7 @@ def labelled_batch(groups: Sequence[LabelledGroup]) -> Batch:
         sampler_logprobs=None,
         temperature=1.0,
         labels=torch.tensor([label for group in groups for label in group.labels], dtype=torch.float32),
+        populations=tuple(group.prompt.problem.population for group in groups),
     )
 
 
@@ -112,7 +116,8 @@ class LabelMeasure:
 
     `label_loss`: the loss it is trained by. Of chances also `label_accuracy`, the share of labels, those of 1/2 left
     out, on whose side of 1/2 the model is, and `calibration_error`, how far the chances it gives are from the labels it
-    finds; of ratings `explained`, the share of their variance that it explains.
+    finds; of ratings `explained`, the share of their variance that it explains. Loss and accuracy also by population,
+    where the problems have one.
     """
 
     labels: Labels
@@ -137,13 +142,19 @@ class LabelMeasure:
         assert batch.labels is not None
         scores = batch_scores(self.model, batch, self.token_budget).double().cpu()
         labels = batch.labels.double()
+        names = batch.completion_populations
         if self.algorithm.surrogate == "squared_error":
-            errors = label_losses(scores, labels, "squared_error").mean()
-            spread = labels.var(correction=0)
-            return {"label_loss": float(errors), "explained": float(1.0 - errors / spread)}
+            errors = label_losses(scores, labels, "squared_error")
+            found = {"explained": float(1.0 - errors.mean() / labels.var(correction=0))}
+            found |= means_by_population("label_loss", errors.tolist(), names)
+            return {**found, "label_loss": float(errors.mean())}
+        losses = label_losses(scores, labels, "cross_entropy")
         sides = label_accuracy(scores, labels).tolist()
+        sided = [name for name, label in zip(names, labels.tolist(), strict=True) if label != 0.5]
         return {
+            **means_by_population("label_loss", losses.tolist(), names),
+            **means_by_population("label_accuracy", sides, sided),
             "label_accuracy": mean_interval(sides) if sides else math.nan,
             "calibration_error": label_calibration_error(torch.sigmoid(scores), labels),
-            "label_loss": float(label_losses(scores, labels, "cross_entropy").mean()),
+            "label_loss": float(losses.mean()),
         }

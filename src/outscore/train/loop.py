@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from outscore.config import EvaluationSettings, Recipe
+from outscore.inputs import nearest
 from outscore.objectives.returns import adaptive_kl_coef
 from outscore.records import StepReport
 from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
 from outscore.report.evaluation import headline
+from outscore.report.populations import falls
 from outscore.rollout import Sampler
+from outscore.stage_parts import PlateauSettings
 from outscore.stages import PolicySettings, StageSettings
 from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
 from outscore.train.evaluate import Evaluator, Judge
@@ -186,7 +189,17 @@ class StageRun:
             return False
         found = self.evaluate(f"{self.stage.settings.label} step {step}", step, greedy_only=True)
         self.progress, better = ranked(self.progress, found, step)
+        self._heed_plateau(found)
         return better
+
+    def _heed_plateau(self, found: Evaluation) -> None:
+        settings = self.stage.settings.plateau
+        if settings is None:
+            return
+        before, self.progress = self.progress.num_plateaus, after_evaluation(self.progress, settings, found)
+        if self.progress.num_plateaus > before:
+            shrink(self.stage.learner, settings, self.progress.num_plateaus)
+            self.reporter.message(f"{found.label}: {settings.metric} is no better, so steps become smaller")
 
     def evaluate(self, label: str, step: int, *, greedy_only: bool = False) -> Evaluation:
         """Evaluate the policy as it stands and record it."""
@@ -235,6 +248,37 @@ def ranked(progress: Progress, found: Evaluation, step: int) -> tuple[Progress, 
     if better:
         return dataclasses.replace(progress, best_value=value, best_step=step, evaluations_since_best=0), True
     return dataclasses.replace(progress, evaluations_since_best=progress.evaluations_since_best + 1), False
+
+
+def after_evaluation(progress: Progress, settings: PlateauSettings, found: Evaluation) -> Progress:
+    """The progress with an evaluation counted, and a plateau where it was the last of too many.
+
+    Raises:
+        ValueError: if it has no such metric.
+    """
+    value = found.metrics.get(settings.metric)
+    if value is None:
+        raise ValueError(
+            f"plateau.metric = {settings.metric!r} is not evaluated{nearest(settings.metric, found.metrics)}"
+        )
+    best = progress.plateau_best
+    if best is None or (value < best if falls(settings.metric) else value > best):
+        return dataclasses.replace(progress, plateau_best=value, plateau_evaluations=0)
+    waited = progress.plateau_evaluations + 1
+    if waited < settings.evaluations:
+        return dataclasses.replace(progress, plateau_evaluations=waited)
+    return dataclasses.replace(progress, plateau_evaluations=0, num_plateaus=progress.num_plateaus + 1)
+
+
+def shrink(learner: Learner, settings: PlateauSettings | None, num_plateaus: int) -> None:
+    """Let a learner, and its critic, take the steps that it takes after so many plateaus."""
+    if settings is None:
+        return
+    for each in (learner, learner.critic):
+        if each is not None:
+            each.lr_factor = settings.lr_factor**num_plateaus
+    if learner.populations is not None:
+        learner.populations.shrunk = settings.step_size_factor**num_plateaus
 
 
 def _most_telling_slot(collected: Collected) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from outscore.config import Recipe
 from outscore.model.load import encode, turn_end_id
@@ -36,6 +36,9 @@ from outscore.tasks import RankingTask, Task, render
 from outscore.tasks.base import CorpusTask, LabelledTask, question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
+from outscore.train.populations import evaluation_column, in_population, placed
+
+Shown = TypeVar("Shown", Ranking, LabelledSolution | Rating)
 
 
 def _nothing(completions: Sequence[Any]) -> list[float]:
@@ -73,6 +76,11 @@ class Materials:
         given = [group.prompt for group in self.demonstrations] + [group.prompt for group in self.rankings]
         return [*self.train_prompts, *given, *(group.prompt for group in self.labelled)]
 
+    @property
+    def held_out(self) -> list[Prompt]:
+        """The prompts of what is evaluated on besides the run's problems."""
+        return [group.prompt for group in self.eval_rankings] + [group.prompt for group in self.eval_labelled]
+
 
 def stage_materials(
     stage: StageSettings,
@@ -90,7 +98,7 @@ def stage_materials(
         ValueError: if the task has none of what the stage needs, or something does not fit into the model's context.
     """
     if sampling_of(stage):
-        problems = [each for each in task.train_problems() if question_text(each) not in unseen]
+        problems = [placed(each, stage) for each in task.train_problems() if question_text(each) not in unseen]
         if not problems:
             raise ValueError(f"task: {task.name} has no training problems")
         if isinstance(stage, RejectionSettings):
@@ -104,10 +112,11 @@ def stage_materials(
         scorers = rewards if rewards.names else Rewards([NO_REWARD])  # a teacher needs none
         return Materials(train_prompts=prompts, demonstrations=given, rewards=scorers, judge=judge)
     if isinstance(stage, PreferenceSettings):
-        rankings = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
+        known = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
+        rankings = [replace(each, problem=placed(each.problem, stage)) for each in known]
         return Materials(
             rankings=ranked_groups(rankings, policy, recipe),
-            eval_rankings=ranked_groups(eval_rankings(task, recipe), policy, recipe),
+            eval_rankings=ranked_groups(eval_rankings(task, recipe, stage), policy, recipe),
             rewards=rewards,
             judge=judge,
         )
@@ -117,7 +126,7 @@ def stage_materials(
     if isinstance(stage, OutcomeRewardModelSettings):
         return labelled_materials(stage, task, policy, recipe, Materials(rewards=rewards, judge=judge), unseen=unseen)
     assert isinstance(stage, SftSettings)
-    groups = demonstration_groups(task, policy, recipe)
+    groups = demonstration_groups(task, policy, recipe, stage)
     return Materials(demonstrations=_apart(groups, unseen), rewards=rewards, judge=judge)
 
 
@@ -197,7 +206,9 @@ def make_judge(recipe: Recipe, rewards: Rewards, *, own: bool = False) -> Judge:
     return Judge(reward_name=chosen.name, full=1.0 if chosen.full is None else chosen.full, extract=chosen.extract)
 
 
-def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[DemonstrationGroup]:
+def demonstration_groups(
+    task: Task, policy: Policy, recipe: Recipe, stage: StageSettings | None = None
+) -> list[DemonstrationGroup]:
     """The task's demonstrations as groups of one, each closed by its end token.
 
     Raises:
@@ -206,7 +217,7 @@ def demonstration_groups(task: Task, policy: Policy, recipe: Recipe) -> list[Dem
     groups = []
     answered = partial(_answered, "demonstration", policy, recipe, cache(partial(end_token_id, policy)))
     for demonstration in task.demonstrations():
-        prompt, [completion] = answered(demonstration.problem, [demonstration.response])
+        prompt, [completion] = answered(placed(demonstration.problem, stage), [demonstration.response])
         groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
     if not groups:
         raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")
@@ -224,9 +235,11 @@ def train_rankings(task: Task) -> Sequence[Ranking]:
     return rankings
 
 
-def eval_rankings(task: Task, recipe: Recipe) -> Sequence[Ranking]:
-    """The task's preferences on held-out problems, as many as problems are evaluated on; empty where it has none."""
-    return task.eval_rankings()[: recipe.evaluation.problems] if isinstance(task, RankingTask) else []
+def eval_rankings(task: Task, recipe: Recipe, stage: StageSettings | None = None) -> Sequence[Ranking]:
+    """The task's preferences on held-out problems, as many as problems are evaluated on; empty where it has none. The
+    task is the run's, or that of a `stage`."""
+    shown = task.eval_rankings()[: recipe.evaluation.problems] if isinstance(task, RankingTask) else []
+    return _split(shown, evaluation_column(recipe.stages, stage))
 
 
 def ranked_groups(rankings: Sequence[Ranking], policy: Policy, recipe: Recipe) -> list[RankedGroup]:
@@ -263,7 +276,8 @@ def labelled_materials(
     if isinstance(task, LabelledTask):
         train = task.labelled_solutions() if of_steps else task.train_ratings()
         held_out = task.eval_labelled_solutions() if of_steps else task.eval_ratings()
-    kept = [each for each in train if question_text(each.problem) not in unseen]
+    known = [each for each in train if question_text(each.problem) not in unseen]
+    kept = [replace(each, problem=placed(each.problem, stage)) for each in known]
     if not kept:
         wanted = "columns `completions` and `labels`" if of_steps else "a column `expected_reward`"
         raise ValueError(
@@ -271,8 +285,13 @@ def labelled_materials(
             "give it some, or let the stage `sample` the policy"
         )
     labelled = partial(labelled_groups, stage, policy=policy, recipe=recipe)
-    shown = held_out[: recipe.evaluation.problems]
+    shown = _split(held_out[: recipe.evaluation.problems], evaluation_column(recipe.stages, stage))
     return replace(empty, labelled=labelled(kept), eval_labelled=labelled(shown))
+
+
+def _split(shown: Sequence[Shown], column: str | None) -> Sequence[Shown]:
+    """What is evaluated on, its problems in the populations that a column names; as it is where there is no column."""
+    return shown if column is None else [replace(each, problem=in_population(each.problem, column)) for each in shown]
 
 
 def labelled_groups(

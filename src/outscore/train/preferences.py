@@ -13,11 +13,20 @@ from outscore.model.policy import Policy
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
-from outscore.objectives.preferences import Ties, pair_accuracy, preference_loss, preference_metrics, ranked_pairs
+from outscore.objectives.preferences import (
+    Ties,
+    completion_log_ratios,
+    pair_accuracy,
+    pair_losses,
+    preference_loss,
+    preference_metrics,
+    ranked_pairs,
+)
 from outscore.objectives.ratios import completion_sums
 from outscore.records import RankedGroup
+from outscore.report.populations import means_by_population
 from outscore.train.activity import Tell, tell_nobody
-from outscore.train.order import batch_indices
+from outscore.train.order import Strata, batch_indices
 from outscore.train.sources import Collected
 from outscore.train.step import Batch, Reference, batch_logprobs
 
@@ -39,6 +48,8 @@ class PreferenceSource:
     """The run's seed."""
     stage: int
     """The stage's place in the run."""
+    strata: Strata | None = None
+    """Which of them are of which population, where that decides what is drawn."""
 
     def __post_init__(self) -> None:
         for group in self.rankings:
@@ -50,7 +61,7 @@ class PreferenceSource:
 
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """The rankings of a step; they are there, so there is nothing to tell."""
-        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.rankings))
+        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.rankings), self.strata)
         batch = ranked_batch([self.rankings[index] for index in chosen], ties=self.ties)
         assert batch.pairs is not None
         lengths = [float(len(completion.token_ids)) for completion in batch.completions]
@@ -78,6 +89,7 @@ def ranked_batch(groups: Sequence[RankedGroup], *, ties: Ties) -> Batch:
         sampler_logprobs=None,
         temperature=1.0,
         pairs=ranked_pairs([group.ranks for group in groups], ties=ties),
+        populations=tuple(group.prompt.problem.population for group in groups),
     )
 
 
@@ -87,7 +99,7 @@ class PreferenceMeasure:
 
     `likelihood_accuracy`: the share of pairs whose better completion it finds more probable. In a stage of preferences
     also `preference_accuracy`, the share whose better one has the larger implicit reward, with its mean `margin` and
-    the loss. Ties count in the loss alone.
+    the loss. Ties count in the loss alone. All but the margin also by population, where rankings have one.
     """
 
     rankings: Sequence[RankedGroup]
@@ -129,8 +141,13 @@ class PreferenceMeasure:
         pairs = self._batch.pairs.to(now)
         strict = pairs.labels != 0.5
         sums = completion_sums(now, index, len(lengths))
+        known = self._batch.completion_populations
+        names = [known[better] for better in pairs.better.tolist()]
+        sure = [name for name, counts in zip(names, strict.tolist(), strict=True) if counts]
+        likelier = pair_accuracy(sums[pairs.better] - sums[pairs.worse])[strict].tolist()
         found: dict[str, Estimate | float] = {
-            "likelihood_accuracy": mean_interval(pair_accuracy(sums[pairs.better] - sums[pairs.worse])[strict].tolist())
+            "likelihood_accuracy": mean_interval(likelier),
+            **means_by_population("likelihood_accuracy", likelier, sure),
         }
         if ref is not None and self.algorithm is not None:
             objective = self.algorithm.pair_objective
@@ -138,6 +155,10 @@ class PreferenceMeasure:
             found["preference_accuracy"] = mean_interval(by_pair["preference_accuracy"].tolist())
             found["margin"] = float(by_pair["margin"].mean())
             found["preference_loss"] = float(preference_loss(now, ref, index, lengths, pairs, objective))
+            ratios = completion_log_ratios(now, ref, index, lengths, per_token=objective.per_token)
+            losses = pair_losses(ratios[pairs.better] - ratios[pairs.worse], pairs.labels, objective).tolist()
+            found |= means_by_population("preference_loss", losses, names, pairs.weights.tolist())
+            found |= means_by_population("preference_accuracy", by_pair["preference_accuracy"].tolist(), sure)
         return found
 
     def _logprobs(self) -> Float[Tensor, " token"]:

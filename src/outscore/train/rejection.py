@@ -25,9 +25,10 @@ from outscore.rewards import Rewards
 from outscore.rollout import Sampler
 from outscore.stages import RejectionSettings
 from outscore.train.activity import Tell, both, counting, tell_nobody
+from outscore.train.demonstrations import DemonstrationSource
 from outscore.train.evaluate import Judge
 from outscore.train.order import batch_indices
-from outscore.train.sources import Collected, DemonstrationSource, stage_seed
+from outscore.train.sources import Collected, stage_seed
 
 BLOCK = 64
 """Prompts sampled, and scored, together."""

@@ -12,18 +12,27 @@ from torch import Tensor
 from outscore.model.heads import RewardModel, completion_scores, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
-from outscore.model.rows import split_groups
+from outscore.model.rows import GroupRows, TrainingGroup, split_groups
 from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import pair_accuracy, pair_losses
-from outscore.objectives.reward_models import calibration_error, label_loss, normalisation, reward_model_loss
+from outscore.objectives.reward_models import (
+    calibration_error,
+    label_loss,
+    label_score_losses,
+    normalisation,
+    pair_score_losses,
+    reward_model_loss,
+)
 from outscore.objectives.surrogates import PointLoss
 from outscore.records import RankedGroup
+from outscore.report.populations import means_by_population
 from outscore.stages import ProcessRewardModelSettings, StageSettings
 from outscore.train.activity import Tell, tell_nobody
 from outscore.train.checkpoint import load_weights
 from outscore.train.optim import make_optimizer
+from outscore.train.populations import weighed_passes
 from outscore.train.preferences import ranked_batch
 from outscore.train.step import Batch, Learner, Metrics, UpdatePlan, pack, take_update
 
@@ -60,11 +69,22 @@ def update_reward_model(
     """One update on a batch of preferences or labels. Each completion is forwarded once for all its pairs, and every
     micro-batch divides by the counts of the whole batch. Nothing is asked of log π, so `coefficients` stay 0."""
     model = cast(RewardModel, learner.policy)
+    populations = learner.populations
     micros = list(split_groups(batch.groups, plan.token_budget, whole=True))
     reported = []
-    for done, micro in enumerate(micros, start=1):
+
+    def forward(micro: Sequence[TrainingGroup]) -> tuple[GroupRows, Tensor]:
         rows = pack(model, micro, batch.starts)
-        terms = _loss(completion_scores(model, rows), rows.ended, batch, plan.algorithm)
+        return rows, completion_scores(model, rows)
+
+    def losses(made: tuple[GroupRows, Tensor]) -> Float[Tensor, "2 completion"]:
+        rows, scores = made
+        return _example_losses(scores, rows.ended, batch, plan.algorithm)
+
+    index = None if populations is None else populations.index(batch.completion_populations)
+    for done, (rows, scores) in enumerate(weighed_passes(populations, index, micros, forward, losses), start=1):
+        factors = None if populations is None or index is None else populations.factors(index)
+        terms = _loss(scores, rows.ended, batch, plan.algorithm, factors)
         terms.loss.backward()
         learner.masters.gather_gradients()
         reported.append(terms)
@@ -73,14 +93,32 @@ def update_reward_model(
     return take_update(learner, plan, reported)
 
 
-def _loss(scores: Tensor, numbers: Tensor, batch: Batch, row: Algorithm) -> LossTerms:
-    """The share of these scores, of the batch's completions `numbers`, in what the batch is trained on."""
+def _loss(scores: Tensor, numbers: Tensor, batch: Batch, row: Algorithm, factors: Tensor | None) -> LossTerms:
+    """The share of these scores, of the batch's completions `numbers`, in what the batch is trained on; `factors`
+    multiply what each completion adds to it."""
     total = len(batch.completions)
     if batch.pairs is not None:
-        return reward_model_loss(scores, numbers, batch.pairs, row.pair_objective, num_completions=total)
+        pairs = batch.pairs if factors is None else batch.pairs.times(factors)
+        return reward_model_loss(scores, numbers, pairs, row.pair_objective, num_completions=total)
     assert batch.labels is not None
-    kind: PointLoss = "squared_error" if row.surrogate == "squared_error" else "cross_entropy"
-    return label_loss(scores, batch.labels.to(scores.device)[numbers], kind, num_labels=total)
+    labels = batch.labels.to(scores.device)[numbers]
+    own = None if factors is None else factors.to(scores)[numbers]
+    return label_loss(scores, labels, _kind(row), num_labels=total, factors=own)
+
+
+def _example_losses(
+    scores: Tensor, numbers: Tensor, batch: Batch, row: Algorithm
+) -> Float[Tensor, "2 batch_completion"]:
+    """What each completion adds to the loss by itself (`outscore.objectives.example_losses`)."""
+    if batch.pairs is not None:
+        total = len(batch.completions)
+        return pair_score_losses(scores, numbers, batch.pairs, row.pair_objective, num_completions=total)
+    assert batch.labels is not None
+    return label_score_losses(scores, numbers, batch.labels, _kind(row))
+
+
+def _kind(row: Algorithm) -> PointLoss:
+    return "squared_error" if row.surrogate == "squared_error" else "cross_entropy"
 
 
 @torch.no_grad()
@@ -112,7 +150,8 @@ class RewardModelMeasure:
     """How well a reward model ranks held-out completions, and how well it knows it.
 
     `preference_accuracy`: the share of pairs it has the right way round. `calibration_error`: how far that is from how
-    sure it is (`calibration_error` in `outscore.objectives`). `preference_loss`, and the `margin` of a pair.
+    sure it is (`calibration_error` in `outscore.objectives`). `preference_loss`, and the `margin` of a pair. Accuracy
+    and loss also by population, where rankings have one.
     """
 
     rankings: Sequence[RankedGroup]
@@ -136,8 +175,12 @@ class RewardModelMeasure:
         pairs = batch.pairs.to(scores)
         differences = scores[pairs.better] - scores[pairs.worse]
         losses = pair_losses(differences, pairs.labels, self.plan.algorithm.pair_objective)
+        names = [batch.completion_populations[better] for better in pairs.better.tolist()]
+        right = pair_accuracy(differences).tolist()
         return {
-            "preference_accuracy": mean_interval(pair_accuracy(differences).tolist()),
+            "preference_accuracy": mean_interval(right),
+            **means_by_population("preference_accuracy", right, names),
+            **means_by_population("preference_loss", losses.tolist(), names, pairs.weights.tolist()),
             "calibration_error": calibration_error(differences),
             "preference_loss": float((pairs.weights * losses).sum()),
             "margin": float(differences.mean()),

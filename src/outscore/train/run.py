@@ -28,7 +28,7 @@ from outscore.train.checkpoint import (
     read_progress,
 )
 from outscore.train.lineage import begin_with, policy_weights
-from outscore.train.loop import StageRun
+from outscore.train.loop import StageRun, shrink
 from outscore.train.setup import Workshop, prepare, stage_plans
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
@@ -236,6 +236,7 @@ def _stages(
         if start is not None:
             progress, path = start
             load_trainer_state(path, stage.learner, progress)
+            shrink(stage.learner, recipe.stages[index].plateau, progress.num_plateaus)
             start = None
         staged = StageRun(stage=stage, run=run, reporter=reporter, progress=progress, interrupted=interrupted)
         if index == 0 and progress.step == 0 and stage.evaluator is not None:
@@ -264,6 +265,8 @@ def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
     reporter.message(
         f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout_probe']}"
     )
+    for notice in workshop.notices:
+        reporter.message(notice, warning=True)
 
 
 def _differences(saved_in: Mapping[str, Any]) -> list[str]:

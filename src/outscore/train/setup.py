@@ -20,7 +20,7 @@ from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, Source, algorithm
-from outscore.records import DemonstrationGroup, Prompt, RankedGroup
+from outscore.records import DemonstrationGroup, Problem, Prompt, RankedGroup
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.stages import (
@@ -46,6 +46,14 @@ from outscore.train.materials import (
     render_prompt,
     stage_materials,
     text_groups,
+)
+from outscore.train.order import Strata
+from outscore.train.populations import (
+    PopulationWeights,
+    evaluation_column,
+    in_population,
+    population_notices,
+    stage_weights,
 )
 
 
@@ -73,6 +81,8 @@ class Workshop:
     """What is correct in evaluations."""
     facts: Mapping[str, Any]
     """What was found out on the way and is kept in the run's config: weights' SHA-256, precision, layout."""
+    notices: Sequence[str] = ()
+    """What a person should know before the run begins."""
 
     @property
     def all_rewards(self) -> list[Rewards]:
@@ -143,6 +153,14 @@ def _check_settings(stage: PolicySettings, row: Algorithm) -> None:
         )
 
 
+def stage_populations(
+    recipe: Recipe, index: int, workshop: Workshop
+) -> tuple[PopulationWeights, Strata] | tuple[None, None]:
+    """The weights a stage begins with, and what it draws from; nothing where every example counts the same."""
+    prompts = workshop.materials[index].prompts
+    return stage_weights(recipe.stages[index], [prompt.problem.population for prompt in prompts]) or (None, None)
+
+
 def stage_plans(recipe: Recipe) -> list[StagePlan]:
     """The recipe's stages as the run directory lists them; ValueError for a name that cannot name files."""
     return [StagePlan(name=stage.label, num_steps=stage.steps) for stage in recipe.stages]
@@ -156,6 +174,7 @@ def check_before_loading(recipe: Recipe) -> None:
         ImportError: naming the extra that a tracker or LoRA needs.
     """
     stage_plans(recipe)
+    evaluation_column(recipe.stages)
     for place, stage in enumerate(recipe.stages):
         check_teacher(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
     require_trackers(recipe.trackers)
@@ -230,6 +249,8 @@ def prepare(
     compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
     shown = eval_rankings(task, recipe) if compares else []
     asked = held_out[: recipe.evaluation.problems] if recipe.rewards else []
+    if (column := evaluation_column(recipe.stages)) is not None:
+        asked = [in_population(problem, column) for problem in asked]
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
@@ -241,7 +262,20 @@ def prepare(
         rewards=rewards,
         judge=judge,
         facts=found,
+        notices=_population_notices(recipe.stages, materials, asked),
     )
+
+
+def _population_notices(
+    stages: Sequence[StageSettings], materials: Sequence[Materials], asked: Sequence[Problem]
+) -> list[str]:
+    """What a person should know of the populations of stages; `asked` are the run's held-out problems."""
+    notices = []
+    for stage, own in zip(stages, materials, strict=False):
+        of_run = [] if stage.task is not None else [problem.population for problem in asked]
+        evaluated = max(of_run, [prompt.problem.population for prompt in own.held_out], key=len)
+        notices += population_notices(stage, [prompt.problem.population for prompt in own.prompts], evaluated)
+    return notices
 
 
 def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:

@@ -1,4 +1,4 @@
-"""Where a step's groups come from: demonstrations, or samples of the policy with their scores and advantages."""
+"""Where a step's groups come from; here samples of the policy with their scores and advantages."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from outscore.objectives.advantages import is_zero_variance
 from outscore.objectives.algorithms import Algorithm
 from outscore.records import (
     Completion,
-    DemonstrationGroup,
     Prompt,
     SampledGroup,
     SampleRequest,
@@ -29,7 +28,7 @@ from outscore.rewards.scoring import Scoring
 from outscore.rollout import Sampler
 from outscore.stages import PolicySettings
 from outscore.train.activity import Tell, both, counting, tell_nobody
-from outscore.train.order import batch_indices, refill_index
+from outscore.train.order import Strata, batch_indices, refill_index
 from outscore.train.step import Batch, Metrics, merge
 from outscore.train.worth import Appraisal, Penalty, Values, Verdict, Worth, without_loss
 
@@ -84,43 +83,6 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DemonstrationSource:
-    """Groups of one, in an order that each epoch shuffles."""
-
-    demonstrations: Sequence[DemonstrationGroup]
-    """All of them."""
-    batch_size: int
-    """How many in a step."""
-    seed: int
-    """The run's seed."""
-    stage: int
-    """The stage's place in the run."""
-
-    def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
-        """The demonstrations of a step; they are there, so there is nothing to tell."""
-        chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.demonstrations))
-        groups = [self.demonstrations[index] for index in chosen]
-        batch = demonstration_batch(groups)
-        lengths = [float(len(group.completion.token_ids)) for group in groups]
-        metrics = {"completion_length": (sum(lengths), float(len(lengths)))}
-        return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
-
-
-def demonstration_batch(groups: Sequence[DemonstrationGroup]) -> Batch:
-    """Groups of one as a batch."""
-    return Batch(
-        groups=tuple(
-            TrainingGroup(prompt_ids=group.prompt.token_ids, completions=(group.completion,), completion_index=(i,))
-            for i, group in enumerate(groups)
-        ),
-        completions=tuple(group.completion for group in groups),
-        advantages=None,
-        sampler_logprobs=None,
-        temperature=1.0,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutSource:
     """Samples, scores and compares the groups of a step."""
 
@@ -144,6 +106,9 @@ class RolloutSource:
     """What is right, for an algorithm that compares that."""
     values: Values | None = None
     """What a critic expects, for an algorithm that has one."""
+    strata: Strata | None = None
+    """Which prompts are of which population, where that decides what is drawn; a refill is then of the population of
+    what it replaces."""
 
     @property
     def worth(self) -> Worth:
@@ -168,9 +133,11 @@ class RolloutSource:
         refills last."""
         worth = self.worth
         seconds = {"sample": 0.0, "score": 0.0}
-        chosen = batch_indices(self.seed, self.stage, step, self.settings.prompts_per_step, len(self.prompts))
+        size, total = self.settings.prompts_per_step, len(self.prompts)
+        chosen = batch_indices(self.seed, self.stage, step, size, total, self.strata)
         requests = [self._request(index, slot, 0) for slot, index in enumerate(chosen)]
         current: dict[int, _Scored] = {}
+        first: list[float | None] = []
         replaced: list[_Scored] = []
         logged: list[Metrics] = []
         for attempt in range(self.settings.refills + 1):
@@ -183,6 +150,7 @@ class RolloutSource:
             seconds["sample"] += between - started
             seconds["score"] += time.perf_counter() - between
             logged.append(result.logged)
+            first = first or [_mean_reward(group) for group in result.groups]
             columns = _columns_by_group(result.extra_columns, sampled)
             for group, own, metrics in zip(result.groups, columns, result.group_metrics, strict=True):
                 if group.sampled.slot in current:
@@ -191,12 +159,13 @@ class RolloutSource:
             flat = [slot for slot in sorted(current) if worth.is_silent(current[slot].group)]
             if not flat or attempt == self.settings.refills:
                 break
-            requests = [self._request(self._refill(step, slot, attempt + 1), slot, attempt + 1) for slot in flat]
+            again = [(slot, self._refill(step, slot, attempt + 1, chosen[slot])) for slot in flat]
+            requests = [self._request(index, slot, attempt + 1) for slot, index in again]
         kept = [current[slot] for slot in sorted(current)]
         found = worth.appraise([scored.group for scored in kept])
         everything = [*kept, *replaced]
         return Collected(
-            batch=self._batch([scored.group for scored in kept], found),
+            batch=self._batch([scored.group for scored in kept], found, first),
             metrics={
                 **merge(logged),
                 **part_metrics([scored.metrics for scored in kept]),
@@ -226,7 +195,7 @@ class RolloutSource:
             on_finished=both(scoring.finished, counting(what, len(requests) * self.settings.group_size, tell)),
         )
 
-    def _batch(self, groups: Sequence[ScoredGroup], found: Appraisal) -> Batch:
+    def _batch(self, groups: Sequence[ScoredGroup], found: Appraisal, rewards: Sequence[float | None]) -> Batch:
         worth = self.worth
         rows: list[TrainingGroup] = []
         completions: list[Completion] = []
@@ -251,6 +220,8 @@ class RolloutSource:
             sampler_logprobs=torch.tensor(logprobs),
             temperature=self.settings.sampling.temperature,
             critic=found.critic,
+            populations=tuple(group.sampled.prompt.problem.population for group in groups),
+            rewards=tuple(rewards),
         )
 
     def _epoch(self, step: int) -> float:
@@ -261,8 +232,9 @@ class RolloutSource:
             prompt=self.prompts[index], num_samples=self.settings.group_size, slot=slot, attempt=attempt
         )
 
-    def _refill(self, step: int, slot: int, attempt: int) -> int:
-        return refill_index(self.seed, self.stage, step, slot, attempt, len(self.prompts))
+    def _refill(self, step: int, slot: int, attempt: int, replaced: int) -> int:
+        among = None if self.strata is None else self.strata.beside(replaced)
+        return refill_index(self.seed, self.stage, step, slot, attempt, len(self.prompts), among)
 
 
 class _Scored(NamedTuple):
@@ -307,6 +279,12 @@ def _rewards(group: ScoredGroup) -> tuple[Float[Tensor, " completion"], Tensor]:
     values = [score.reward if isinstance(score, Score) else 0.0 for score in group.scores]
     valid = [isinstance(score, Score) for score in group.scores]
     return torch.tensor(values, dtype=torch.float64), torch.tensor(valid)
+
+
+def _mean_reward(group: ScoredGroup) -> float | None:
+    """The mean over the completions that could be scored; None where there is none."""
+    scores = [score.reward for score in group.scores if isinstance(score, Score)]
+    return sum(scores) / len(scores) if scores else None
 
 
 def _is_flat(group: ScoredGroup) -> bool:

@@ -12,16 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from outscore.model.logprobs import token_logprobs
+from outscore.model.logprobs import TokenLogprobs, token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import GroupRows, TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
 from outscore.objectives.algorithms import Algorithm
+from outscore.objectives.example_losses import example_losses
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
 from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
 from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import learning_rate, take_step
+from outscore.train.populations import PopulationWeights, weighed_passes
 
 Metrics = Mapping[str, tuple[float, float]]
 """Name -> (sum, count)."""
@@ -61,6 +63,11 @@ class Batch:
     """What the critic learns from, where there is one."""
     labels: Float[Tensor, " completion"] | None = None
     """What each completion is to be scored, where that is what is trained on."""
+    populations: tuple[str | None, ...] = ()
+    """The population of each group, if the data say so."""
+    rewards: tuple[float | None, ...] | None = None
+    """Where completions were sampled, the mean reward of what was first drawn in each group's slot: a refill was chosen
+    for its rewards. None for a group that could not be scored."""
 
     @property
     def starts(self) -> list[int]:
@@ -75,6 +82,12 @@ class Batch:
     def lengths(self, device: torch.device) -> Int[Tensor, " completion"]:
         """Loss-carrying tokens of each completion."""
         return torch.tensor([sum(completion.counts) for completion in self.completions], device=device)
+
+    @property
+    def completion_populations(self) -> list[str | None]:
+        """The population of each completion."""
+        named = zip(self.groups, self.populations, strict=True)
+        return [name for group, name in named for _ in group.completions]
 
 
 class Reference:
@@ -127,6 +140,10 @@ class Learner:
     """The critic of a stage that has one, which learns beside the policy."""
     teacher: Policy | None = None
     """Whom the policy is to become like, where the algorithm has one; it never changes."""
+    populations: PopulationWeights | None = None
+    """How much each population counts; None where every example counts the same."""
+    lr_factor: float = 1.0
+    """What the learning rate is multiplied by, after plateaus."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,12 +272,13 @@ def _one_update(
 
 def take_update(learner: Learner, plan: UpdatePlan, terms: Sequence[LossTerms]) -> Metrics:
     """Step on the gradients that have been gathered; the metrics are those of the micro-batches, and of the step."""
-    lr = learning_rate(plan.optimizer, learner.num_updates, plan.total_updates)
+    lr = learning_rate(plan.optimizer, learner.num_updates, plan.total_updates) * learner.lr_factor
     norm = take_step(learner.optimizer, learner.masters.parameters.values(), lr, plan.optimizer.max_grad_norm)
     learner.masters.copy_back()
     learner.num_updates += 1
     learner.policy.took_update()
-    return {**add_loss_terms(terms), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0)}
+    weights = learner.populations.report if learner.populations else {}
+    return {**add_loss_terms(terms), "grad_norm": (float(norm), 1.0), "lr": (lr, 1.0), **weights}
 
 
 def accumulate(
@@ -277,26 +295,48 @@ def accumulate(
     Every micro-batch divides by the counts of the whole update, so how it is split changes nothing. `on_progress` hears
     the share of them that is done; `coefficients` receives those of the tokens.
     """
-    policy = learner.policy
+    policy, populations = learner.policy, learner.populations
     starts, lengths = batch.starts, batch.lengths(policy.device)
     numbers = [number for group in part for number in group.completion_index]
-    num_tokens = sum(starts[number + 1] - starts[number] for number in numbers)
+    num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
     live = live_groups(batch, part, plan.algorithm)
     # A pair is compared where both of it are forwarded.
     micros = list(split_groups(live, plan.token_budget, whole=batch.pairs is not None))
-    for done, micro in enumerate(micros, start=1):
+
+    def forward(micro: Sequence[TrainingGroup]) -> tuple[GroupRows, TokenLogprobs]:
         rows = pack(policy, micro, starts)
-        now = token_logprobs(policy, rows, temperature=batch.temperature)
+        return rows, token_logprobs(policy, rows, temperature=batch.temperature)
+
+    def losses(made: tuple[GroupRows, TokenLogprobs]) -> Float[Tensor, "2 completion"]:
+        rows, now = made
+        ref = known.get("ref_logprobs")
+        return example_losses(
+            now.logprobs,
+            algorithm=plan.algorithm,
+            completion_index=rows.completion_index,
+            completion_lengths=lengths,
+            ref_logprobs=None if ref is None else ref.index_select(0, rows.order),
+            num_completions=len(numbers),
+            num_tokens=num_tokens,
+            pairs=batch.pairs,
+        )
+
+    index = None if populations is None else populations.index(batch.completion_populations)
+    if populations is not None and batch.rewards is not None:
+        _hear_rewards(populations, batch, part)
+    passes = weighed_passes(populations, index, micros, forward, losses if batch.rewards is None else None)
+    for done, (rows, now) in enumerate(passes, start=1):
         terms = policy_loss(
             now.logprobs,
             algorithm=plan.algorithm,
             completion_index=rows.completion_index,
             completion_lengths=lengths,
             num_completions=len(numbers),
-            num_tokens=max(num_tokens, 1),
+            num_tokens=num_tokens,
             entropy=now.entropy,
             pairs=batch.pairs,
+            factors=None if populations is None or index is None else populations.factors(index),
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
         terms.loss.backward()
@@ -307,6 +347,15 @@ def accumulate(
         if on_progress:
             on_progress(done / len(micros))
     return reported
+
+
+def _hear_rewards(populations: PopulationWeights, batch: Batch, part: Sequence[TrainingGroup]) -> None:
+    """Let the weights climb by the rewards of an update's groups."""
+    assert batch.rewards is not None
+    places = {group.completion_index: place for place, group in enumerate(batch.groups)}
+    own = [places[group.completion_index] for group in part]
+    index = populations.index([batch.populations[place] for place in own])
+    populations.take_rewards([batch.rewards[place] for place in own], index)
 
 
 def part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:

@@ -7,7 +7,7 @@ from outscore.model.policy import Policy
 from outscore.objectives.estimators import Estimate
 from outscore.records import DemonstrationGroup
 from outscore.train.activity import Tell, tell_nobody
-from outscore.train.sources import demonstration_batch
+from outscore.train.demonstrations import demonstration_batch
 from outscore.train.step import batch_logprobs
 
 

@@ -36,8 +36,9 @@ from outscore.rollout import make_sampler
 from outscore.stage_parts import OptimizerSettings, SamplingSettings
 from outscore.stages import PolicySettings
 from outscore.tasks import render
+from outscore.train.demonstrations import DemonstrationSource
 from outscore.train.optim import make_optimizer
-from outscore.train.sources import Collected, DemonstrationSource, RolloutSource
+from outscore.train.sources import Collected, RolloutSource
 from outscore.train.step import Learner, UpdatePlan, update
 
 CHARACTERS = "0123456789+="

@@ -1,0 +1,281 @@
+"""Weights of populations in a run: which population an example is of, what the weights are, and how they climb.
+
+One mechanism for every stage. An example's share of the loss is multiplied by w_g / s_g (`relative_weights`), so that
+the loss of a batch estimates sum_g w_g L_g; and where the weights are robust, they follow the losses by mirror ascent
+before each update uses them (arXiv 2405.20304, Algorithms 1 and 3, and its authors' mini-batches). What they climb by
+is each population's share of the plain loss of the update's examples, over s_g; for samples of the policy, whose loss
+says nothing by its value, minus the mean reward.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from outscore.inputs import nearest
+from outscore.objectives.populations import (
+    ascend_populations,
+    checked_weights,
+    population_losses,
+    population_shares,
+    relative_weights,
+    trade_off,
+)
+from outscore.records import Problem
+from outscore.stage_parts import PopulationSettings
+from outscore.stages import StageSettings
+from outscore.train.order import Strata
+
+LEAST = 2
+"""Examples that a population must have to be trained on: one says nothing of the others."""
+
+Micro = TypeVar("Micro")
+Pass = TypeVar("Pass")
+Losses = Callable[[Pass], Float[Tensor, "2 completion"]]
+"""What a forward pass says of each completion's loss (`example_losses`)."""
+
+
+def placed(problem: Problem, stage: StageSettings | None) -> Problem:
+    """The problem with its population as the stage finds it out; as it is where the stage asks for none.
+
+    Raises:
+        ValueError: if there is no such column, or nothing says which population the problem is of.
+    """
+    if stage is None or stage.populations is None:
+        return problem
+    try:
+        return in_population(problem, stage.populations.column)
+    except ValueError as error:
+        raise ValueError(f"stage `{stage.label}`: {error}") from None
+
+
+def in_population(problem: Problem, column: str) -> Problem:
+    """The problem with the population that a column names, or where `column` is empty the task; ValueError where they
+    name none."""
+    if column:
+        if column not in problem.columns:
+            raise ValueError(
+                f"populations.column = {column!r}: problem {problem.id!r} has no such column"
+                f"{nearest(column, problem.columns)} (present: {', '.join(map(repr, problem.columns))})"
+            )
+        value = problem.columns[column]
+        problem = replace(problem, population=None if value is None or value == "" else str(value))
+    if problem.population is None:
+        where = f"column {column!r} is empty" if column else "the task names none"
+        raise ValueError(
+            f"populations: problem {problem.id!r} has no population ({where}): give task.population or "
+            "populations.column, or leave such problems out"
+        )
+    return problem
+
+
+def evaluation_column(stages: Sequence[StageSettings], stage: StageSettings | None = None) -> str | None:
+    """The column that evaluations on the run's task are split by: that of the stages which weigh populations of it. Of
+    a `stage` with a task of its own, its own. None where no such stage has populations.
+
+    Raises:
+        ValueError: if two stages name different columns.
+    """
+    apart = stage is not None and stage.task is not None
+    sharing = [stage] if apart else [each for each in stages if each.task is None]
+    columns = {each.label: each.populations.column for each in sharing if each and each.populations is not None}
+    if len(set(columns.values())) > 1:
+        named = ", ".join(f"{label}: {column!r}" for label, column in columns.items())
+        raise ValueError(f"populations.column differs between stages ({named}); evaluations are split by one")
+    return next(iter(columns.values()), None)
+
+
+@dataclass(kw_only=True, slots=True)
+class PopulationWeights:
+    """The weights of a stage's populations: state of the trainer, as its optimizer's moments are."""
+
+    names: tuple[str, ...]
+    """The populations, sorted."""
+    drawn: Float[Tensor, " population"]
+    """s_g: the share of each in the examples that are drawn."""
+    fixed: Float[Tensor, " population"]
+    """What robust weights begin with and are mixed with, or fixed weights themselves."""
+    step_size: float
+    """Of the climb; 0 for fixed weights."""
+    trade_off: float
+    """chi."""
+    log_weights: Float[Tensor, " population"]
+    """log alpha_g in float64."""
+    shrunk: float = 1.0
+    """What the step size is multiplied by, after plateaus."""
+    report: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Metrics of the last update."""
+
+    @property
+    def climbs(self) -> bool:
+        """Whether the weights move."""
+        return self.step_size > 0.0
+
+    @property
+    def weights(self) -> Float[Tensor, " population"]:
+        """w_g, which add up to 1."""
+        return trade_off(self.log_weights.exp(), self.fixed, self.trade_off)
+
+    def index(self, names: Sequence[str | None]) -> Int[Tensor, " example"]:
+        """The place of each example's population."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return torch.tensor([places[str(name)] for name in names])
+
+    def factors(self, index: Int[Tensor, " completion"]) -> Float[Tensor, " completion"]:
+        """w_g / s_g of each completion."""
+        return relative_weights(self.weights, self.drawn)[index]
+
+    def take(self, losses: Float[Tensor, "2 completion"], index: Int[Tensor, " completion"]) -> None:
+        """Hear the losses of an update's examples, as `example_losses` gives them: climb by them, and report them."""
+        found = losses.detach().cpu().double()
+        sums = found.new_zeros(2, len(self.names)).index_add(1, index, found)
+        self._climb(sums[0] / self.drawn)
+        self._reported("loss", sums[0].tolist(), sums[1].tolist())
+
+    def take_rewards(self, rewards: Sequence[float | None], index: Int[Tensor, " group"]) -> None:
+        """Hear the mean rewards of an update's groups, None where none could be scored: climb by minus these."""
+        scored = torch.tensor([reward is not None for reward in rewards])
+        values = torch.tensor([reward or 0.0 for reward in rewards], dtype=torch.float64)
+        self._climb(-population_losses(values, index, shares=self.drawn, num_examples=len(rewards)))
+        counts = torch.zeros_like(self.drawn).index_add(0, index, scored.double())
+        sums = torch.zeros_like(self.drawn).index_add(0, index, values)
+        self._reported("reward", sums.tolist(), counts.tolist())
+
+    def state(self) -> dict[str, Tensor]:
+        """The logarithms by name, for a checkpoint."""
+        return {name: self.log_weights[place].clone() for place, name in enumerate(self.names)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint's; ValueError where its populations are others."""
+        if set(state) != set(self.names):
+            raise ValueError(
+                f"the checkpoint has weights of the populations {', '.join(sorted(state)) or 'none'}, and the data "
+                f"have {', '.join(self.names)}: they must be the same to go on"
+            )
+        self.log_weights = torch.stack([state[name].double() for name in self.names])
+
+    def _climb(self, losses: Tensor) -> None:
+        if self.climbs:
+            step_size = self.step_size * self.shrunk
+            self.log_weights = ascend_populations(
+                self.log_weights, losses, step_size=step_size, tradeoff=self.trade_off
+            )
+
+    def _reported(self, what: str, sums: Sequence[float], counts: Sequence[float]) -> None:
+        weights = zip(self.names, self.weights.tolist(), strict=True)
+        found = {f"population_weight/{name}": (weight, 1.0) for name, weight in weights}
+        for name, total, count in zip(self.names, sums, counts, strict=True):
+            found[f"population_{what}/{name}"] = (total, count)
+        self.report = found
+
+
+def stage_weights(stage: StageSettings, names: Sequence[str | None]) -> tuple[PopulationWeights, Strata] | None:
+    """The weights that a stage begins with, and which of its examples are of which population; None where the stage
+    has no populations. `names` has the population of each training example.
+
+    Raises:
+        ValueError: naming the stage, if a population has too few examples, or weights are not for just these.
+    """
+    settings = stage.populations
+    if settings is None:
+        return None
+    try:
+        return _stage_weights(settings, [str(name) for name in names])
+    except ValueError as error:
+        raise ValueError(f"stage `{stage.label}`: populations: {error}") from None
+
+
+def _stage_weights(settings: PopulationSettings, names: Sequence[str]) -> tuple[PopulationWeights, Strata]:
+    counted = Counter(names)
+    few = [f"{name!r} has {count}" for name, count in sorted(counted.items()) if count < LEAST]
+    if few:
+        raise ValueError(
+            f"population {few[0]} training example; each needs at least {LEAST}: leave it out, or give more data"
+        )
+    known = tuple(sorted(counted))
+    shares = population_shares(torch.tensor([counted[name] for name in known]))
+    equal = torch.full_like(shares, 1.0 / len(known))
+    robust = settings.weights == "robust"
+    chosen = settings.initial if settings.weights == "robust" else settings.weights
+    words = {"equal": equal, "shares": shares}
+    fixed = _by_name(chosen, known) if isinstance(chosen, Mapping) else words[chosen]
+    members = {name: [place for place, own in enumerate(names) if own == name] for name in known}
+    weights = PopulationWeights(
+        names=known,
+        drawn=equal if settings.draw == "equal" else shares,
+        fixed=fixed,
+        step_size=settings.step_size if robust else 0.0,
+        trade_off=settings.trade_off,
+        log_weights=fixed.log(),
+    )
+    return weights, Strata(members=tuple(map(tuple, members.values())), equal=settings.draw == "equal")
+
+
+def _by_name(given: Mapping[str, float], known: Sequence[str]) -> Tensor:
+    if wrong := [name for name in given if name not in known]:
+        raise ValueError(f"there is a weight for {wrong[0]!r}, which is no population{nearest(wrong[0], known)}")
+    if missing := [name for name in known if name not in given]:
+        raise ValueError(f"population {missing[0]!r} has no weight; give one for each of {', '.join(known)}")
+    return checked_weights(torch.tensor([given[name] for name in known], dtype=torch.float64), known)
+
+
+def population_notices(
+    stage: StageSettings, trained: Sequence[str | None], evaluated: Sequence[str | None]
+) -> list[str]:
+    """What is odd about the populations of a stage in evaluations: one that no example was trained on has no weight,
+    and what few held-out examples say is little. Nothing of a stage that weighs none.
+
+    Raises:
+        ValueError: if weights cannot be had of its populations.
+    """
+    if stage_weights(stage, trained) is None or not evaluated:
+        return []
+    counts = Counter(name for name in evaluated if name is not None)
+    known = {str(name) for name in trained}
+    where = f"stage {stage.label}: population"
+    notices = [
+        f"{where} {name!r} is only in held-out data: it has no weight there" for name in sorted(set(counts) - known)
+    ]
+    for name in sorted(known):
+        if counts[name] < LEAST:
+            few = f"has {counts[name]} held-out example{'' if counts[name] == 1 else 's'}"
+            notices.append(f"{where} {name!r} {few}, so evaluations say little of it")
+    return notices
+
+
+def weighed_passes(
+    populations: PopulationWeights | None,
+    index: Int[Tensor, " completion"] | None,
+    micros: Sequence[Micro],
+    forward: Callable[[Micro], Pass],
+    losses: Losses[Pass] | None,
+) -> Iterator[Pass]:
+    """`forward` of each micro-batch of an update, the weights having climbed by the losses of all of them before the
+    first is handed out.
+
+    With one micro-batch that costs nothing; with several there is a forward pass without gradient before. Where the
+    weights do not climb by losses (`losses` is None, or they are fixed) there is none.
+    """
+    if populations is None or losses is None:
+        yield from map(forward, micros)
+        return
+    assert index is not None
+    if populations.climbs and len(micros) > 1:
+        with torch.no_grad():
+            found = [losses(forward(micro)) for micro in micros]
+        populations.take(torch.stack(found).sum(0), index)
+        yield from map(forward, micros)
+        return
+    found = []
+    for micro in micros:
+        made = forward(micro)
+        found.append(losses(made))
+        if populations.climbs:
+            populations.take(found[0], index)
+        yield made
+    if found and not populations.climbs:
+        populations.take(torch.stack(found).sum(0), index)
