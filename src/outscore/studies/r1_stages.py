@@ -134,6 +134,6 @@ def _figure(table: Table) -> Figure:
         )
         for name in MEASURES
     ]
-    title = ", ".join(f"{number} {stage}" for number, stage in enumerate(table))
-    panel = Panel(title=title, x_label="stage", y_label="mean of held-out greedy answers", series=series)
+    stages_in_order = " · ".join(table)
+    panel = Panel(title="held-out greedy answers", x_label=stages_in_order, y_label="mean", series=series)
     return Figure(name="r1-stages", title="DeepSeek-R1's stages in miniature", panels=[panel])
