@@ -73,14 +73,15 @@ def stage_materials(
 
 
 def population_notices(
-    stages: Sequence[StageSettings], materials: Sequence[Materials], evaluated: Sequence[str | None]
+    stages: Sequence[StageSettings], materials: Sequence[Materials], asked: Sequence[Problem], shown: Sequence[Ranking]
 ) -> list[str]:
-    """What is odd about the populations of stages that weigh them, in evaluations: one that no example was trained on
-    has no weight, and what few held-out examples say is little.
+    """What is odd about the populations of stages that weigh them, in evaluations on these problems and preferences:
+    one that no example was trained on has no weight, and what few held-out examples say is little.
 
     Raises:
         ValueError: if weights cannot be had of a stage's populations.
     """
+    evaluated = max([each.population for each in asked], [each.problem.population for each in shown], key=len)
     counts = Counter(evaluated)
     notices: list[str] = []
     for stage, own in zip(stages, materials, strict=True):

@@ -19,7 +19,7 @@ from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
 from outscore.objectives.algorithms import Algorithm, Source, algorithm
-from outscore.records import Prompt, RankedGroup
+from outscore.records import Problem, Prompt, RankedGroup, Ranking
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
 from outscore.stages import (
@@ -181,11 +181,7 @@ def prepare(
     of_preferences = [each for stage, each in zip(recipe.stages, tasks, strict=True) if _compares(stage)]
     ranked = [each for each in of_preferences if isinstance(each, RankingTask)][:1]
     shown = [ranking for each in ranked for ranking in each.eval_rankings()[: recipe.evaluation.problems]]
-    asked = held_out[: recipe.evaluation.problems] if recipe.rewards else []
-    if (column := evaluation_column(recipe.stages)) is not None:
-        asked = [in_population(problem, column) for problem in asked]
-        shown = [replace(each, problem=in_population(each.problem, column)) for each in shown]
-    evaluated = max([each.population for each in asked], [each.problem.population for each in shown], key=len)
+    asked, shown = _in_populations(recipe, held_out[: recipe.evaluation.problems] if recipe.rewards else [], shown)
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
@@ -196,8 +192,19 @@ def prepare(
         rewards=rewards,
         judge=judge,
         facts=found,
-        notices=[] if evaluation_only else population_notices(recipe.stages, materials, evaluated),
+        notices=[] if evaluation_only else population_notices(recipe.stages, materials, asked, shown),
     )
+
+
+def _in_populations(
+    recipe: Recipe, asked: Sequence[Problem], shown: Sequence[Ranking]
+) -> tuple[Sequence[Problem], Sequence[Ranking]]:
+    """What is held out, with the populations that stages find in it."""
+    column = evaluation_column(recipe.stages)
+    if column is None:
+        return asked, shown
+    placed = [replace(each, problem=in_population(each.problem, column)) for each in shown]
+    return [in_population(problem, column) for problem in asked], placed
 
 
 def _compares(stage: StageSettings) -> bool:
