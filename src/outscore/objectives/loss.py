@@ -120,12 +120,11 @@ def policy_loss(
     count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. Where a cell speaks
     of whole completions (`needs_whole_completions`), one must lie whole in one micro-batch, and so must both of a pair;
     `pairs` are those of the whole batch.
-
-    `ref_logprobs` are those of the reference, or where `kl_to` is "teacher" of the teacher. `anchor_logprobs=None` is
-    the first update on fresh samples: the anchor is the policy itself and every ratio exactly 1. `ref_logprobs`,
-    `sampler_logprobs` and `entropy` are reported on when given, and required when the algorithm uses them. `factors`
-    multiply what each completion (of a pair, the better one) adds to the loss. Half precision is raised to float32
-    first. Raises ValueError when something required is missing or a completion is cut.
+    `ref_logprobs` are the reference's, or the teacher's where `kl_to` says so. `anchor_logprobs=None` is the first
+    update on fresh samples: the anchor is the policy itself and every ratio exactly 1. `ref_logprobs`,
+    `sampler_logprobs` and `entropy` are reported on, and required when the algorithm uses them. `factors` multiply
+    what each completion (of a pair, the better one) adds to the loss. Half precision is raised to float32. Raises
+    ValueError when something required is missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
     if algorithm.needs_whole_completions:
