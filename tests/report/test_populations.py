@@ -7,6 +7,7 @@ import rich.console
 
 from outscore.records import StepReport
 from outscore.report import Evaluation, RunDirectory, StagePlan, show_run
+from outscore.report.evaluation import is_by_population
 from outscore.report.populations import (
     by_population,
     falls,
@@ -15,6 +16,7 @@ from outscore.report.populations import (
     population_curves,
     population_table,
 )
+from outscore.report.views import evaluation_table
 
 
 def test_the_worst_of_a_loss_is_the_largest_and_of_an_accuracy_the_smallest() -> None:
@@ -60,6 +62,15 @@ def test_the_table_has_a_row_for_each_population_the_worst_and_the_spread() -> N
         "spread": ["–", "50.0", "9.500"],
     }
     assert population_table(Evaluation(**{**vars_of(FOUND), "metrics": {"greedy": 0.5}})) is None
+
+
+def test_what_is_by_population_is_not_in_the_table_of_evaluations_and_rewards_are() -> None:
+    found = Evaluation(**{**vars_of(FOUND), "metrics": {**METRICS, "part/worst": 0.5, "part/tidy": 2.0}})
+    assert [name for name in found.metrics if is_by_population(name)] == [name for name in METRICS if "/" in name]
+    shown = printed(evaluation_table([found]))
+    assert "part/worst" in shown and "part/tidy" in shown
+    assert not any(name in shown for name in ("Japan", "worst/greedy", "spread/greedy"))
+    assert "part" not in printed(population_table(found))
 
 
 def vars_of(found: Evaluation) -> dict[str, object]:

@@ -120,13 +120,10 @@ def policy_loss(
     count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. Where a cell speaks
     of whole completions (`needs_whole_completions`), one must lie whole in one micro-batch, and so must both of a pair;
     `pairs` are those of the whole batch.
-
-    `ref_logprobs` are those of the reference, or where `kl_to` is "teacher" of the teacher.
-
-    `anchor_logprobs=None` is the first update on fresh samples: the anchor is the policy itself and every ratio
-    exactly 1. `ref_logprobs`, `sampler_logprobs` and `entropy` are reported on when given, and required when the
-    algorithm uses them. `factors` multiply all that a completion adds to the loss (of a pair, the better one's):
-    `relative_weights` of populations; metrics are without them. Half precision is raised to float32 first. Raises
+    `ref_logprobs` are the reference's, or the teacher's where `kl_to` says so. `anchor_logprobs=None` is the first
+    update on fresh samples: the anchor is the policy itself and every ratio exactly 1. `ref_logprobs`,
+    `sampler_logprobs` and `entropy` are reported on, and required when the algorithm uses them. `factors` multiply
+    what each completion (of a pair, the better one) adds to the loss. Half precision is raised to float32. Raises
     ValueError when something required is missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
@@ -136,9 +133,7 @@ def policy_loss(
     weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
     weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, dtype=policy.dtype)
     weights = weigh(completion_index, completion_lengths)
-    if factors is not None:
-        weights = weights * factors.to(weights)[completion_index]
-        pairs = None if pairs is None else pairs.to(policy).times(factors)
+    weights = weights if factors is None else weights * factors.to(weights)[completion_index]
     tokens = _Tokens(
         index=completion_index,
         weights=weights,
@@ -147,7 +142,7 @@ def policy_loss(
         advantages=None if advantages is None else advantages.detach().to(policy.dtype),
         ref=None if ref_logprobs is None else _constant(ref_logprobs),
         sampler=None if sampler_logprobs is None else _constant(sampler_logprobs),
-        pairs=None if pairs is None else pairs.to(policy).within(_present(completion_index, completion_lengths)),
+        pairs=_pairs_here(pairs, factors, _present(completion_index, completion_lengths), policy),
     )
     parts = _parts(policy, tokens, algorithm)
     coefficients = _coefficients(policy, tokens, algorithm)
@@ -322,6 +317,12 @@ def _metrics(
     of_pairs = preference_metrics(policy, *tokens.compared(), row.pair_objective) if row.is_pairwise else {}
     means = {name: (value.to(policy.dtype).sum(), value.numel()) for name, value in (per_token | of_pairs).items()}
     return means, maxima
+
+
+def _pairs_here(pairs: Pairs | None, factors: Tensor | None, present: Tensor, like: Tensor) -> Pairs | None:
+    """The pairs of the completions that are present, with the weights that the loss gives them."""
+    here = None if pairs is None else pairs.to(like).within(present)
+    return here if here is None or factors is None else here.times(factors)
 
 
 def _present(completion_index: Tensor, completion_lengths: Tensor) -> Tensor:

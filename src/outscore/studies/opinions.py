@@ -55,6 +55,8 @@ class Outcome:
     """Of the countries, in the last step."""
 
 
+WITH_ERROR = ("worst loss", "worst accuracy")
+"""Columns of the table that are followed by their standard error; the curves have every seed."""
 Found = Mapping[str, Sequence[Outcome]]
 """By method an outcome for each seed."""
 
@@ -173,7 +175,7 @@ def _summary(name: str, own: Sequence[Outcome]) -> Row:
         ("likelihood_accuracy", "likelihood"),
     ):
         mean, sem = _mean_sem(_values(own, metric))
-        row |= {label: mean, f"± {label}": sem}
+        row |= {label: mean, f"± {label}": sem} if label in WITH_ERROR else {label: mean}
     return row
 
 

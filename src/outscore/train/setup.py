@@ -248,9 +248,7 @@ def prepare(
         materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
     compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
     shown = eval_rankings(task, recipe) if compares else []
-    asked = held_out[: recipe.evaluation.problems] if recipe.rewards else []
-    if (column := evaluation_column(recipe.stages)) is not None:
-        asked = [in_population(problem, column) for problem in asked]
+    asked = _asked(recipe, held_out) if recipe.rewards else []
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
@@ -264,6 +262,12 @@ def prepare(
         facts=found,
         notices=_population_notices(recipe.stages, materials, asked),
     )
+
+
+def _asked(recipe: Recipe, held_out: Sequence[Problem]) -> Sequence[Problem]:
+    """The problems of evaluations, in the populations that these are split by."""
+    column, asked = evaluation_column(recipe.stages), held_out[: recipe.evaluation.problems]
+    return asked if column is None else [in_population(problem, column) for problem in asked]
 
 
 def _population_notices(

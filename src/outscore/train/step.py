@@ -6,6 +6,7 @@ The loop here never asks for an algorithm's name: it reads the row's cells throu
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -308,24 +309,13 @@ def accumulate(
         rows = pack(policy, micro, starts)
         return rows, token_logprobs(policy, rows, temperature=batch.temperature)
 
-    def losses(made: tuple[GroupRows, TokenLogprobs]) -> Float[Tensor, "2 completion"]:
-        rows, now = made
-        ref = known.get("ref_logprobs")
-        return example_losses(
-            now.logprobs,
-            algorithm=plan.algorithm,
-            completion_index=rows.completion_index,
-            completion_lengths=lengths,
-            ref_logprobs=None if ref is None else ref.index_select(0, rows.order),
-            num_completions=len(numbers),
-            num_tokens=num_tokens,
-            pairs=batch.pairs,
-        )
-
     index = None if populations is None else populations.index(batch.completion_populations)
-    if populations is not None and batch.rewards is not None:
+    losses = None
+    if batch.rewards is None:
+        losses = partial(_losses, batch, known.get("ref_logprobs"), plan.algorithm, (len(numbers), num_tokens))
+    elif populations is not None:
         _hear_rewards(populations, batch, part)
-    passes = weighed_passes(populations, index, micros, forward, losses if batch.rewards is None else None)
+    passes = weighed_passes(populations, index, micros, forward, losses)
     for done, (rows, now) in enumerate(passes, start=1):
         terms = policy_loss(
             now.logprobs,
@@ -347,6 +337,28 @@ def accumulate(
         if on_progress:
             on_progress(done / len(micros))
     return reported
+
+
+def _losses(
+    batch: Batch,
+    ref_logprobs: Float[Tensor, " token"] | None,
+    row: Algorithm,
+    counts: tuple[int, int],
+    made: tuple[GroupRows, TokenLogprobs],
+) -> Float[Tensor, "2 completion"]:
+    """What the completions of a forward pass add to the loss of an update that counts so many completions and
+    tokens."""
+    rows, now = made
+    return example_losses(
+        now.logprobs,
+        algorithm=row,
+        completion_index=rows.completion_index,
+        completion_lengths=batch.lengths(now.logprobs.device),
+        num_completions=counts[0],
+        num_tokens=counts[1],
+        ref_logprobs=None if ref_logprobs is None else ref_logprobs.index_select(0, rows.order),
+        pairs=batch.pairs,
+    )
 
 
 def _hear_rewards(populations: PopulationWeights, batch: Batch, part: Sequence[TrainingGroup]) -> None:
