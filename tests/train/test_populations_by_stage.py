@@ -151,6 +151,23 @@ def test_evaluations_of_a_stage_with_a_task_of_its_own_are_split_by_its_own_colu
     assert population_notices(recipe.stages[1], ["x", "x", "y", "y"], ["x", "x", "y", "y"]) == []
 
 
+def test_accuracy_by_population_is_of_the_problems_that_its_reward_is_for(tmp_path: Path) -> None:
+    own = {"kind": "arithmetic", "num_train": 4, "num_eval": 3, "num_demonstrations": 4}
+    signs = {"sums": "+", "differences": "-"}
+    parts = {name: {**own, "operations": [sign]} for name, sign in signs.items()} | {"more": {**own, "digits": 3}}
+    rewards = [
+        {"name": "format_tags", "weight": 0.1},
+        {"name": "last_number", "where": {"domain": ["sums", "more"]}},
+    ]
+    recipe = {**RECIPE, "task": {"kind": "mixture", "parts": parts}, "stages": [SFT], "rewards": rewards}
+    recipe["evaluation"] = {"problems": 9, "samples": 2, "max_new_tokens": 4}
+    found = RunDirectory.open(run_recipe(recipe, tmp_path / "run").path).evaluations()[-1].metrics
+    for metric in ("greedy", "pass@1"):
+        assert found[metric] == pytest.approx((found[f"{metric}/sums"] + found[f"{metric}/more"]) / 2)
+        assert f"{metric}/differences" not in found
+    assert {"part/format_tags", "part/last_number"} <= set(found)
+
+
 def test_a_plateau_makes_the_steps_of_a_critic_smaller_too() -> None:
     learner = learner_of(tiny_policy())
     learner.critic = learner_of(tiny_policy())
