@@ -19,6 +19,7 @@ def test_the_methods_differ_in_the_weights_of_the_populations_alone() -> None:
     assert weights == ["shares", "equal", "robust"]
 
 
+@pytest.mark.slow
 def test_a_small_run_has_a_row_for_each_method_and_judges_every_claim() -> None:
     heard: list[str] = []
     result = run(

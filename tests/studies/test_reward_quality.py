@@ -121,6 +121,7 @@ def test_a_reward_model_learns_what_it_is_shown(pupil: Student, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("short")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reward-noise", "reward-hacking"])
 def test_a_study_of_few_steps_gives_tables_figures_and_claims(name: str) -> None:
     told: list[tuple[int, int]] = []

@@ -27,7 +27,7 @@ from outscore.tasks.base import validate
 
 @pytest.fixture(scope="module")
 def task() -> AssistantTask:
-    return AssistantTask(num_train=200, num_eval=20, num_demonstrations=30, num_preferences=200, num_texts=2000)
+    return AssistantTask(num_train=200, num_eval=20, num_demonstrations=30, num_preferences=200, num_texts=1000)
 
 
 def test_demonstrations_are_right_by_rules_that_know_nothing_of_how_they_were_made(task) -> None:
@@ -118,9 +118,9 @@ def test_the_text_is_as_messy_as_it_is_said_to_be(task) -> None:
 
 
 def test_it_is_the_same_each_time_and_another_with_another_seed(task) -> None:
-    again = AssistantTask(num_train=200, num_eval=20, num_demonstrations=30, num_preferences=200, num_texts=2000)
+    again = AssistantTask(num_train=200, num_eval=20, num_demonstrations=30, num_preferences=200, num_texts=1000)
     assert again.train_texts() == task.train_texts() and again.train_rankings() == task.train_rankings()
-    other = make_task("toy_assistant", num_train=200, num_eval=20, num_texts=2000, seed=1)
+    other = make_task("toy_assistant", num_train=200, num_eval=20, num_texts=1000, seed=1)
     assert other.train_texts() != task.train_texts()
     part = make_task("toy_assistant", domains=["harm"], num_train=200, num_eval=20)
     assert [each.question for each in part.eval_problems()] == [

@@ -176,7 +176,8 @@ class AssistantTask:
         generator = random.Random(f"toy assistant texts {self._seed} {count}")
         shares = {domain: SHARES[domain] for domain in self._domains}
         chosen = generator.choices(list(shares), list(shares.values()), k=count)
-        return [_document(generator.choice(questions[domain][:READ]), generator) for domain in chosen]
+        read = {domain: questions[domain][:READ] for domain in shares}
+        return [_document(generator.choice(read[domain]), generator) for domain in chosen]
 
 
 def helpful(

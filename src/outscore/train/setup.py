@@ -238,11 +238,9 @@ def prepare(
     unseen = {question_text(problem) for problem in held_out}
     materials = []
     for stage, own_task in zip(() if evaluation_only else recipe.stages, tasks, strict=False):
-        scorers, verdicts = rewards, judge
-        if stage.rewards is not None:
-            scorers = scoring(stage.rewards)
-            _bind(scorers, recipe, load, found)
-            verdicts = make_judge(recipe, scorers, own=True)
+        scorers = rewards if stage.rewards is None else scoring(stage.rewards)
+        verdicts = judge if stage.rewards is None else make_judge(recipe, scorers, own=True)
+        _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
         materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
