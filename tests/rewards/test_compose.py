@@ -201,3 +201,13 @@ def test_without_rewards_nothing_says_correct():
 def test_no_groups_make_an_empty_result():
     result = Rewards(["last_number"]).score([], step=1)
     assert (result.groups, dict(result.extra_columns)) == ([], {})
+
+
+def test_a_reward_that_is_only_watched_excludes_nothing_when_it_fails():
+    def seen(completions):
+        return [math.nan if text == "x" else 1.0 for text in completions]
+
+    rewards = Rewards([constant("a", 1.0, 0.5), {"name": seen, "weight": 0.0}], on_failure="exclude")
+    first, second = rewards.score([group("x", "y")], step=1).groups[0].scores
+    assert first.reward == 1.0 and first.parts == {"a": 1.0, "seen": None} and list(first.failures) == ["seen"]
+    assert second == Score(reward=0.5, parts={"a": 0.5, "seen": 1.0})

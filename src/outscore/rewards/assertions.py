@@ -8,7 +8,7 @@ import ast
 import builtins
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +80,11 @@ def parse_tests(tests: str, entry_point: str | None = None) -> Suite:
     """
     setup: list[str] = []
     cases: list[Case] = []
-    for statement in _statements(tests, entry_point):
+    statements = list(_statements(tests, entry_point))
+    helpers = {each.name for each in statements if isinstance(each, ast.FunctionDef)}
+    for statement in statements:
         if isinstance(statement, ast.Assert):
-            cases.append(_case(statement.test))
+            cases.append(_case(statement.test, helpers))
         elif any(isinstance(node, ast.Assert) for node in ast.walk(statement)):
             raise ValueError(
                 f"tests: an assertion inside of other code cannot be judged: {ast.unparse(statement)[:200]!r}"
@@ -120,19 +122,31 @@ def _call_of_check(statement: ast.stmt) -> ast.Call | None:
     return None
 
 
-def _case(test: ast.expr) -> Case:
+def _case(test: ast.expr, helpers: Collection[str]) -> Case:
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], _COMPARED):
         found = _comparison(test.left, test.ops[0], test.comparators[0])
-        if found is not None:
+        if found is not None and not _decides(ast.parse(found.call, mode="eval").body, found.expected, helpers):
             return found
     negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
     inner = test.operand if isinstance(test, ast.UnaryOp) and negated else test
-    if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and not hasattr(builtins, inner.func.id):
+    if isinstance(inner, ast.Call) and not _decides(inner, True, helpers):
         return Case(call=ast.unparse(inner), relation="is", expected=not negated)
     raise ValueError(
         f"tests: 'assert {ast.unparse(test)}' can only be judged inside of the program, which could tamper with it; "
         "write it as a comparison with a literal: assert f(2) == 4"
     )
+
+
+def _decides(call: ast.expr, expected: Any, helpers: Collection[str]) -> bool:
+    """Whether the expression itself says if the answer is right, so that whoever evaluates it can say so.
+
+    A comparison in it does; and where a truth value is expected, anything but a call of the program's own function,
+    which is neither built in (and can be patched) nor a helper of the tests (which may compare).
+    """
+    if any(isinstance(node, ast.Compare | ast.BoolOp | ast.Not) for node in ast.walk(call)):
+        return True
+    own = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id not in helpers
+    return isinstance(expected, bool) and not (own and not hasattr(builtins, call.func.id))  # type: ignore[attr-defined]
 
 
 def _comparison(left: ast.expr, relation: ast.cmpop, right: ast.expr) -> Case | None:

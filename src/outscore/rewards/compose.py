@@ -281,9 +281,9 @@ class Rewards:
         return {name: outcome.faults[place] for name, outcome in named if place in outcome.faults}
 
     def _failure(self, outcomes: Sequence[Outcome], place: int) -> ScoringFailure | None:
-        """The first failure that leaves the completion without a score."""
+        """The first failure that leaves the completion without a score: of a reward that counts."""
         for reward, outcome in zip(self.rewards, outcomes, strict=True):
-            if place in outcome.faults and outcome.constant is None:
+            if place in outcome.faults and outcome.constant is None and reward.weight:
                 return ScoringFailure(reward_name=reward.name, reason=outcome.faults[place])
         return None
 

@@ -44,7 +44,8 @@ def verified(gold: str, text: str) -> float | None:
     expected = _parsed(gold) or _parsed(f"${gold}$")
     if not expected:
         return None
-    return float(math_verify.verify(expected, _parsed(text), timeout_seconds=None))
+    # What it cannot do (out of memory, too deep) is a failure, and no wrong answer.
+    return float(math_verify.verify(expected, _parsed(text), timeout_seconds=None, raise_on_error=True))
 
 
 def _parsed(text: str) -> list[Any]:

@@ -92,7 +92,7 @@ def score_file(path: Path, rewards: Sequence[str]) -> tuple[list[ScoredRow], dic
     Raises:
         ValueError: for what is wrong with the file or the rewards, naming it.
     """
-    made = Rewards([_spec(each) for each in rewards], on_failure="exclude")
+    made = Rewards([_spec(each) for each in rewards], on_failure="exclude", scoring={})
     rows = read_file(path)
     question, completion = _column(rows[0], QUESTIONS, path, needed=False), _column(rows[0], COMPLETIONS, path)
     tokens = _column(rows[0], TOKENS, path, needed=False)
