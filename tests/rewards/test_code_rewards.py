@@ -51,9 +51,10 @@ def test_without_tests_it_does_not_apply():
     assert scores("code_tests", fenced(GOOD), columns={"tests": None}) == [None]
 
 
-def test_a_column_that_is_missing_is_named():
+@pytest.mark.parametrize("policy", ["stop", "exclude", 0.0])
+def test_a_column_that_is_missing_is_named_and_stops_under_any_policy(policy):
     with pytest.raises(ValueError, match="asks for the column 'tests', which the data do not have"):
-        Rewards(["code_tests"]).score([group(fenced(GOOD))], step=1)
+        Rewards(["code_tests"], on_failure=policy).score([group(fenced(GOOD), fenced(GOOD))], step=1)
 
 
 CHEATS = {

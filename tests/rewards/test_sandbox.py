@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,3 +119,14 @@ def test_a_sandbox_that_is_lost_again_and_again_is_an_error(monkeypatch):
     monkeypatch.setattr(box._all[0], "ask", lambda program: None)
     with pytest.raises(RuntimeError, match="lost twice over a program"):
         box.run([Program(source="")])
+
+
+def test_a_limit_that_was_inherited_is_refused_and_no_program_is_blamed_for_it():
+    code = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "from outscore.rewards.sandbox import Limits, Sandbox\n"
+        "Sandbox(Limits(seconds=1), unsafe=True, workers=1).check()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "limits or its filter of system calls cannot be set" in done.stderr

@@ -13,7 +13,7 @@ from rewards.building import group
 from rewards.faults import HARMLESS, REASONS, SECONDS, SOURCE, value
 
 from outscore.records import Score, ScoringFailure
-from outscore.rewards import RewardError, Rewards
+from outscore.rewards import RewardError, Rewards, pool
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="worker processes need Linux or macOS")
 
@@ -238,3 +238,21 @@ def test_workers_end_when_the_rewards_are_let_go_of(make, tmp_path):
     assert not is_alive(worker)
     assert scores(rewards, "a")[0].reward == 1.0  # it begins again
     rewards.close()
+
+
+def test_a_worker_that_cannot_be_started_again_at_once_is_started_later(make, monkeypatch):
+    """The machine has no room for a process when the fault's worker is replaced: the run waits, and goes on."""
+    rewards = make(batched=False, limits={"workers": 1})
+    assert scores(rewards, "a")[0].reward == value("a")
+    refusals = iter([OSError("no room"), OSError("no room")])
+    real = pool.WorkerProcess
+
+    def start(*arguments, **named):
+        for refusal in refusals:
+            raise refusal
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(pool, "WorkerProcess", start)
+    bad, after = scores(rewards, "os_exit", "bc")
+    assert bad == ScoringFailure(reward_name="faulty", reason=REASONS["os_exit"]) and after.reward == value("bc")
+    assert next(refusals, None) is None

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from outscore.rewards.background import submit
-from outscore.rewards.contract import Item, Log, Reward, TrainerState
+from outscore.rewards.contract import Item, Log, MissingColumn, Reward, TrainerState
 from outscore.rewards.single import prepared
 from outscore.rewards.values import Value, WrongShape, values_of
 
@@ -131,9 +131,12 @@ def reply_of(output: Callable[[], Any], log: Log, items: Sequence[Item]) -> Repl
 
     Raises:
         CallFailed: for whatever the function raises, `sys.exit` included, and for a result that is not one value each.
+        MissingColumn: as the function does; no completion is to blame for it.
     """
     try:
         values = values_of(output(), [len(item.token_ids) for item in items])
+    except MissingColumn:
+        raise
     except WrongShape as error:
         raise CallFailed(str(error), wrong_shape=True) from error
     except (Exception, SystemExit) as error:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from outscore.rewards.answers import fenced_block
 from outscore.rewards.assertions import Suite, joined, parse_tests
-from outscore.rewards.contract import Reward, completion_text
+from outscore.rewards.contract import MissingColumn, Reward, completion_text
 from outscore.rewards.sandbox import Limits, Program, Ran, shared_sandbox
 
 CodeForm = Literal["fence", "text"]
@@ -191,7 +191,7 @@ def _out_of_time(ran: Ran) -> bool:
 
 def _column(reward: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]:
     if name not in columns:
-        raise ValueError(f"reward {reward!r} asks for the column {name!r}, which the data do not have")
+        raise MissingColumn(f"reward {reward!r} asks for the column {name!r}, which the data do not have")
     found: Sequence[Any] = columns[name]
     return found
 

@@ -68,6 +68,10 @@ class RewardError(ValueError):
         self.sample = sample
 
 
+class MissingColumn(ValueError):
+    """A reward that reads a data column named by one of its options, which the data do not have."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerState:
     """What reward functions receive as `trainer_state`.

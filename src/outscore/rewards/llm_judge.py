@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from outscore.records import Message
-from outscore.rewards.contract import Part, Reward, shown_part
+from outscore.rewards.contract import MissingColumn, Part, Reward, shown_part
 from outscore.rewards.endpoint import Asker, Budget, Endpoint, Reply
 
 Mode = Literal["verdict", "pairwise"]
@@ -210,7 +210,7 @@ def _comparisons(
     **columns: Any,
 ) -> list[float | None]:
     if against not in columns:
-        raise ValueError(f"reward 'llm_judge': against = {against!r} is no column of the data")
+        raise MissingColumn(f"reward 'llm_judge': against = {against!r} is no column of the data")
     asked: list[int] = []
     questions = []
     for place, (prompt, completion, other) in enumerate(zip(prompts, completions, columns[against], strict=True)):

@@ -24,6 +24,8 @@ from outscore.settings import ScoringLimits
 
 MOST_TOGETHER = 64
 """Calls that an asynchronous reward has in one worker at the same time."""
+MOST_REFUSALS = 6
+"""How often in a row a worker may fail to start again, waiting longer each time, before there is none."""
 MOST_AHEAD = 16
 """Calls that a worker is handed at a time, to make one after the other: it need not wait for the next."""
 
@@ -66,6 +68,8 @@ class Pool:
         self._workers: dict[int, WorkerProcess] = {}
         self._closed = threading.Event()
         self._broken: Exception | None = None
+        self._has_started = False
+        self._num_refused = 0
 
     def start(self) -> None:
         """Start the first worker, without waiting for it."""
@@ -148,13 +152,19 @@ class Pool:
 
     def _started(self, number: int) -> WorkerProcess | None:
         """A new worker; None where there can be none, which every call is then told."""
-        if self._closed.is_set() or self._broken:
-            return None
-        try:
-            worker = WorkerProcess(self._parcel, memory_bytes=int(self._limits.memory_gb * 2**30))
-        except (CannotLoad, WorkerFault, OSError) as problem:
-            self._broken = problem
-            return None
+        worker: WorkerProcess | None = None
+        while worker is None:
+            if self._closed.is_set() or self._broken:
+                return None
+            try:
+                worker = WorkerProcess(self._parcel, memory_bytes=int(self._limits.memory_gb * 2**30))
+            except (CannotLoad, WorkerFault, OSError) as problem:
+                self._num_refused += 1
+                # One that was there before will be there again, when the machine has room.
+                if not self._has_started or self._num_refused > MOST_REFUSALS:
+                    self._broken = problem
+                self._closed.wait(pause(self._num_refused))
+        self._has_started, self._num_refused = True, 0
         with self._changed:
             self._workers[number] = worker
             if self._closed.is_set():

@@ -64,9 +64,24 @@ class Warden:
         if self.options["isolate"]:
             self._walls.build()
             self._walls.fresh_scratch(self.options["scratch_bytes"], again=False)
-            self._end(self._fork(), time.monotonic() + 10)  # a fork is part of what has to work
         else:
             os.chdir(tempfile.mkdtemp(prefix="outscore-unsafe-"))
+        self._try_to_enter()
+
+    def _try_to_enter(self) -> None:
+        """A program that does nothing: what fails before a program begins must not be taken for its own failure."""
+        child = self._fork()
+        if child == 0:
+            try:
+                self._enter(*(os.open(os.devnull, mode) for mode in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)))
+                os._exit(0)
+            finally:
+                os._exit(70)
+        if code := self._end(child, time.monotonic() + 10):
+            raise OSError(
+                f"a program's limits or its filter of system calls cannot be set (exit status {code}); perhaps the "
+                "process has inherited a smaller limit: see ulimit -a -H"
+            )
 
     def run(self, order: dict[str, Any]) -> dict[str, Any]:
         """Run one program: `source`, `stdin`, `calls` (expressions) in; how it ended, `stdout` and `results` out."""
