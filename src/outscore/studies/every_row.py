@@ -6,16 +6,15 @@ KL but what a row is about. So the figures say what a row does under the demo's 
 own. Seeds 0, 1, 2, … and the budget were fixed before the first run, and every run is in the table.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.objectives.algorithms import ALGORITHMS
 from outscore.report import Evaluation
-from outscore.studies.r1_stages import interval
+from outscore.studies.over_seeds import after, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.train.run import run_recipe
 
@@ -105,7 +104,7 @@ def collected(found: Sequence[Sequence[Evaluation]]) -> Table:
     """The measures after SFT and after each row."""
     names = [START, "rft", *variants()]
     return {
-        name: {measure: [_after(run, name).metrics[measure] for run in found] for measure in MEASURES} for name in names
+        name: {measure: [after(run, name).metrics[measure] for run in found] for measure in MEASURES} for name in names
     }
 
 
@@ -128,7 +127,7 @@ def claims(table: Table) -> list[Claim]:
         for where, claim, low, high, name in said
     ]
     best = f"pass@{SAMPLES}"
-    gained = [after - before for before, after in zip(table[START][best], table["grpo"][best], strict=True)]
+    gained = [later - before for before, later in zip(table[START][best], table["grpo"][best], strict=True)]
     return [
         *judged,
         Claim(
@@ -144,17 +143,13 @@ def _row(name: str, measures: Mapping[str, Sequence[float]]) -> Row:
     return {"row": name, **{k: f"{100 * fmean(v):.1f} ± {100 * interval(v):.1f}" for k, v in measures.items()}}
 
 
-def _after(run: Sequence[Evaluation], stage: str) -> Evaluation:
-    return next(each for each in run if each.label == f"after {stage}")
-
-
 def _figure(table: Table) -> Figure:
     series = [
         Series(
             label=name,
             x=[0],
             mean=[fmean(measures["pass@1"])],
-            sem=[stdev(measures["pass@1"]) / math.sqrt(len(measures["pass@1"]))],
+            sem=[sem(measures["pass@1"])],
         )
         for name, measures in table.items()
     ]

@@ -5,25 +5,22 @@ The pipeline is `recipes/r1.yaml` as it stands; a seed changes the model's weigh
 sampling. Seeds 0, 1, 2, … and the recipe's budget were fixed before the first run.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.report import Evaluation
 from outscore.stages import RewardModelSettings
+from outscore.studies.over_seeds import after, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.train.run import run_recipe
 
 MEASURES = ("reasoning", "instructions", "language", "helpful", "safe")
 """The recipe's rewards, as evaluations measure them."""
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Degrees of freedom -> the quantile of Student's t that a 95 % interval takes."""
-
 Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Stage -> measure -> its value for each seed."""
 
@@ -73,7 +70,7 @@ def collected(recipe: Recipe, found: Sequence[Sequence[Evaluation]]) -> Table:
         if isinstance(stage, RewardModelSettings):
             continue
         table[stage.label] = {
-            name: [_after(run, stage.label).metrics[f"part/{name}"] for run in found] for name in MEASURES
+            name: [after(run, stage.label).metrics[f"part/{name}"] for run in found] for name in MEASURES
         }
     return table
 
@@ -101,25 +98,14 @@ def claims(table: Table) -> list[Claim]:
     ]
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean, by Student's t; infinite for one value, and 2 for z beyond ten."""
-    if len(values) < 2:
-        return math.inf
-    return T_95.get(len(values) - 1, 2.0) * stdev(values) / math.sqrt(len(values))
-
-
 def _row(stage: str, measures: Mapping[str, Sequence[float]]) -> Row:
     return {"after": stage, **{name: f"{fmean(v):.2f} ± {interval(v):.2f}" for name, v in measures.items()}}
-
-
-def _after(run: Sequence[Evaluation], stage: str) -> Evaluation:
-    return next(each for each in run if each.label == f"after {stage}")
 
 
 def _agreement(recipe: Recipe, found: Sequence[Sequence[Evaluation]]) -> list[tuple[str, str]]:
     """How often each reward model ranks held-out pairs as the hidden rule does."""
     models = [stage.label for stage in recipe.stages if isinstance(stage, RewardModelSettings)]
-    shares = {name: [_after(run, name).metrics["preference_accuracy"] for run in found] for name in models}
+    shares = {name: [after(run, name).metrics["preference_accuracy"] for run in found] for name in models}
     return [(name, f"agrees with the hidden rule in {100 * fmean(values):.1f} %") for name, values in shares.items()]
 
 
@@ -130,7 +116,7 @@ def _figure(table: Table) -> Figure:
             label=name,
             x=list(stages),
             mean=[fmean(measures[name]) for measures in table.values()],
-            sem=[stdev(measures[name]) / math.sqrt(len(measures[name])) for measures in table.values()],
+            sem=[sem(measures[name]) for measures in table.values()],
         )
         for name in MEASURES
     ]

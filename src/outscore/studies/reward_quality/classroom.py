@@ -5,12 +5,10 @@ answer and `NUM_SHOWN` of the facts from demonstrations (SFT), and every run of 
 what a run learns is measured where it practised: on all hundred.
 """
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import stdev
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -151,11 +149,6 @@ def practise(
         update(learner, collected.batch, plan)
         if on_step is not None:
             on_step(step, collected)
-
-
-def sem(values: Sequence[float]) -> float:
-    """The standard error of the mean over seeds."""
-    return stdev(values) / math.sqrt(len(values))
 
 
 def _fact(place: int, left: int, right: int) -> Problem:

@@ -19,8 +19,9 @@ from outscore.records import RankedGroup
 from outscore.rewards import Rewards
 from outscore.stage_parts import OptimizerSettings
 from outscore.stages import RewardModelSettings
+from outscore.studies.over_seeds import sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.studies.reward_quality.classroom import GROUP_SIZE, NUM_SHOWN, PROMPTS, Student, practise, sem, student
+from outscore.studies.reward_quality.classroom import GROUP_SIZE, NUM_SHOWN, PROMPTS, Student, practise, student
 from outscore.train.preferences import PreferenceSource, ranked_batch
 from outscore.train.reward_models import batch_scores, normalise, reward_learner, update_reward_model
 from outscore.train.sources import Collected

@@ -12,8 +12,9 @@ from typing import Any
 from outscore.rewards import Reward, Rewards
 from outscore.rewards.contract import TrainerState
 from outscore.rewards.shaping import Shaping
+from outscore.studies.over_seeds import sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.studies.reward_quality.classroom import NUM_SHOWN, Student, practise, sem, student
+from outscore.studies.reward_quality.classroom import NUM_SHOWN, Student, practise, student
 
 RATES = (0.0, 0.2, 0.4)
 """P(1 | truly 0) = P(0 | truly 1) of each single verdict, independently of all others."""

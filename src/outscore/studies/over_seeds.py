@@ -1,0 +1,25 @@
+"""What studies that repeat a run over seeds share: a mean's uncertainty, and the evaluation after a stage."""
+
+import math
+from collections.abc import Sequence
+from statistics import stdev
+
+from outscore.report import Evaluation
+
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Degrees of freedom -> the quantile of Student's t that a 95 % interval takes."""
+
+
+def sem(values: Sequence[float]) -> float:
+    """The standard error of the mean."""
+    return stdev(values) / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean, by Student's t; infinite for one value, and 2 for t beyond ten."""
+    return math.inf if len(values) < 2 else T_95.get(len(values) - 1, 2.0) * sem(values)
+
+
+def after(run: Sequence[Evaluation], stage: str) -> Evaluation:
+    """A run's evaluation at the end of a stage."""
+    return next(each for each in run if each.label == f"after {stage}")
