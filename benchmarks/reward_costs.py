@@ -3,7 +3,7 @@
     python benchmarks/reward_costs.py
 
 Prints a Markdown table. The completion is prose with two sums, a tagged answer, and for the rewards that look for it a
-block of JSON. Rewards that ask a model or run a program cost what those do, and are not here.
+block of JSON. Rewards that ask a model cost what that does; what running a program costs measures benchmarks/sandbox.py.
 """
 
 import time
@@ -25,9 +25,10 @@ COUNT = 64
 RULES: Sequence[str | Mapping[str, Any]] = (
     *("format_tags", "answer_exact", "answer_numeric", "last_number", "tag_answer", "multiple_choice", "answer_set"),
     *("answer_list", "json_format", "answer_follows", "equations_hold", "language_consistency", "coherence"),
-    *("completeness", "fluency", "repetition", "degeneration"),
+    *("completeness", "fluency", "repetition", "degeneration", "reflection"),
     {"name": "soft_overlong", "max_length": 400, "cache": 100},
     {"name": "target_length", "target": 200, "within": 100},
+    {"name": "math_verify", "isolate": False},  # its work; in its worker a call has the overhead of one, besides
 )
 """What is measured; `gym` is not, because it is another scorer for each data set."""
 

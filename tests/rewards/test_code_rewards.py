@@ -5,10 +5,11 @@ import os
 import pytest
 from rewards.building import group, scores
 
-from outscore.rewards import Rewards, make_reward
+from outscore.records import ScoringFailure
+from outscore.rewards import RewardError, Rewards, make_reward
 from outscore.rewards.assertions import Case, parse_tests
 from outscore.rewards.code_rewards import program_of, same_output
-from outscore.rewards.sandbox import IsolationError, Sandbox
+from outscore.rewards.sandbox import IsolationError, Ran, Sandbox
 
 TESTS = "assert double(2) == 4\nassert double(-1) == -2\nassert double('ab') == 'abab'\nassert double([1]) == [1, 1]"
 GOOD = "def double(x):\n    return 2 * x"
@@ -129,8 +130,8 @@ PARSED = {
     "assert sorted(f([2])) == [1, 2]": ("sorted(f([2]))", "==", [1, 2]),
     "assert abs(f(2) - 1.5) < 1e-3": ("f(2)", "near", (1.5, 0.001)),
     "assert f(2) >= 3, 'too small'": ("f(2)", ">=", 3),
-    "assert f(2)": ("f(2)", "is", True),
-    "assert not f(2)": ("f(2)", "is", False),
+    "assert f(2)": ("f(2)", "truth", True),
+    "assert not f(2)": ("f(2)", "truth", False),
 }
 
 
@@ -182,6 +183,8 @@ RELATIONS = [
     ("!=", 4, 5, 4),
     ("is", None, None, 0),
     ("is", True, True, 1),
+    ("truth", True, [0], 0),
+    ("truth", False, "", "no"),
     ("in", (1, 2), 2, 3),
     ("not in", (1, 2), 3, 2),
     ("<", 3, 2, 3),
@@ -249,3 +252,41 @@ def test_unsafe_runs_without_isolation():
     columns = {"tests": "assert double(2) == True"}
     assert scores({"name": "code_tests", "unsafe": True}, reveal, columns=columns) == [1.0]
     assert scores("code_tests", reveal, columns=columns) == [0.0]
+
+
+def test_a_program_that_the_system_killed_is_a_failure_and_no_zero(monkeypatch):
+    def lost(self, programs):
+        return [Ran(ended="lost", code=-9, stdout="") if "lost" in each.source else each for each in programs]
+
+    monkeypatch.setattr(Sandbox, "run", lost)
+    for spec, columns in (
+        ({"name": "code_tests", "seconds": 1}, {"tests": TESTS}),
+        ({"name": "code_stdin", "seconds": 1}, {"cases": [{"input": "1", "output": "1"}]}),
+    ):
+        rewards = Rewards([spec], on_failure="exclude")
+        [scored] = rewards.score([group(fenced("lost"), "no program", columns=columns)], step=1).groups
+        first, second = scored.scores
+        assert isinstance(first, ScoringFailure) and "the system killed the program, twice" in first.reason
+        assert second.reward == 0.0
+
+
+def test_one_problem_with_tests_that_cannot_be_read_fails_its_own_completions_and_nothing_is_run_again(monkeypatch):
+    ran, run = [], Sandbox.run
+    monkeypatch.setattr(Sandbox, "run", lambda self, programs: ran.append(len(programs)) or run(self, programs))
+    groups = [
+        group(fenced(GOOD), columns={"tests": tests}, id=tests, slot=n) for n, tests in enumerate((TESTS, "assert"))
+    ]
+    good, bad = Rewards([{"name": "code_tests", "seconds": 1}], on_failure="exclude").score(groups, step=1).groups
+    assert good.scores[0].reward == 1.0 and ran == [1]
+    assert "failed with ValueError: tests: not Python" in bad.scores[0].reason
+    with pytest.raises(RewardError, match=r"tests: not Python.*\(problem 'assert', completion 1 of 1\)"):
+        Rewards([{"name": "code_tests", "seconds": 1}]).score(groups, step=1)
+
+
+def test_what_an_assertion_without_a_comparison_asks_for_is_truth_as_in_python():
+    assert passed_by(
+        "def f(x):\n    return x", tests="assert f(1)\nassert not f(0)\nassert f([1])\nassert not f('')"
+    ) == [1.0]
+    assert passed_by("def f(x):\n    return x", tests="assert f(0)\nassert f(2)\nassert not f(2)\nassert f(None)") == [
+        0.25
+    ]

@@ -5,12 +5,20 @@ from inspect import signature
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rewards.building import group, scores
+from rewards.models import CHARACTERS, saved_policy
+from transformers import AutoModelForCausalLM
 
 from outscore.config import parse_recipe
+from outscore.model.heads import reward_model_from
+from outscore.model.policy import Policy
+from outscore.model.tiny import tiny_model
 from outscore.rewards import BUILTIN_REWARDS, Rewards
+from outscore.rewards.endpoint import Endpoint, Reply
 from outscore.rewards.examples import try_examples
+from outscore.rewards.sandbox import IsolationError
 from outscore.settings import ScoringLimits
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -47,10 +55,75 @@ def test_every_built_in_reward_has_an_example():
         name for row in tables("rewards.md") if row[0] == "completion" for name in row[1:]
     ]
     shown = {each if not each.startswith("{") else yaml.safe_load(each)["name"] for each in entries}
-    blocks_of_recipes = "\n".join(blocks("rewards.md", "yaml"))
-    shown |= set(re.findall(r"name: (\w+)", blocks_of_recipes))
     assert set(BUILTIN_REWARDS) - {"gym"} <= shown
     assert "`gym` gives what" in page  # for the problems of its own task
+
+
+def set_up():
+    """The examples of rewards that need more than a gold answer: (entry, where, completion, value)."""
+    page = (DOCS / "rewards.md").read_text(encoding="utf-8")
+    table = page.partition("| entry in `rewards` | where |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    entries = [yaml.safe_load(row[0].strip("`")) for row in rows]
+    specs = [each if isinstance(each, dict) else {"name": each} for each in entries]
+    return [
+        (spec, where, text.removeprefix("`").removesuffix("`").strip().replace("⏎", "\n"), float(value))
+        for spec, (_, where, text, value) in zip(specs, rows, strict=True)
+    ]
+
+
+def constant(folder, score, separators=None):
+    """A reward model whose layers say nothing: every score is `score`."""
+    plain, tokenizer = tiny_model(CHARACTERS, [], 0, hidden_size=8, num_layers=1, num_heads=2)
+    end = int(tokenizer.eos_token_id)
+    policy = Policy(plain, tokenizer, stop_token_ids=frozenset({end}))
+    model = reward_model_from(policy, seed=0, end_token_id=end, separators=separators)
+    model.rescale(0.0, score)
+    model.base.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_the_rewards_that_run_programs_give_what_their_rows_say():
+    tests = {"tests": ["assert double(2) == 4", "assert double('ab') == 'abab'"]}
+    cases = {"cases": [{"input": "2", "output": "4"}, {"input": "5", "output": "10"}]}
+    shown = [each for each in set_up() if each[0]["name"].startswith("code_")]
+    assert [each[0]["name"] for each in shown] == ["code_tests", "code_stdin"]
+    for (spec, where, text, value), columns in zip(shown, (tests, cases), strict=True):
+        assert "```" in text and all(f"`{test}`" in where for test in columns.get("tests", ()))
+        try:
+            assert scores(spec, text, columns=columns) == [value]
+        except IsolationError as error:
+            pytest.skip(str(error))
+
+
+def test_the_judge_gives_what_its_rows_say(monkeypatch):
+    shown = [each for each in set_up() if each[0]["name"] == "llm_judge"]
+    assert len(shown) == 2
+    for spec, where, text, value in shown:
+        replies = [Reply(text=said, num_tokens=0, cached=False) for said in re.findall(r"`([^`]*)`", where)]
+        monkeypatch.setattr(
+            Endpoint, "ask_all", lambda self, questions, attempt, replies=replies: replies[: len(questions)]
+        )
+        judge = {**spec, "url": "http://localhost/v1", "model": "scripted"}
+        assert scores(judge, text, columns={"reference": "It is 305."}) == [value]
+
+
+def test_the_rewards_that_ask_models_give_what_their_rows_say(tmp_path):
+    policy = saved_policy(tmp_path / "uniform")
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    model.save_pretrained(policy)
+    steps = constant(tmp_path / "steps", 0.0, separators=["\n"])
+    scorers = [constant(tmp_path / "a", 1.0), constant(tmp_path / "b", 2.0)]
+    paths = {"perplexity": str(policy), "reward_model": scorers, "process_reward_model": steps}
+    shown = [each for each in set_up() if each[0]["name"] in paths]
+    assert {each[0]["name"] for each in shown} == set(paths)
+    for spec, _, text, value in shown:
+        found = scores({**spec, "path": paths[spec["name"]]}, text, question="1+1=")
+        assert found == pytest.approx([value], abs=1e-4), spec
 
 
 def test_the_examples_in_the_file_hold(tmp_path):
@@ -94,7 +167,8 @@ def test_the_examples_score_as_the_table_says():
 def test_each_of_the_other_examples_scores_as_its_row_says():
     rows = tables("rewards.md")
     first = next(index for index, row in enumerate(rows) if row[0].startswith("entry in")) + 1
-    examples = [row for row in rows[first:] if len(row) == 4]
+    last = next(index for index, row in enumerate(rows) if row[:2] == ["entry in `rewards", "where"])
+    examples = [row for row in rows[first:last] if len(row) == 4]
     assert len(examples) > 20
     for entry, text, gold, value in examples:
         [scored] = scores(yaml.safe_load(entry), text, answer=gold or None, question="How many eggs do the hens lay?")

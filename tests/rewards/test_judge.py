@@ -1,6 +1,7 @@
 """Results a reward may not give: what is said, and what the two policies do."""
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,10 @@ import torch
 from rewards.building import group
 
 from outscore.records import Score, ScoringFailure, StepScore
-from outscore.rewards import RewardError, Rewards
+from outscore.rewards import RewardError, Rewards, make_reward
+from outscore.rewards.call import InProcess, pause
+from outscore.rewards.contract import TrainerState, items_of
+from outscore.rewards.judge import Trial, judge, judge_each
 
 
 def returning(*values):
@@ -212,3 +216,63 @@ def test_steps_that_do_not_match_the_completion_name_it(steps, complaint):
     with pytest.raises(RewardError) as caught:
         scores_of(lambda completions: [steps if text == "bad" else 1.0 for text in completions], "ok", "bad")
     assert complaint in str(caught.value) and "completion 2 of 2" in str(caught.value)
+
+
+def says_where_it_failed(completions, log_extra=None, **_):
+    """What it gives depends on how many it sees, so that scoring again would show."""
+    return [
+        RuntimeError(f"no answer to {text}") if text.startswith("bad") else float(len(completions))
+        for text in completions
+    ]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_an_exception_in_the_place_of_a_value_is_that_completion_s_failure_and_the_others_stand(batched):
+    spec = {"name": says_where_it_failed, "batched": batched}
+    [scored] = Rewards([spec], on_failure="exclude").score([group("a", "bad 1", "b", "bad 2")], step=1).groups
+    reason = "failed with RuntimeError: no answer to bad {}"
+    one = 4.0 if batched else 1.0
+    assert [each.reward if isinstance(each, Score) else each.reason for each in scored.scores] == [
+        *(one, reason.format(1), one, reason.format(2))
+    ]
+
+
+def test_to_stop_names_the_first_completion_with_an_exception_in_its_place():
+    with pytest.raises(RewardError, match=r"failed with RuntimeError: no answer to bad 1 .*completion 2 of 3"):
+        scores_of(says_where_it_failed, "a", "bad 1", "bad 2")
+
+
+def test_an_exception_beside_a_value_that_is_not_finite_is_not_asked_for_again():
+    seen = []
+
+    def mixed(completions):
+        seen.append(list(completions))
+        return [{"x": TimeoutError("late"), "nan": float("nan")}.get(text, 1.0) for text in completions]
+
+    failed = [isinstance(each, ScoringFailure) for each in scores_of(mixed, "a", "x", "nan", on_failure="exclude")]
+    assert failed == [False, True, True] and seen == [["a", "x", "nan"], ["a"]]
+
+
+def test_the_seconds_of_a_try_that_failed_are_lost_though_the_next_one_succeeds():
+    tried = []
+
+    def flaky(completions):
+        tried.append(1)
+        time.sleep(0.05)
+        if len(tried) == 1:
+            raise ConnectionError("again")
+        return [1.0] * len(completions)
+
+    reward = make_reward(flaky)
+    trial = Trial(
+        reward=reward,
+        runner=InProcess(reward, retries=1),
+        items=items_of([group("a", "b")]),
+        state=TrainerState(global_step=1, max_steps=1),
+        on_failure="exclude",
+    )
+    assert 0.05 + pause(0) <= judge(trial).seconds_lost < 60  # the first try and the pause, at least
+    tried.clear()
+    each = judge_each(trial)
+    assert each.values == (1.0, 1.0) and each.seconds_lost >= 0.05 + pause(0)
+    assert judge(trial).seconds_lost < 0.05  # no failure, nothing lost

@@ -215,6 +215,27 @@ def test_a_judge_that_is_not_there_is_a_failure_and_no_zero():
     assert isinstance(score, ScoringFailure) and "did not answer, asked 2 times" in score.reason
 
 
+def test_a_judge_that_goes_away_fails_what_it_was_not_asked_and_what_it_said_stands():
+    with scripted(lambda q, n: right_if_277(q, n) if "305" not in q else (500, "poison")) as judge:
+        result = judged(judge, "277", "305", "277 or so", on_failure="exclude", retries=1, concurrency=1)
+    first, failed, last = result.groups[0].scores
+    assert [first.reward, last.reward] == [1.0, 1.0] and isinstance(failed, ScoringFailure)
+    assert len(judge.asked) == 4  # one, two for what it cannot answer, one: nothing is asked again
+
+
+def test_a_judge_that_is_down_is_waited_for_once_and_not_for_every_question(monkeypatch):
+    waited = []
+    monkeypatch.setattr(endpoint, "_sleep", waited.append)
+    with scripted(lambda *_: (503, "down")) as judge:
+        texts = [f"answer {n}" for n in range(40)]
+        result = judged(judge, *texts, on_failure="exclude", retries=3, concurrency=4)
+    assert all(isinstance(score, ScoringFailure) for score in result.groups[0].scores)
+    # Those that are asked at the same time wait; of the others as many are asked once, and the rest is not.
+    assert len(waited) <= 4 * 3 and len(judge.asked) <= 4 * 4 + 4 + 3
+    reasons = [score.reason for score in result.groups[0].scores]
+    assert sum("was not asked: it did not answer" in reason for reason in reasons) >= 40 - 8 - 3
+
+
 def test_a_reply_without_a_verdict_is_asked_again_once():
     with scripted(lambda q, n: "hm" if n == 1 else right_if_277(q, n)) as judge:
         assert parts(judged(judge, "277")) == [1.0]

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -67,7 +69,7 @@ def test_calls_see_what_the_program_defined_and_fail_one_by_one(box):
 
 def test_what_was_answered_before_an_endless_loop_counts(box):
     ran = run(box, "def f(x):\n    while x:\n        pass\n    return 7", calls=("f(0)", "f(1)", "f(0)"))
-    assert ran.values == {0: 7} and ran.code == -9
+    assert ran.values == {0: 7} and ran.ended == "timeout"
 
 
 def test_the_library_can_be_imported(box):
@@ -114,11 +116,49 @@ def test_a_warden_that_was_lost_is_replaced(box):
     assert run(box, "print(1)").stdout == "1\n"
 
 
-def test_a_sandbox_that_is_lost_again_and_again_is_an_error(monkeypatch):
-    box = Sandbox(workers=1)
-    monkeypatch.setattr(box._all[0], "ask", lambda program: None)
-    with pytest.raises(RuntimeError, match="lost twice over a program"):
-        box.run([Program(source="")])
+def test_a_sandbox_that_is_lost_twice_says_so_of_its_program(monkeypatch):
+    box, asked = Sandbox(workers=1), []
+    monkeypatch.setattr(box._all[0], "ask", asked.append)
+    assert [ran.ended for ran in box.run([Program(source="1"), Program(source="2")])] == ["lost", "lost"]
+    assert [program.source for program in asked] == ["1", "1", "2", "2"]
+
+
+def children(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_program_that_the_system_kills_is_run_again_and_then_lost(times):
+    """What the kernel does when memory runs out: SIGKILL from outside, before the program's own limits."""
+    with made("root" if os.geteuid() == 0 else "user") as box:
+        ran = killed_from_outside(box, times)
+    assert (ran.ended, ran.stdout) == (("exit", "done\n") if times == 1 else ("lost", ""))
+
+
+def test_without_isolation_a_program_may_have_killed_itself_and_is_not_run_again():
+    box = Sandbox(Limits(seconds=1), unsafe=True, workers=1)
+    ran = run(box, "import os\nos.kill(os.getpid(), 9)")
+    box.close()
+    assert (ran.ended, ran.code) == ("exit", -9)
+
+
+def killed_from_outside(box, times):
+    warden = box._all[0]
+    warden.start()
+
+    def kill():
+        for _ in range(times):
+            while not (found := children(warden._process.pid)):
+                time.sleep(0.001)
+            os.kill(found[0], signal.SIGKILL)
+            while found == children(warden._process.pid):
+                time.sleep(0.001)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ran = run(box, "import time\ntime.sleep(0.5)\nprint('done')")
+    killer.join()
+    return ran
 
 
 def test_a_limit_that_was_inherited_is_refused_and_no_program_is_blamed_for_it():

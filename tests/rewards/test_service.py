@@ -119,6 +119,39 @@ def flaky(completions, **columns):
         assert [len((tmp_path / count).read_text()) for count in "123"] == [1, 2, 2]
 
 
+def test_an_exception_that_a_worker_gives_in_the_place_of_a_value_fails_that_completion_alone(make):
+    source = """
+def some(completions):
+    return [ValueError("odd") if len(text) % 2 else float(len(completions)) for text in completions]
+"""
+    even, odd = scores(make("some", source=source), "aa", "b")
+    assert even.reward == 2.0
+    assert odd == ScoringFailure(reward_name="some", reason="failed with ValueError: odd")
+
+
+def test_seconds_lost_count_retries_that_succeed_and_the_wait_for_a_new_worker(make, tmp_path):
+    source = f"""
+import os, pathlib, time
+def flaky(completions, **columns):
+    tries = pathlib.Path({str(tmp_path)!r}, completions[0])
+    if not tries.exists():
+        tries.touch()
+        time.sleep(0.2)
+        os._exit(3) if completions[0] == "dies" else 1 / 0
+    return [1.0]
+"""
+    for text in ("raises", "dies"):
+        rewards = make("flaky", source=source, limits={"retries": 1})
+        begun = time.perf_counter()
+        [scored] = scores(rewards, text)
+        took = time.perf_counter() - begun
+        assert scored.reward == 1.0
+        [said] = [notice for notice in rewards.notices if "was called again" in notice]
+        lost = float(said.removesuffix(" s lost").rpartition(" ")[2])
+        least = 0.2 + 0.1 + (0.1 if text == "dies" else 0.0)  # the try, the pause, and a new process
+        assert said.startswith("step 1: reward 'flaky' failed") and least <= lost + 0.05 and lost <= took + 0.05
+
+
 def test_an_asynchronous_call_that_never_ends_delays_none_beside_it(make):
     rewards = make("faulty_async", batched=False)
     hung, healthy = scores(rewards, "async_sleep", "a")

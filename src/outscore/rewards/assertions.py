@@ -38,9 +38,9 @@ class Case:
     call: str
     """The expression to evaluate in the program's namespace."""
     relation: str
-    """`==`, `!=`, `is`, `is not`, `in`, `not in`, `<`, `<=`, `>`, `>=`, or `near`."""
+    """`==`, `!=`, `is`, `is not`, `in`, `not in`, `<`, `<=`, `>`, `>=`, `near`, or `truth`."""
     expected: Any
-    """The right side; for `near` (value, greatest distance)."""
+    """The right side; for `near` (value, greatest distance), for `truth` whether the value should be true."""
 
     def holds(self, value: Any) -> bool:
         """Whether a value of plain types passes."""
@@ -48,6 +48,8 @@ class Case:
         try:
             if self.relation == "near":
                 return bool(math.fabs(value - wanted[0]) <= wanted[1])
+            if self.relation == "truth":
+                return bool(value) is wanted
             return bool(_RELATIONS[self.relation](value, wanted))
         except (TypeError, OverflowError):  # values that cannot be compared are not what was asked for
             return False
@@ -130,7 +132,7 @@ def _case(test: ast.expr, helpers: Collection[str]) -> Case:
     negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
     inner = test.operand if isinstance(test, ast.UnaryOp) and negated else test
     if isinstance(inner, ast.Call) and not _decides(inner, True, helpers):
-        return Case(call=ast.unparse(inner), relation="is", expected=not negated)
+        return Case(call=ast.unparse(inner), relation="truth", expected=not negated)
     raise ValueError(
         f"tests: 'assert {ast.unparse(test)}' can only be judged inside of the program, which could tamper with it; "
         "write it as a comparison with a literal: assert f(2) == 4"

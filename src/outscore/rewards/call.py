@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,14 @@ class Reply:
     """
 
     values: Sequence[Value]
-    """For each completion its reward, whole or in steps, NaN and infinities among them; None where it has none."""
+    """For each completion its reward, whole or in steps, NaN and infinities among them, or why it failed; None where it
+    does not apply."""
     columns: Mapping[str, Sequence[Any]]
     """What it logged with `log_extra`."""
     metrics: Sequence[tuple[str, float]]
     """What it logged with `log_metric`."""
+    seconds_lost: float = 0.0
+    """Seconds of the tries that failed before."""
 
 
 class CallFailed(Exception):
@@ -96,15 +99,18 @@ def _timed(finish: Finish) -> Finish:
 
 
 def _retried(finish: Finish, again: Finish, retries: int) -> Reply:
-    for failed in range(retries):
+    lost = 0.0
+    for failed in range(retries + 1):
         try:
-            return finish()
+            return replace(finish(), seconds_lost=lost)
         except CallFailed as failure:
-            if failure.wrong_shape:
+            lost = failure.seconds = lost + failure.seconds
+            if failure.wrong_shape or failed == retries:
                 raise
         time.sleep(pause(failed))
+        lost += pause(failed)
         finish = again
-    return finish()
+    raise AssertionError("the last try returns or raises")
 
 
 def pause(failed: int) -> float:

@@ -120,32 +120,34 @@ def _test_rewards(
     unsafe: bool,
     log_metric: Callable[[str, float], None],
     **columns: Any,
-) -> list[float | None]:
+) -> list[float | Exception | None]:
     entry_points = columns.get("entry_point") or [None] * len(completions)
     suites = [
         None if tests is None else _suite(joined(tests), entry_point)
         for tests, entry_point in zip(_column("code_tests", column, columns), entry_points, strict=True)
     ]
     sources = [program_of(completion_text(each), form) for each in completions]
-    asked = [k for k, (suite, source) in enumerate(zip(suites, sources, strict=True)) if suite and source]
-    programs = []
-    for k in asked:
-        suite, source = suites[k], sources[k]
-        assert suite is not None and source is not None
-        programs.append(Program(source=f"{source}\n{suite.setup}", calls=tuple(case.call for case in suite.cases)))
-    ran = dict(zip(asked, shared_sandbox(limits, unsafe).run(programs), strict=True))
+    programs = {
+        k: Program(source=f"{source}\n{suite.setup}", calls=tuple(case.call for case in suite.cases))
+        for k, (suite, source) in enumerate(zip(suites, sources, strict=True))
+        if isinstance(suite, Suite) and source
+    }
+    ran = dict(zip(programs, shared_sandbox(limits, unsafe).run(list(programs.values())), strict=True))
     for each in ran.values():
-        log_metric("code_tests/out_of_time", float(_out_of_time(each)))
-    return [
-        None
-        if suite is None
-        else _credit([_passes(suite, ran.get(k), n) for n in range(len(suite.cases))], partial_credit)
-        for k, suite in enumerate(suites)
-    ]
+        log_metric("code_tests/out_of_time", float(each.ended == "timeout"))
 
+    def value(k: int) -> float | Exception | None:
+        suite = suites[k]
+        if not isinstance(suite, Suite):
+            return suite
+        if k not in ran:
+            return 0.0
+        if ran[k].ended == "lost":
+            return _lost()
+        said = ran[k].values
+        return _credit([n in said and case.holds(said[n]) for n, case in enumerate(suite.cases)], partial_credit)
 
-def _passes(suite: Suite, ran: Ran | None, n: int) -> bool:
-    return ran is not None and n in ran.values and suite.cases[n].holds(ran.values[n])
+    return [value(k) for k in range(len(completions))]
 
 
 def _stdin_rewards(
@@ -157,36 +159,43 @@ def _stdin_rewards(
     unsafe: bool,
     log_metric: Callable[[str, float], None],
     **columns: Any,
-) -> list[float | None]:
+) -> list[float | Exception | None]:
     given = [None if cases is None else _pairs(cases) for cases in _column("code_stdin", column, columns)]
-    programs: list[Program] = []
-    first: list[int | None] = []  # where the runs of a completion begin
-    for completion, cases in zip(completions, given, strict=True):
-        source = program_of(completion_text(completion), form)
-        first.append(len(programs) if source and cases else None)
-        if source and cases:
-            programs += [Program(source=source, stdin=stdin) for stdin, _ in cases]
-    ran = shared_sandbox(limits, unsafe).run(programs)
-    for each in ran:
-        log_metric("code_stdin/out_of_time", float(_out_of_time(each)))
-    rewards: list[float | None] = []
-    for cases, begin in zip(given, first, strict=True):
-        if cases is None or begin is None:
-            rewards.append(None if cases is None else 0.0)
-            continue
-        own = zip(ran[begin : begin + len(cases)], cases, strict=True)
-        right = [r.ended == "exit" and r.code == 0 and same_output(r.stdout, wanted) for r, (_, wanted) in own]
-        rewards.append(_credit(right, partial_credit))
-    return rewards
+    sources = [program_of(completion_text(each), form) for each in completions]
+    programs = {
+        (k, n): Program(source=source, stdin=stdin)
+        for k, (cases, source) in enumerate(zip(given, sources, strict=True))
+        if isinstance(cases, list) and source
+        for n, (stdin, _) in enumerate(cases)
+    }
+    ran = dict(zip(programs, shared_sandbox(limits, unsafe).run(list(programs.values())), strict=True))
+    for each in ran.values():
+        log_metric("code_stdin/out_of_time", float(each.ended == "timeout"))
+
+    def value(k: int) -> float | Exception | None:
+        cases = given[k]
+        if not isinstance(cases, list):
+            return cases
+        if (k, 0) not in ran:
+            return 0.0
+        own = [(ran[k, n], wanted) for n, (_, wanted) in enumerate(cases)]
+        if any(each.ended == "lost" for each, _ in own):
+            return _lost()
+        return _credit([_printed(each, wanted) for each, wanted in own], partial_credit)
+
+    return [value(k) for k in range(len(completions))]
+
+
+def _printed(ran: Ran, wanted: str) -> bool:
+    return ran.ended == "exit" and ran.code == 0 and same_output(ran.stdout, wanted)
 
 
 def _credit(passed: Sequence[bool], partial_credit: bool) -> float:
     return sum(passed) / len(passed) if partial_credit else float(all(passed))
 
 
-def _out_of_time(ran: Ran) -> bool:
-    """Ended by the clock, or killed by the kernel at its CPU time."""
-    return ran.ended == "timeout" or (ran.ended == "exit" and ran.code == -9)
+def _lost() -> Exception:
+    return MemoryError("the system killed the program, twice; is the machine out of memory?")
 
 
 def _column(reward: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]:
@@ -197,18 +206,25 @@ def _column(reward: str, name: str, columns: Mapping[str, Any]) -> Sequence[Any]
 
 
 @lru_cache(maxsize=1024)
-def _suite(tests: str, entry_point: str | None) -> Suite:
-    return parse_tests(tests, entry_point)
+def _suite(tests: str, entry_point: str | None) -> Suite | ValueError:
+    """The tests, or what is wrong with them, which is a failure of the problem's completions and of no others."""
+    try:
+        return parse_tests(tests, entry_point)
+    except ValueError as error:
+        return error
 
 
-def _pairs(cases: Any) -> list[tuple[str, str]]:
-    """(input, output) of each case. ValueError if they are not given so."""
-    read = json.loads(cases) if isinstance(cases, str) else cases
-    if isinstance(read, Mapping):
-        read = [{"input": a, "output": b} for a, b in zip(read["inputs"], read["outputs"], strict=True)]
-    pairs = [(each["input"], each["output"]) for each in read]
+def _pairs(cases: Any) -> list[tuple[str, str]] | ValueError:
+    """(input, output) of each case, or what is wrong with them."""
+    try:
+        read = json.loads(cases) if isinstance(cases, str) else cases
+        if isinstance(read, Mapping):
+            read = [{"input": a, "output": b} for a, b in zip(read["inputs"], read["outputs"], strict=True)]
+        pairs = [(each["input"], each["output"]) for each in read]
+    except (ValueError, KeyError, TypeError):
+        pairs = []
     if not pairs or any(not isinstance(text, str) for pair in pairs for text in pair):
-        raise ValueError(f"reward 'code_stdin': cases = {str(cases)[:200]!r} must be inputs and outputs, each a text")
+        return ValueError(f"cases = {str(cases)[:200]!r} must be inputs and outputs, each a text")
     return pairs
 
 

@@ -8,8 +8,9 @@ A reward function is called by keyword, once a step for the whole batch:
 lists of messages for chat data; `rendered_prompts`, which TRL has not, are the texts that the policy read. Every data
 column, with `question` and `answer`, is a list with one entry a completion. The result is a list of floats, None where
 the reward does not apply; instead of a float, a completion may have a list of steps, (index of the step's last token,
-reward), in order: its value is their sum, and process supervision pays each where it was earned. A function without
-**kwargs receives only what its signature names.
+reward), in order: its value is their sum, and process supervision pays each where it was earned. An exception in the
+place of a value says that the reward failed on this completion alone. A function without **kwargs receives only what
+its signature names.
 """
 
 import inspect

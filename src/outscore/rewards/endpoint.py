@@ -161,22 +161,27 @@ class Endpoint:
 
     def ask_all(self, questions: Sequence[Sequence[Message]], *, attempt: int = 0) -> list[Reply | Exception]:
         """The answers, several questions at a time; BudgetError or RuntimeError in the place of one that is not to be
-        had."""
+        had.
+
+        Once a question has been given up, the next are asked once each until one is answered, and none is asked any
+        more after `concurrency` of those: an endpoint that is down is waited for once, and not for every question.
+        """
+        patience = _Patience(self._retries + 1, self._concurrency)
 
         def asked(question: Sequence[Message]) -> Reply | Exception:
             try:
-                return self.ask(question, attempt=attempt)
+                return self.ask(question, attempt=attempt, patience=patience)
             except RuntimeError as error:
                 return error
 
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="outscore-judge") as threads:
             return list(threads.map(asked, questions))
 
-    def ask(self, messages: Sequence[Message], *, attempt: int = 0) -> Reply:
+    def ask(self, messages: Sequence[Message], *, attempt: int = 0, patience: "_Patience | None" = None) -> Reply:
         """The model's answer, at temperature 0.
 
         `attempt` counts how often the same is asked because the answer was of no use: a later one is not looked up
-        under the earlier.
+        under the earlier. `patience` is shared by questions asked together.
 
         Raises:
             BudgetError: if nothing may be spent any more.
@@ -187,7 +192,7 @@ class Endpoint:
         known = self._kept.look_up(key)
         if known is not None:
             return Reply(text=known, num_tokens=0, cached=True)
-        answer = self._call(asked)
+        answer = self._call(asked, patience or _Patience(self._retries + 1, self._concurrency))
         try:
             text = answer["choices"][0]["message"]["content"]
             used = int((answer.get("usage") or {}).get("total_tokens", 0))
@@ -199,27 +204,66 @@ class Endpoint:
         self._kept.keep(key, text, {"model": self._model})
         return Reply(text=text, num_tokens=used, cached=False)
 
-    def _call(self, asked: dict[str, Any]) -> Any:
+    def _call(self, asked: dict[str, Any], patience: "_Patience") -> Any:
         headers = {"Content-Type": "application/json"}
         if api_key := os.environ.get(self._api_key_env):
             headers["Authorization"] = f"Bearer {api_key}"
         request = urllib.request.Request(self._url, json.dumps(asked).encode(), headers)
-        for attempt in range(self._retries + 1):
+        tries = patience.tries()
+        if not tries:
+            raise RuntimeError(f"{self._url} was not asked: it did not answer the questions before")
+        for attempt in range(tries):
             self._budget.spend_call()
             try:
                 with urllib.request.urlopen(request, timeout=self._seconds) as response:
-                    return json.load(response)
+                    answer = json.load(response)
+                patience.answered()
+                return answer
             except urllib.error.HTTPError as error:
                 with error:
                     said = error.read(500).decode("utf-8", errors="replace")
                 reason, wait = f"{error.code} {error.reason}: {said}", _asked_to_wait(error.headers)
                 if error.code not in _RETRYABLE:
+                    patience.answered()
                     raise RuntimeError(f"{self._url} refuses: {reason}") from error
             except (OSError, ValueError) as error:  # no connection, too slow, no JSON
                 reason, wait = f"{type(error).__name__}: {error}", None
-            if attempt < self._retries:
+            if attempt < tries - 1:
                 _sleep(min(2.0**attempt if wait is None else wait, _LONGEST_WAIT))
-        raise RuntimeError(f"{self._url} did not answer, asked {self._retries + 1} times; at last {reason}")
+        patience.gave_up()
+        often = "once" if tries == 1 else f"{tries} times"
+        raise RuntimeError(f"{self._url} did not answer, asked {often}; at last {reason}")
+
+
+class _Patience:
+    """How often each of the questions that are asked together is worth asking.
+
+    Args:
+        tries: how often, as long as the endpoint answers.
+        concurrency: how many are asked at once.
+    """
+
+    def __init__(self, tries: int, concurrency: int) -> None:
+        self._tries, self._concurrency = tries, concurrency
+        self._given_up = 0
+        self._lock = threading.Lock()
+
+    def tries(self) -> int:
+        """How often to ask the next; 0 is not at all."""
+        with self._lock:
+            if not self._given_up:
+                return self._tries
+            return int(self._given_up < 2 * self._concurrency)
+
+    def answered(self) -> None:
+        """The endpoint is there."""
+        with self._lock:
+            self._given_up = 0
+
+    def gave_up(self) -> None:
+        """A question got no answer."""
+        with self._lock:
+            self._given_up += 1
 
 
 def _asked_to_wait(headers: email.message.Message) -> float | None:

@@ -11,7 +11,7 @@ from outscore.rewards.call import CallFailed, Finish, Reply
 from outscore.rewards.contract import Item, Reward, TrainerState
 from outscore.rewards.runners import Runner
 from outscore.rewards.shaping import UNCERTAINTY
-from outscore.rewards.values import whole
+from outscore.rewards.values import Failed, whole
 from outscore.settings import OnFailure
 
 
@@ -33,7 +33,8 @@ class Outcome:
     steps: Mapping[int, tuple[StepScore, ...]] = field(default_factory=dict)
     """Completion -> the rewards of its steps, where the reward scores steps."""
     seconds_lost: float = 0.0
-    """Seconds of calls that failed, and of finding out whose fault it was."""
+    """Seconds of calls that failed, of waiting for new workers, and of finding out whose fault it was: all but the call
+    that gave the values."""
     constant: float | None = None
     """What the reward counts as where it failed; None where such a completion has no score."""
 
@@ -94,7 +95,8 @@ def judge(trial: Trial, begun: Finish | None = None) -> Outcome:
 
     When it fails, each completion is tried alone to find the ones to blame. Unless the run is to stop those are left
     out, as those whose reward is not finite, and the rest are scored together once more: a reward that compares
-    completions sees the batch as if the others had not been sampled. What is no completion's fault stops the run.
+    completions sees the batch as if the others had not been sampled. Where a reward itself says that it failed on a
+    completion, its other values stand. What is no completion's fault stops the run.
 
     Raises:
         RewardError: for a failure that the policy does not tolerate.
@@ -119,14 +121,15 @@ def judge(trial: Trial, begun: Finish | None = None) -> Outcome:
         last = time.perf_counter()
         reply = _again(trial, places)
     while wrong := _not_finite(reply, places):
-        if trial.on_failure == "stop":
-            place, reason = next(iter(wrong.items()))
-            raise items[place].error(reward.name, reason)
-        faults |= wrong
-        places = [place for place in places if place not in wrong]
+        _tolerate(trial, wrong)
+        faults |= wrong | _told(reply, places)
+        places = [place for place in places if place not in faults]
         last = time.perf_counter()
         reply = _again(trial, places)
-    return _outcome(trial, {place: i for i, place in enumerate(places)}, [reply], faults, last - started)
+    told = _told(reply, places)
+    _tolerate(trial, told)
+    lost = last - started + reply.seconds_lost
+    return _outcome(trial, {place: i for i, place in enumerate(places)}, [reply], faults | told, lost)
 
 
 def judge_each(trial: Trial, begun: Mapping[int, Finish] | None = None) -> Outcome:
@@ -148,7 +151,8 @@ def judge_each(trial: Trial, begun: Mapping[int, Finish] | None = None) -> Outco
         cause: BaseException | None = None
         try:
             reply = finishes[place]()
-            wrong = _not_finite(reply, [place])
+            lost += reply.seconds_lost
+            wrong = _not_finite(reply, [place]) | _told(reply, [place])
         except CallFailed as failure:
             wrong, cause = {place: failure.reason}, failure.__cause__ or failure
             lost += failure.seconds
@@ -200,6 +204,18 @@ def _not_finite(reply: Reply, places: Sequence[int]) -> dict[int, str]:
     wrong = {place: f"returned {value}" for place, value in values if value is not None and not math.isfinite(value)}
     unsure = zip(places, reply.columns.get(UNCERTAINTY, ()), strict=False)
     return {place: f"logged {std!r} as its {UNCERTAINTY}" for place, std in unsure if not _is_std(std)} | wrong
+
+
+def _told(reply: Reply, places: Sequence[int]) -> dict[int, str]:
+    """Completions on which the reward itself says that it failed."""
+    return {place: value.reason for place, value in zip(places, reply.values, strict=True) if isinstance(value, Failed)}
+
+
+def _tolerate(trial: Trial, faults: Mapping[int, str]) -> None:
+    """RewardError for the first of these faults, if the policy is to stop."""
+    for place, reason in faults.items():
+        if trial.on_failure == "stop":
+            raise trial.items[place].error(trial.reward.name, reason)
 
 
 def _is_std(value: Any) -> bool:

@@ -169,8 +169,10 @@ def _local(path: str, max_new_tokens: int, budget: Budget, cache: str, trust_rem
     )
 
 
-def _keyword_only(function: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
-    def judged(**arguments: Any) -> list[float | None]:
+def _keyword_only(
+    function: Callable[..., list[float | Exception | None]],
+) -> Callable[..., list[float | Exception | None]]:
+    def judged(**arguments: Any) -> list[float | Exception | None]:
         return function(**arguments)
 
     return judged
@@ -185,7 +187,7 @@ def _verdicts(
     log_metric: Callable[[str, float], None],
     answer: Sequence[str | None],
     **_: Any,
-) -> list[float | None]:
+) -> list[float | Exception | None]:
     questions = [
         _user(
             VERDICT.format(
@@ -208,7 +210,7 @@ def _comparisons(
     completions: Sequence[Any],
     log_metric: Callable[[str, float], None],
     **columns: Any,
-) -> list[float | None]:
+) -> list[float | Exception | None]:
     if against not in columns:
         raise MissingColumn(f"reward 'llm_judge': against = {against!r} is no column of the data")
     asked: list[int] = []
@@ -220,9 +222,13 @@ def _comparisons(
             questions.append(_user(PAIRWISE.format(question=_text(prompt), a=own, b=other)))
             questions.append(_user(PAIRWISE.format(question=_text(prompt), a=other, b=own)))
     said = _asked(judge, questions, read_label, log_metric)
-    rewards: list[float | None] = [None] * len(completions)
+    rewards: list[float | Exception | None] = [None] * len(completions)
     for n, place in enumerate(asked):  # a judge that prefers what stands first cancels out
-        rewards[place] = (said[2 * n] + 1.0 - said[2 * n + 1]) / 2
+        first, swapped = said[2 * n], said[2 * n + 1]
+        if isinstance(first, Exception) or isinstance(swapped, Exception):
+            rewards[place] = first if isinstance(first, Exception) else swapped
+        else:
+            rewards[place] = (first + 1.0 - swapped) / 2
     return rewards
 
 
@@ -231,30 +237,34 @@ def _asked(
     questions: Sequence[list[Message]],
     read: Callable[[str], float | None],
     log_metric: Callable[[str, float], None],
-) -> list[float]:
-    """What the judge says to each question; one whose reply holds no verdict is asked once more."""
-    values: list[float | None] = [None] * len(questions)
-    cached, used = [False] * len(questions), [0] * len(questions)
+) -> list[float | Exception]:
+    """What the judge says to each question, or why it says nothing; one whose reply holds no verdict is asked once
+    more."""
+    said: list[float | Exception] = [RuntimeError("the judge was not asked")] * len(questions)
+    cached, used = [0.0] * len(questions), [0] * len(questions)
     open_ = list(range(len(questions)))
-    last: Reply | None = None
     for attempt in range(_TRIES):
         replies = judge.ask_all([questions[place] for place in open_], attempt=attempt)
+        without = []
         for place, reply in zip(open_, replies, strict=True):
             if isinstance(reply, Exception):
-                raise reply
-            values[place], cached[place], last = read(reply.text), reply.cached, reply
+                said[place] = reply
+                continue
+            cached[place] = float(reply.cached)
             used[place] += reply.num_tokens
-        open_ = [place for place in open_ if values[place] is None]
-        if not open_:
-            break
-    found = [value for value in values if value is not None]
-    if len(found) < len(questions):
-        said = last.text[:200] if last is not None else ""
-        raise RuntimeError(f"the judge gave no verdict, asked {_TRIES} times; at last {said!r}")
+            value = read(reply.text)
+            if value is None:
+                without.append(place)
+            said[place] = _no_verdict(reply) if value is None else value
+        open_ = without
     for was_known, tokens in zip(cached, used, strict=True):
-        log_metric("llm_judge/cached", float(was_known))
+        log_metric("llm_judge/cached", was_known)
         log_metric("llm_judge/tokens", float(tokens))
-    return found
+    return said
+
+
+def _no_verdict(reply: Reply) -> Exception:
+    return RuntimeError(f"the judge gave no verdict, asked {_TRIES} times; at last {reply.text[:200]!r}")
 
 
 def _user(content: str) -> list[Message]:

@@ -18,7 +18,7 @@ from typing import Any
 from outscore.rewards.call import CallFailed, Finish, Reply, pause
 from outscore.rewards.contract import Item, Reward, TrainerState
 from outscore.rewards.process import CannotLoad, WorkerFault, WorkerProcess
-from outscore.rewards.values import WrongShape, values_of
+from outscore.rewards.values import WrongShape, unwritten, values_of
 from outscore.rewards.worker import GROUP_SECONDS, too_long
 from outscore.settings import ScoringLimits
 
@@ -43,6 +43,7 @@ class _Call:
     tried: int = 0
     alone: bool = False
     spent: float = 0.0
+    queued: float = field(default_factory=time.perf_counter)
 
 
 class Pool:
@@ -136,19 +137,28 @@ class Pool:
     def _run(self, number: int) -> None:
         """The life of a thread: take calls and have them answered until the pool closes."""
         worker: WorkerProcess | None = None
+        outage = (0.0, 0.0)
         try:
             worker = self._started(number)
             while calls := self._take():
                 if worker is None or worker.has_ended:
-                    self._ended(number, worker)
-                    worker = self._started(number)
+                    worker, outage = self._replacement(number, worker)
+                calls[0].spent += max(0.0, outage[1] - max(outage[0], calls[0].queued))
+                outage = (0.0, 0.0)
                 if worker is None:
                     self._fail_all(calls)
                 elif not self._serve_all(worker, calls):
-                    self._ended(number, worker)
-                    worker = self._started(number)
+                    worker, outage = self._replacement(number, worker)
         finally:
             self._ended(number, worker)
+
+    def _replacement(
+        self, number: int, worker: WorkerProcess | None
+    ) -> tuple[WorkerProcess | None, tuple[float, float]]:
+        """A worker in the place of one that has failed, and from when to when there was none."""
+        begun = time.perf_counter()
+        self._ended(number, worker)
+        return self._started(number), (begun, time.perf_counter())
 
     def _started(self, number: int) -> WorkerProcess | None:
         """A new worker; None where there can be none, which every call is then told."""
@@ -212,6 +222,7 @@ class Pool:
         """Have calls answered, in order; whether the worker is good for more."""
         worker.send(pickle.dumps([call.request for call in calls]))
         is_async = self._reward.is_async
+        sent = time.perf_counter()
         for place, call in enumerate(calls):
             begun = time.perf_counter()
             try:
@@ -219,6 +230,7 @@ class Pool:
             except WorkerFault as fault:
                 # Asynchronous calls are made at the same time, and nobody knows which of them it was.
                 unknown = calls[place:] if is_async and len(calls) > 1 else []
+                call.spent += time.perf_counter() - sent if unknown else 0.0
                 self._again([_only(each) for each in unknown] or calls[place + 1 :])
                 if not unknown:
                     self._fault(worker, call, fault, time.perf_counter() - begun)
@@ -240,12 +252,13 @@ class Pool:
             self._failed(call, answer["failed"], seconds, wrong_shape=answer.get("wrong_shape", False))
             return
         try:
-            values = values_of(answer["values"], call.lengths)
+            values = values_of(unwritten(answer["values"]), call.lengths)
         except WrongShape as error:  # what a reward has done to its process is not to be trusted
             self._failed(call, str(error), seconds, wrong_shape=True)
             return
         metrics = [(name, value) for name, value in answer["metrics"]]
-        call.future.set_result(Reply(values=values, columns=answer["columns"], metrics=metrics))
+        columns = answer["columns"]
+        call.future.set_result(Reply(values=values, columns=columns, metrics=metrics, seconds_lost=call.spent))
 
     def _failed(self, call: _Call, reason: str, seconds: float, *, wrong_shape: bool = False) -> None:
         call.spent += seconds
@@ -253,6 +266,7 @@ class Pool:
             call.future.set_exception(CallFailed(reason, wrong_shape=wrong_shape, seconds=call.spent))
             return
         time.sleep(pause(call.tried))
+        call.spent += pause(call.tried)
         call.left, call.tried = call.left - 1, call.tried + 1
         self._again([call])
 

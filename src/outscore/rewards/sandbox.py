@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -24,11 +25,13 @@ from typing import Any, Literal
 
 _WARDEN = Path(__file__).with_name("sandbox_warden.py")
 _START_SECONDS = 60.0
+_TRIES = 2  # for a program that was killed by the system, or its warden
 _GRACE_SECONDS = 30.0  # beyond a program's own wall-clock limit, on a busy machine
 _CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
-Ended = Literal["exit", "timeout", "output"]
-"""How a program ended: by itself or a signal, at its wall-clock limit, or at its limit of output."""
+Ended = Literal["exit", "timeout", "output", "lost"]
+"""How a program ended: by itself or a signal, at its limit of CPU time or the clock, at its limit of output; or it was
+lost, twice, killed by a system that has no memory left, and nothing is known of it."""
 
 
 class IsolationError(OSError):
@@ -132,7 +135,6 @@ class Sandbox:
 
         Raises:
             IsolationError: if the system cannot isolate.
-            RuntimeError: if a warden is lost twice over one program, as when the machine has no memory left.
         """
         if len(programs) == 1:
             return [self._run(programs[0])]
@@ -147,13 +149,13 @@ class Sandbox:
     def _run(self, program: Program) -> Ran:
         warden = self._wardens.get()
         try:
-            answer = warden.ask(program)
-            answer = warden.ask(program) if answer is None else answer
+            for _ in range(_TRIES):
+                answer = warden.ask(program)
+                if answer is not None and answer["ended"] != "lost":
+                    return _ran(answer, len(program.calls))
         finally:
             self._wardens.put(warden)
-        if answer is None:
-            raise RuntimeError("the sandbox was lost twice over a program; is the machine out of memory?")
-        return _ran(answer, len(program.calls))
+        return Ran(ended="lost", code=-signal.SIGKILL, stdout="")
 
 
 @lru_cache(maxsize=8)

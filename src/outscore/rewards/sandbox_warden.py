@@ -77,7 +77,8 @@ class Warden:
                 os._exit(0)
             finally:
                 os._exit(70)
-        if code := self._end(child, time.monotonic() + 10):
+        code, _ = self._end(child, time.monotonic() + 10)
+        if code:
             raise OSError(
                 f"a program's limits or its filter of system calls cannot be set (exit status {code}); perhaps the "
                 "process has inherited a smaller limit: see ulimit -a -H"
@@ -147,7 +148,9 @@ class Warden:
                     ended = "timeout"
                 if ended != "exit" or ending in ready or (ending is None and len(selector.get_map()) == 1):
                     break
-        code = self._end(child, deadline if ended == "exit" else 0.0)
+        code, cpu_seconds = self._end(child, deadline if ended == "exit" else 0.0)
+        if ended == "exit" and code == -signal.SIGKILL:
+            ended = self._killed(cpu_seconds)
         if ending is not None:
             os.close(ending)
         for descriptor in (output, results):  # what was still in the pipes
@@ -157,22 +160,30 @@ class Warden:
         self._tidy()
         return _answer(ended, code, kept[output][: self.options["output_bytes"]], kept[results])
 
-    def _end(self, child: int, deadline: float) -> int:
-        """The child's exit status, negative for a signal; killed with all it started if it is not done in time."""
+    def _killed(self, cpu_seconds: float) -> str:
+        """Who killed a child that was not ended here: its limit of CPU time, or a system without memory. Only without
+        isolation can it have been the program itself."""
+        if cpu_seconds > 0.8 * self.options["seconds"]:  # the kernel's clock for the limit is a coarse one
+            return "timeout"
+        return "lost" if self.options["isolate"] else "exit"
+
+    def _end(self, child: int, deadline: float) -> tuple[int, float]:
+        """The child's exit status, negative for a signal, and its CPU time; killed with all it started if it is not
+        done in time."""
         if child == 0:
             os._exit(0)
         while time.monotonic() < deadline:
-            pid, status = os.waitpid(child, os.WNOHANG)
+            pid, status, used = os.wait4(child, os.WNOHANG)
             if pid:
                 break
             time.sleep(0.001)
         else:
             os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
+            _, status, used = os.wait4(child, 0)
         if not self.options["isolate"]:
             with contextlib.suppress(OSError):  # nothing is left of its group
                 os.killpg(child, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(status)
+        return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
     def _tidy(self) -> None:
         """An empty scratch space for the next program."""

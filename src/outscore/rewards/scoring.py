@@ -18,6 +18,9 @@ Listener = Callable[[str, bool], None]
 MOST_NOTICES = 100
 """How many notices are kept until somebody listens."""
 
+WORTH_SAYING = 0.05
+"""Seconds lost, where nothing has failed for good, that the log has a line for."""
+
 Result = TypeVar("Result")
 """What the outcomes are made into."""
 
@@ -139,7 +142,7 @@ class Scoring(Generic[Result]):
             name, trial = part.reward.name, trials[part.reward.name]
             said = judge(trial, whole.get(name)) if part.reward.batched else judge_each(trial, single.get(name))
             done[name] = said.placed(places[name], len(items))
-            if done[name].faults:
+            if done[name].faults or done[name].seconds_lost >= WORTH_SAYING:
                 self._notices.say(_failures(name, done[name], self._state.global_step), False)
         return [done[part.reward.name] for part in self._parts]
 
@@ -151,6 +154,8 @@ def _places(reward: Reward, items: Sequence[Item]) -> list[int]:
 
 def _failures(name: str, outcome: Outcome, step: int) -> str:
     """A line for the log: how many completions failed, how, and what it cost."""
+    if not outcome.faults:
+        return f"step {step}: reward {name!r} failed and was called again: {outcome.seconds_lost:.1f} s lost"
     counts = Counter(outcome.faults.values())
     reasons = ", ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
     more = f" and {len(counts) - 3} other reasons" if len(counts) > 3 else ""

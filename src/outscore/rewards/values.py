@@ -6,11 +6,24 @@ takes a worker's word for nothing.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from outscore.records import StepScore
 
-Value = float | tuple[StepScore, ...] | None
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """What stands in the place of a value where the reward itself says that it failed on this completion alone.
+
+    >>> Failed(reason="failed with TimeoutError: no answer")
+    """
+
+    reason: str
+    """What happened."""
+
+
+Value = float | tuple[StepScore, ...] | Failed | None
 """What a reward says of one completion; None where it does not apply."""
 
 
@@ -19,10 +32,11 @@ class WrongShape(Exception):
 
 
 def values_of(output: Any, lengths: Sequence[int]) -> list[Value]:
-    """A result as one value for each completion, NaN and infinities among them; numpy arrays and tensors are fine.
+    """A result as one value for each completion, NaN and infinities among them; numpy arrays and tensors are fine, and
+    an exception in the place of a value is a failure of that completion.
 
     Args:
-        output: what the function returned, or `written` did.
+        output: what the function returned, or `unwritten` did.
         lengths: the tokens of each completion.
 
     Raises:
@@ -39,16 +53,27 @@ def values_of(output: Any, lengths: Sequence[int]) -> list[Value]:
 
 
 def written(values: Sequence[Value]) -> list[Any]:
-    """Values as JSON knows them: what `values_of` reads back.
+    """Values as JSON knows them.
 
-    >>> written([1.0, None, (StepScore(end=3, reward=0.5),)])
-    [1.0, None, [[3, 0.5]]]
+    >>> written([1.0, None, (StepScore(end=3, reward=0.5),), Failed(reason="no answer")])
+    [1.0, None, [[3, 0.5]], {'failed': 'no answer'}]
     """
-    return [[[step.end, step.reward] for step in value] if isinstance(value, tuple) else value for value in values]
+    return [_written(value) for value in values]
+
+
+def unwritten(output: Any) -> Any:
+    """What `written` gave, for `values_of`; whatever else it is stays so."""
+    if not isinstance(output, list):
+        return output
+    return [
+        Failed(reason=str(each["failed"])) if isinstance(each, dict) and "failed" in each else each for each in output
+    ]
 
 
 def whole(value: Value) -> float | None:
-    """The reward of a completion: steps add up to it."""
+    """The reward of a completion, if it has one: steps add up to it."""
+    if isinstance(value, Failed):
+        return None
     if not isinstance(value, tuple):
         return value
     rewards = [step.reward for step in value]
@@ -56,9 +81,17 @@ def whole(value: Value) -> float | None:
     return math.fsum(rewards) if math.isfinite(total) else total  # fsum refuses what has no finite sum
 
 
+def _written(value: Value) -> Any:
+    if isinstance(value, Failed):
+        return {"failed": value.reason}
+    return [[step.end, step.reward] for step in value] if isinstance(value, tuple) else value
+
+
 def _value(value: Any, num_tokens: int) -> Value:
-    if value is None:
-        return None
+    if value is None or isinstance(value, Failed):
+        return value
+    if isinstance(value, Exception):
+        return Failed(reason=f"failed with {type(value).__name__}: {str(value)[:1000]}")
     if hasattr(value, "tolist"):
         value = value.tolist()
         # An array of one number is that number.
