@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from outscore.rewards.answers import fenced_block
 from outscore.rewards.assertions import Suite, joined, parse_tests
-from outscore.rewards.contract import MissingColumn, Reward, completion_text
+from outscore.rewards.contract import MissingColumn, Reward, RewardFunction, completion_text
 from outscore.rewards.sandbox import Limits, Program, Ran, shared_sandbox
 
 CodeForm = Literal["fence", "text"]
@@ -38,20 +38,7 @@ def code_tests(
         unsafe: run it without isolation, where the system has none.
     """
     limits = _checked("code_tests", seconds, memory_mb, unsafe)
-    options: dict[str, Any] = {
-        "column": tests,
-        "form": form,
-        "partial_credit": partial_credit,
-        "limits": limits,
-        "unsafe": unsafe,
-    }
-    return Reward(
-        name="code_tests",
-        function=partial(_test_rewards, **options),
-        full=1.0,
-        extract=partial(program_of, form=form),
-        isolate=False,  # the sandbox has processes of its own
-    )
+    return _code_reward("code_tests", _test_rewards, tests, form, partial_credit, limits, unsafe)
 
 
 def code_stdin(
@@ -78,20 +65,7 @@ def code_stdin(
         unsafe: run without isolation.
     """
     limits = _checked("code_stdin", seconds, memory_mb, unsafe)
-    options: dict[str, Any] = {
-        "column": cases,
-        "form": form,
-        "partial_credit": partial_credit,
-        "limits": limits,
-        "unsafe": unsafe,
-    }
-    return Reward(
-        name="code_stdin",
-        function=partial(_stdin_rewards, **options),
-        full=1.0,
-        extract=partial(program_of, form=form),
-        isolate=False,  # the sandbox has processes of its own
-    )
+    return _code_reward("code_stdin", _stdin_rewards, cases, form, partial_credit, limits, unsafe)
 
 
 def program_of(text: str, form: CodeForm = "fence") -> str | None:
@@ -109,6 +83,25 @@ def same_output(found: str, wanted: str) -> bool:
     return [line.rstrip() for line in found.rstrip().split("\n")] == [
         line.rstrip() for line in wanted.rstrip().split("\n")
     ]
+
+
+def _code_reward(
+    name: str,
+    function: RewardFunction,
+    column: str,
+    form: CodeForm,
+    partial_credit: bool,
+    limits: Limits,
+    unsafe: bool,
+) -> Reward:
+    options = {"column": column, "form": form, "partial_credit": partial_credit, "limits": limits, "unsafe": unsafe}
+    return Reward(
+        name=name,
+        function=partial(function, **options),
+        full=1.0,
+        extract=partial(program_of, form=form),
+        isolate=False,  # the sandbox has processes of its own
+    )
 
 
 def _test_rewards(
