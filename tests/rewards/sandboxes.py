@@ -66,3 +66,8 @@ def run(box: Sandbox, source: str, stdin: str = "", calls: tuple[str, ...] = ())
     """What comes of one program."""
     [ran] = box.run([Program(source=source, stdin=stdin, calls=calls)])
     return ran
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

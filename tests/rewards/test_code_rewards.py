@@ -48,6 +48,24 @@ def test_what_is_no_program_gets_nothing():
     assert scores({**spec, "form": "text"}, GOOD, columns={"tests": TESTS}) == [1.0]
 
 
+def test_values_of_every_plain_type_come_back():
+    """Literals that tests have, against programs that are right and wrong."""
+    for literal in ("b'ab'", "2+1j", str(3**20), "{1, 2}", "{'a': (1, None)}"):
+        right, wrong = f"def f(x):\n    return {literal}", "def f(x):\n    return 7"
+        assert passed_by(right, wrong, tests=f"assert f(2) == {literal}") == [1.0, 0.0]
+
+
+def test_a_number_of_thousands_of_digits_does_not_take_the_tests_after_it():
+    power = "def f(x):\n    return 10**x"
+    assert passed_by(power, tests="assert f(5000) == 7\nassert f(1) == 10") == [0.5]
+
+
+def test_patched_builtins_do_not_bring_an_answer_near():
+    liar = "abs = lambda x: 0\nround = max = min = lambda *_: 0\ndef f(x):\n    return None"
+    near = "assert abs(f([1.0, 2.0]) - 2.0/3.0) < 1e-6\nassert abs(0.33 - f(1.33)) < 1e-6\nassert abs(f(1)) < 1e-6"
+    assert passed_by(liar, "def f(x):\n    return 2 / 3", tests=near) == [0.0, pytest.approx(1 / 3)]
+
+
 def test_without_tests_it_does_not_apply():
     assert scores("code_tests", fenced(GOOD), columns={"tests": None}) == [None]
 
@@ -130,6 +148,14 @@ PARSED = {
     "assert sorted(f([2])) == [1, 2]": ("sorted(f([2]))", "==", [1, 2]),
     "assert abs(f(2) - 1.5) < 1e-3": ("f(2)", "near", (1.5, 0.001)),
     "assert f(2) >= 3, 'too small'": ("f(2)", ">=", 3),
+    "assert 3 <= f(2)": ("f(2)", ">=", 3),
+    "assert len(f(2)) < 3": ("len(f(2))", "<", 3),
+    "assert abs(f([1.0, 2.0, 3.0]) - 2.0/3.0) < 1e-6": ("f([1.0, 2.0, 3.0])", "near", (2 / 3, 1e-6)),
+    "assert abs(0.33 - f(1.33)) <= 1e-6": ("f(1.33)", "near", (0.33, 1e-6)),
+    "assert math.fabs(f(2)) < 1e-6": ("f(2)", "near", (0, 1e-6)),
+    "assert f(2) == b'ab'": ("f(2)", "==", b"ab"),
+    "assert f(2) == 3 * 7 + 0.5": ("f(2)", "==", 21.5),
+    "assert f(2) + f(3) == 9": ("f(2) + f(3)", "==", 9),
     "assert f(2)": ("f(2)", "truth", True),
     "assert not f(2)": ("f(2)", "truth", False),
 }
@@ -158,6 +184,14 @@ def test_assertions_are_taken_apart(source):
         "def same(a, b): return a == b\nassert same(f(2), 4)",
         "def same(a, b): return a == b\nassert same(f(2), 4) == True",
         "assert (not f(2)) == False",
+        "assert abs(f(2) - g(2)) < 1e-6",
+        "assert abs((f(2) - 4) - 0) < 1e-6",
+        "assert f(2) - 4 == 0",
+        "assert max(abs(a - b) for a, b in zip(f(2), [1, 2])) < 1e-6",
+        "assert f(2) - 4 < 1e-6",
+        "assert abs(f(2) - 4) != 1",
+        "assert f(2) == ...",
+        "assert f(2) == 9 ** 9 ** 9",
     ],
 )
 def test_tests_that_a_program_could_tamper_with_are_refused(source):

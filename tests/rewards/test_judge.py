@@ -81,7 +81,7 @@ def test_a_value_that_is_no_number_names_its_completion():
         scores_of(words, "a", "b", "c")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e308, -1e16])
 def test_a_value_that_is_not_finite_stops_naming_reward_prompt_and_completion(bad):
     def reward(completions):
         return [bad if text == "the culprit" else 1.0 for text in completions]
@@ -114,9 +114,11 @@ def test_a_raise_that_no_completion_causes_alone_says_so():
             raise RuntimeError("too many")
         return [0.0]
 
-    for policy in ("stop", "exclude"):
-        with pytest.raises(RewardError, match="raised RuntimeError: too many, but on no completion alone"):
-            scores_of(crowd, "a", "b", on_failure=policy)
+    reason = "raised RuntimeError: too many, but on no completion alone"
+    with pytest.raises(RewardError, match=reason):
+        scores_of(crowd, "a", "b")
+    both = scores_of(crowd, "a", "b", on_failure="exclude")
+    assert both == (ScoringFailure(reward_name="crowd", reason=reason),) * 2
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

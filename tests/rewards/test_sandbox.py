@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from rewards.sandboxes import made, run
+from rewards.sandboxes import children, made, run
 
 from outscore.rewards import sandbox
 from outscore.rewards.sandbox import IsolationError, Limits, Program, Sandbox
@@ -121,10 +121,6 @@ def test_a_sandbox_that_is_lost_twice_says_so_of_its_program(monkeypatch):
     monkeypatch.setattr(box._all[0], "ask", asked.append)
     assert [ran.ended for ran in box.run([Program(source="1"), Program(source="2")])] == ["lost", "lost"]
     assert [program.source for program in asked] == ["1", "1", "2", "2"]
-
-
-def children(pid):
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -1,10 +1,11 @@
 """Attacks on the sandbox, each by name. A program may do what it likes to itself; nothing else may be touched."""
 
 import os
+import threading
 import time
 
 import pytest
-from rewards.sandboxes import SECRET, made, run
+from rewards.sandboxes import SECRET, children, made, run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="isolation is built for Linux")
 
@@ -168,10 +169,46 @@ def test_the_parent_cannot_be_seen_or_signalled(box):
     assert box._all[0]._process.pid == warden and box._all[0]._process.poll() is None
 
 
-def test_signals_to_everybody_reach_nobody_else(box):
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP", "SIGTERM"])
+@pytest.mark.parametrize("target", ["-1", "0"])
+def test_signals_to_everybody_and_to_its_own_group_reach_nobody_else(box, target, signal):
+    run(box, "1")
     warden = box._all[0]._process.pid
-    run(box, "import os, signal\nos.kill(-1, signal.SIGKILL)\nos.killpg(0, signal.SIGKILL)")
-    assert box._all[0]._process.pid == warden and box._all[0]._process.poll() is None
+    ran = run(box, f"import os, signal\nos.kill({target}, signal.{signal})\nprint('still here')")
+    assert ran.ended == "exit"
+    assert ran.stdout == "still here\n" or ran.errors[-1].startswith("ProcessLookupError")  # nobody but itself
+    assert run(box, "print(1)").stdout == "1\n"
+    assert box._all[0]._process.pid == warden
+
+
+def test_a_program_cannot_outlive_its_warden(box):
+    source = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    ran = run(box, source + "print(libc.prctl(1, 0, 0, 0, 0), ctypes.get_errno(), libc.prctl(38, 1, 0, 0, 0))")
+    assert ran.stdout == "-1 1 0\n"  # EPERM for the signal at its parent's end; other calls are as they were
+    warden = box._all[0]
+    waiting = threading.Thread(target=run, args=(box, source + "libc.prctl(1, 0, 0, 0, 0)\nwhile True:\n    pass"))
+    waiting.start()
+    while not (found := children(warden._process.pid)):
+        time.sleep(0.001)
+    os.kill(warden._process.pid, 9)
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{found[0]}/exe") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not os.path.exists(f"/proc/{found[0]}/exe")
+    waiting.join()
+
+
+def test_a_program_that_lowers_its_own_limit_is_out_of_time_and_not_lost(box):
+    source = "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile True:\n    pass"
+    assert run(box, source).ended == "timeout"
+
+
+def test_nothing_is_left_on_the_scratch_space_for_the_next_program(box):
+    run(box, "import os\nos.setxattr('/tmp', 'user.s', b'277')\nos.utime('/tmp', (277, 277))")
+    ran = run(
+        box, "import os\nprint(os.listxattr('/tmp'), int(os.stat('/tmp').st_mtime), int(os.stat('/tmp').st_atime))"
+    )
+    assert ran.stdout == "[] 0 0\n"
 
 
 SYSTEM_CALLS = {

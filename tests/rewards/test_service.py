@@ -160,6 +160,62 @@ def test_an_asynchronous_call_that_never_ends_delays_none_beside_it(make):
     assert not any("replaced" in notice for notice in rewards.notices)  # it is cancelled, not killed
 
 
+def test_a_reward_that_forks_and_comes_back_twice_is_heard_once(make):
+    source = """
+import os
+def forked(completions, **columns):
+    if "a" in completions:
+        os.fork()
+    return [float(len(text)) for text in completions]
+"""
+    rewards = make("forked", source=source)
+    steps = [("a", "bb"), ("ccc", "dddd"), ("eeeee", "ffffff")]
+    assert [[score.reward for score in scores(rewards, *texts)] for texts in steps] == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_a_worker_that_answers_nonsense_is_a_failure_and_is_replaced(make):
+    source = """
+import os, socket, struct
+def nonsense(completions, **columns):
+    for number in range(3, 64):
+        try:
+            channel = socket.socket(fileno=os.dup(number))
+            channel.sendall(struct.pack("!Q", 3) + completions[0].encode()[:3])
+        except OSError:
+            continue
+    return [1.0]
+"""
+    for text in ("###", "[1]", "{} "):
+        rewards = make("nonsense", source=source, batched=False)
+        [score] = scores(rewards, text)
+        assert isinstance(score, ScoringFailure) and f"has its worker process answer b'{text}'" in score.reason
+        assert len(scores(rewards, text)) == 1  # and the next worker is asked as this one was
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_memory_that_no_limit_of_the_process_counts_is_counted(make):
+    source = """
+import mmap
+def hoard(completions, **columns):
+    held = mmap.mmap(-1, 1 << 31)
+    for place in range(0, len(held), 4096):
+        held[place] = 1
+    return [1.0] * len(completions)
+"""
+    [score] = scores(make("hoard", source=source, batched=False, limits={"seconds": 60}), "a")
+    assert isinstance(score, ScoringFailure) and score.reason.startswith("shares 1.")
+
+
+def test_a_crash_is_told_with_the_line_of_the_reward_that_it_was_in(make):
+    source = "import ctypes\ndef crashes(completions):\n    return ctypes.string_at(0)\n"
+    rewards = make("crashes", source=source, batched=False)
+    scores(rewards, "a")
+    [said] = [notice for notice in rewards.notices if "its worker is replaced" in notice]
+    assert (
+        "Segmentation fault" in said and "Current thread" in said and "own.py" in said and "line 3 in crashes" in said
+    )
+
+
 def test_the_worker_keeps_what_a_reward_keeps_between_calls(make):
     source = "calls = []\ndef count(completions):\n    calls.append(1)\n    return [len(calls)] * len(completions)\n"
     rewards = make("count", source=source)

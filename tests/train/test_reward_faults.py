@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -70,7 +71,7 @@ def test_a_run_with_every_fault_finishes_and_the_healthy_completions_are_untouch
     run = folder / f"batched-{batched}"
     begun = time.monotonic()
     assert run_recipe({**RECIPE, "rewards": [reward]}, run).finished
-    assert time.monotonic() - begun < 300  # it does not hang
+    took = time.monotonic() - begun
     healthy, groups = groups_of(folder / "healthy"), groups_of(run)
     untouched = 0
     for slot, rows in groups.items():
@@ -94,7 +95,11 @@ def test_a_run_with_every_fault_finishes_and_the_healthy_completions_are_untouch
     assert line["scoring_failures"] == line["scoring_failures/faulty"] == len(REASONS) / (GROUPS * SAMPLES)
     events = (run / "events.log").read_text()
     assert f"step 1: reward 'faulty' failed on {len(REASONS)} of {GROUPS * SAMPLES} completions" in events
-    assert " s lost" in events and "its worker is replaced" in events
+    assert "its worker is replaced" in events
+    [lost] = [float(each) for each in re.findall(r"; ([0-9.]+) s lost", events)]
+    num_hanging = sum(kind in faults.values() for kind in ("loop", "sleep", "endless_output", "signal"))
+    # What is reported is at least what those that hang take, and no more than two workers had in that time.
+    assert num_hanging * SECONDS * 0.9 <= lost <= 2 * took
 
 
 def test_under_stop_the_run_ends_with_the_completion_s_name(folder: Path) -> None:

@@ -57,11 +57,18 @@ def test_rows_with_one_question_are_a_group(tmp_path):
     assert [row.total for row in found] == [-1.0, 0.0, 1.0]
 
 
+def test_rows_that_differ_in_a_column_are_no_group_unless_they_say_so(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(completions, tests):\n    return [float(test) for test in tests]\n")
+    rows = [{"question": "q", "answer": "a", "completion": "c", "tests": n} for n in (1, 2, 2)]
+    found, _ = score_file(written(tmp_path, rows), [f"{tmp_path}/mine.py:mine"])
+    assert [row.total for row in found] == [1.0, 2.0, 2.0]
+
+
 def test_columns_reach_the_rewards_where_they_are_the_same_in_a_group(tmp_path):
     (tmp_path / "mine.py").write_text(
         "def mine(completions, level, other=None, **_):\n    return [n if other is None else -1 for n in level]\n"
     )
-    rows = [{"question": "a", "completion": "x", "level": 3, "other": n} for n in range(2)]
+    rows = [{"id": "p", "question": "a", "completion": "x", "level": 3, "other": n} for n in range(2)]
     found, _ = score_file(written(tmp_path, rows), [f"{tmp_path}/mine.py:mine"])
     assert [row.total for row in found] == [3.0, 3.0]
 

@@ -25,6 +25,18 @@ _RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_MIRRORED = {"==": "==", "!=": "!=", "is": "is", "is not": "is not", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_EXACT = ("==", "is", "in")
+"""Relations that only a value passes which whoever gives it has to know."""
+_MEASURES = ("len", "sum", "min", "max", "int", "float", "round")
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+"""Without powers, which a few characters make larger than any memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +83,10 @@ class Suite:
 def parse_tests(tests: str, entry_point: str | None = None) -> Suite:
     """Take test code apart.
 
-    Understood are `assert EXPRESSION == LITERAL` (either way round, and with other comparisons), `assert abs(EXPRESSION
-    - LITERAL) < LITERAL`, and `assert f(...)` or `assert not f(...)` for a function of the program's own; all at the
-    top or in a `def check(candidate):`, whose candidate is `entry_point` or what `check` is called with. Other
-    statements are set-up.
+    Understood are `assert EXPRESSION == LITERAL` and other comparisons, either way round; `assert abs(EXPRESSION -
+    LITERAL) < LITERAL`; and `assert f(...)` or `assert not f(...)` for a function of the program's own; all at the top
+    or in a `def check(candidate):`, whose candidate is `entry_point` or what `check` is called with. A literal may be
+    arithmetic with numbers, as 2 / 3. Other statements are set-up.
 
     Raises:
         ValueError: for an assertion that can only be judged inside of the program, where it could be tampered with, and
@@ -126,7 +138,7 @@ def _call_of_check(statement: ast.stmt) -> ast.Call | None:
 
 def _case(test: ast.expr, helpers: Collection[str]) -> Case:
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], _COMPARED):
-        found = _comparison(test.left, test.ops[0], test.comparators[0])
+        found = _comparison(test.left, test.ops[0], test.comparators[0], helpers)
         if found is not None and not _decides(ast.parse(found.call, mode="eval").body, found.expected, helpers):
             return found
     negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
@@ -147,38 +159,80 @@ def _decides(call: ast.expr, expected: Any, helpers: Collection[str]) -> bool:
     """
     if any(isinstance(node, ast.Compare | ast.BoolOp | ast.Not) for node in ast.walk(call)):
         return True
-    own = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id not in helpers
-    return isinstance(expected, bool) and not (own and not hasattr(builtins, call.func.id))  # type: ignore[attr-defined]
+    return isinstance(expected, bool) and not _is_own_value(call, helpers)
 
 
-def _comparison(left: ast.expr, relation: ast.cmpop, right: ast.expr) -> Case | None:
+def _comparison(left: ast.expr, relation: ast.cmpop, right: ast.expr, helpers: Collection[str]) -> Case | None:
+    """The comparison of an expression with a literal, on whichever side that stands; None where there is none, or
+    where the program, which evaluates the expression, could pass without the answer."""
     symbol = ast.unparse(ast.Compare(ast.Name("a"), [relation], [ast.Name("b")]))[2:-2]
     known, expected = _literal(right)
-    if known:
-        near = _distance(left)
-        if near is not None and symbol in ("<", "<="):
-            return Case(call=near[0], relation="near", expected=(near[1], expected))
-        return Case(call=ast.unparse(left), relation=symbol, expected=expected)
-    known, expected = _literal(left)
-    return Case(call=ast.unparse(right), relation="==", expected=expected) if known and symbol == "==" else None
+    asked = left
+    if not known:
+        known, expected = _literal(left)
+        asked, symbol = right, _MIRRORED.get(symbol, "")
+    if not known or not symbol:
+        return None
+    inside, centre = _distance(asked)
+    if inside is not None and (symbol in ("<", "<=") or (symbol == "==" and expected == 0)):
+        asked, symbol, expected = inside, "near", (centre, expected)
+    # A difference that should be 0 tells the program what is wanted, which could give an object with such differences.
+    knows = symbol in _EXACT and (bool(expected) or not any(isinstance(each, ast.BinOp) for each in ast.walk(asked)))
+    if not knows and not (symbol == "near" and centre) and not _is_own_value(asked, helpers):
+        return None
+    return Case(call=ast.unparse(asked), relation=symbol, expected=expected)
 
 
-def _distance(left: ast.expr) -> tuple[str, Any] | None:
-    """(expression, literal) of abs(expression - literal)."""
-    if not (isinstance(left, ast.Call) and isinstance(left.func, ast.Name) and left.func.id == "abs"):
-        return None
-    inside = left.args[0] if len(left.args) == 1 else None
-    if not (isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub)):
-        return None
-    known, value = _literal(inside.right)
-    return (ast.unparse(inside.left), value) if known else None
+def _is_own_value(node: ast.expr, helpers: Collection[str]) -> bool:
+    """Whether it is what a function of the program's own gives, or its length or such; and not, say, a difference from
+    what it should give."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return False
+    if node.func.id in _MEASURES and len(node.args) == 1 and node.func.id not in helpers:
+        return _is_own_value(node.args[0], helpers)
+    return not _is_known(node.func.id, helpers)
+
+
+def _is_known(name: str, helpers: Collection[str]) -> bool:
+    """Whether a function is a helper of the tests (which may compare) or built in (and can be patched)."""
+    return name in helpers or hasattr(builtins, name)
+
+
+def _distance(node: ast.expr) -> tuple[ast.expr | None, Any]:
+    """(expression, number) of abs(expression - number), either way round; (expression, 0) of abs(expression); (None, 0)
+    of anything else."""
+    is_abs = isinstance(node, ast.Call) and ast.unparse(node.func) in ("abs", "math.fabs") and len(node.args) == 1
+    if not isinstance(node, ast.Call) or not is_abs:
+        return None, 0
+    inside = node.args[0]
+    if isinstance(inside, ast.BinOp) and isinstance(inside.op, ast.Sub):
+        for expression, number in ((inside.left, inside.right), (inside.right, inside.left)):
+            known, value = _literal(number)
+            if known and isinstance(value, int | float):
+                return expression, value
+    return inside, 0
 
 
 def _literal(node: ast.expr) -> tuple[bool, Any]:
+    """Whether it is a literal of plain types, or arithmetic with numbers; and its value."""
     try:
-        return True, ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        value = _number(node) if isinstance(node, ast.BinOp) else ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, ArithmeticError):
         return False, None
+    return value is not ..., value
+
+
+def _number(node: ast.expr) -> Any:
+    """The value of arithmetic with numbers; ValueError for anything else."""
+    if not isinstance(node, ast.BinOp):
+        value = ast.literal_eval(node)
+    elif type(node.op) in _ARITHMETIC:
+        value = _ARITHMETIC[type(node.op)](_number(node.left), _number(node.right))
+    else:
+        raise ValueError(f"no arithmetic with numbers: {ast.unparse(node)}")
+    if not isinstance(value, int | float | complex):
+        raise ValueError(f"no number: {ast.unparse(node)}")
+    return value
 
 
 def joined(tests: str | Sequence[str]) -> str:

@@ -14,6 +14,9 @@ from outscore.rewards.shaping import UNCERTAINTY
 from outscore.rewards.values import Failed, whole
 from outscore.settings import OnFailure
 
+LARGEST = 1e15
+"""A greater reward is a failure: its square would leave fp32, and others beside it would no longer count."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
@@ -167,15 +170,17 @@ def judge_each(trial: Trial, begun: Mapping[int, Finish] | None = None) -> Outco
 
 
 def _again(trial: Trial, places: Sequence[int]) -> Reply:
-    """Score together those that are left."""
+    """Score together those that are left; if that fails, too, all of them have failed."""
     if not places:
         return Reply(values=(), columns={}, metrics=())
     try:
         return trial.begin(places)()
     except CallFailed as failure:
         reason = f"{failure.reason}, but on no completion alone"
-        cause = failure.__cause__ or failure
-        raise trial.items[places[0]].error(trial.reward.name, reason) from cause
+        if trial.on_failure == "stop":
+            cause = failure.__cause__ or failure
+            raise trial.items[places[0]].error(trial.reward.name, reason) from cause
+        return Reply(values=[Failed(reason=reason)] * len(places), columns={}, metrics=())
 
 
 def _culprits(trial: Trial, failure: CallFailed) -> dict[int, str]:
@@ -199,9 +204,11 @@ def _culprits(trial: Trial, failure: CallFailed) -> dict[int, str]:
 
 
 def _not_finite(reply: Reply, places: Sequence[int]) -> dict[int, str]:
-    """Completions whose value is no finite number, or of which the reward is unsure by no standard deviation."""
+    """Completions whose value is no finite number or too large a one, or of which the reward is unsure by no standard
+    deviation."""
     values = zip(places, map(whole, reply.values), strict=True)
-    wrong = {place: f"returned {value}" for place, value in values if value is not None and not math.isfinite(value)}
+    # NaN is not within any bounds.
+    wrong = {place: f"returned {value}" for place, value in values if value is not None and not abs(value) <= LARGEST}
     unsure = zip(places, reply.columns.get(UNCERTAINTY, ()), strict=False)
     return {place: f"logged {std!r} as its {UNCERTAINTY}" for place, std in unsure if not _is_std(std)} | wrong
 

@@ -226,7 +226,7 @@ class Pool:
         for place, call in enumerate(calls):
             begun = time.perf_counter()
             try:
-                answer = json.loads(worker.answer(call.limit + (GROUP_SECONDS if is_async else 0.0)))
+                answer = _read(worker.answer(call.limit + (GROUP_SECONDS if is_async else 0.0)))
             except WorkerFault as fault:
                 # Asynchronous calls are made at the same time, and nobody knows which of them it was.
                 unknown = calls[place:] if is_async and len(calls) > 1 else []
@@ -284,13 +284,26 @@ def about(items: Sequence[Item]) -> str:
     return f"problem {first.problem_id!r}, completion {first.sample + 1} of {first.group_size}"
 
 
+def _read(answer: bytes) -> Mapping[str, Any]:
+    """An answer as `worker` writes it. WorkerFault for anything else: a reward has written to its connection."""
+    try:
+        read = json.loads(answer)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict) or not ("failed" in read or read.keys() >= {"values", "columns", "metrics"}):
+        raise WorkerFault(f"has its worker process answer {answer[:40]!r}")
+    return read
+
+
 def _only(call: _Call) -> _Call:
     call.alone = True
     return call
 
 
 def _replaced(name: str, about: str, reason: str, seconds: float, printed: str) -> str:
-    crash = printed.rpartition("Fatal Python error")  # and below it where it was, the innermost call first
-    shown = "".join(crash[1:])[:400] if crash[1] else printed[-200:]
+    # A crash is followed by where each thread was, the innermost call first.
+    crash = printed.rpartition("Fatal Python error")
+    thread = crash[2].partition("Current thread")
+    shown = (crash[1] + crash[2].partition("\n")[0] + "".join(thread[1:]))[:400] if crash[1] else printed[-200:]
     last = f"; it printed: {shown!r}" if shown else ""
     return f"reward {name!r} {reason} ({about}): its worker is replaced after {seconds:.1f} s{last}"

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from outscore.rewards.worker import HEADER
@@ -21,6 +22,7 @@ MOST_BYTES = 64 * 2**20
 OUTPUT_BYTES = 2000
 """How much of the end of what a reward prints is kept."""
 _CHUNK = 1 << 16
+_GLANCE_SECONDS = 0.2  # how often it is looked at while it is waited for
 
 
 class WorkerFault(Exception):
@@ -76,6 +78,7 @@ class WorkerProcess:
         for stream in (ours, self._output):
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ)
+        self._memory_bytes = memory_bytes
         setup = {"parcel": parcel, "memory_bytes": memory_bytes}
         try:
             self.send(pickle.dumps(setup))
@@ -117,7 +120,9 @@ class WorkerProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WorkerFault(None)
-            for key, _ in self._selector.select(left):
+            if (held := shared_bytes(self.pid)) > self._memory_bytes:
+                raise WorkerFault(f"shares {held / 2**30:.1f} GiB of memory")
+            for key, _ in self._selector.select(min(left, _GLANCE_SECONDS)):
                 if key.fileobj is self._output:
                     self._drain()
                 else:
@@ -198,3 +203,14 @@ class WorkerProcess:
             return f"ended its worker process with exit code {code}"
         names = {each.value: each.name for each in signal.Signals}
         return f"ended its worker process by {names.get(-code, f'signal {-code}')}"
+
+
+def shared_bytes(pid: int) -> int:
+    """Memory that a process holds and could share with others, which no limit of its own counts; 0 where that cannot be
+    told (only Linux does)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    shared = status.partition("RssShmem:")[2].split()
+    return int(shared[0]) * 1024 if shared else 0

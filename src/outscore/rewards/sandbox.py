@@ -86,7 +86,7 @@ class Ran:
     stdout: str
     """What it wrote to its standard output."""
     values: Mapping[int, Any] = field(default_factory=dict)
-    """Call -> what it evaluated to, of plain types: None, numbers, text, lists, tuples, sets, dicts."""
+    """Call -> what it evaluated to, of plain types: None, numbers, text, bytes, lists, tuples, sets, dicts."""
     errors: Mapping[int, str] = field(default_factory=dict)
     """Call -> what it raised; -1 is what the program itself raised."""
 
@@ -272,6 +272,12 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     kind, items = value
+    if kind == "int":
+        return int(items[0], 16)
+    if kind == "complex":
+        return complex(*items)
+    if kind == "bytes":
+        return bytes(items)
     if kind == "dict":
         return {_decoded(key): _decoded(each) for key, each in items}
     return _CONTAINERS[kind](_decoded(each) for each in items)

@@ -28,8 +28,8 @@ NOBODY = 65534
 """The user that a warden started by root becomes: RLIMIT_NPROC does not bind root, nor whom root's name maps to."""
 
 _SYSCALLS = {
-    "x86_64": {"audit": 0xC000003E, "clone": 56, "pivot_root": 155},
-    "aarch64": {"audit": 0xC00000B7, "clone": 220, "pivot_root": 41},
+    "x86_64": {"audit": 0xC000003E, "clone": 56, "pivot_root": 155, "prctl": 157},
+    "aarch64": {"audit": 0xC00000B7, "clone": 220, "pivot_root": 41, "prctl": 167},
 }
 _MOUNT_SETATTR = 442
 _CLONE3 = 435
@@ -151,6 +151,9 @@ def _filter(machine: str) -> tuple[_Program, object]:
     for number in _DENIED[machine] + _DENIED_EVERYWHERE:
         program += [op(equal, number, no=1), op(give, refuse | errno.EPERM)]
     program += [op(equal, _CLONE3, no=1), op(give, refuse | errno.ENOSYS)]  # its flags lie in memory; libc uses clone
+    # Who cleared it would live on if its warden was killed.
+    program += [op(equal, numbers["prctl"], no=3), op(load, 16), op(equal, _PR_SET_PDEATHSIG, no=1)]
+    program += [op(give, refuse | errno.EPERM), op(load, 0)]
     program += [op(equal, numbers["clone"], no=3), op(load, 16), op(any_bit, namespaces, no=1)]
     program += [op(give, refuse | errno.EPERM), op(give, allow)]
     instructions = (ctypes.c_uint64 * len(program))(*program)

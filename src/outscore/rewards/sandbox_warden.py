@@ -21,6 +21,7 @@ from typing import Any
 
 _RESULTS = 3  # the descriptor on which a program's harness answers
 _CHUNK = 65536
+_LONG_INTEGER = 10_000  # bits
 _MODULES = ("bisect", "collections", "functools", "heapq", "itertools", "math", "random", "re", "string")
 """Imported before any program runs: a fork has them for nothing."""
 
@@ -108,10 +109,9 @@ class Warden:
         os.closerange(_RESULTS + 1, 256)
         options = self.options
         isolated = options["isolate"]
+        os.setsid()  # out of the warden's process group, which a signal to one's own group would reach
         if isolated:
             os.chdir("/tmp")
-        else:
-            os.setsid()
         self._walls.limit(
             cpu_seconds=math.ceil(options["seconds"]),
             memory_bytes=options["memory_bytes"],
@@ -163,7 +163,8 @@ class Warden:
     def _killed(self, cpu_seconds: float) -> str:
         """Who killed a child that was not ended here: its limit of CPU time, or a system without memory. Only without
         isolation can it have been the program itself."""
-        if cpu_seconds > 0.8 * self.options["seconds"]:  # the kernel's clock for the limit is a coarse one
+        # A program may lower its own limit, to one second at the least; the kernel's clock for it is a coarse one.
+        if cpu_seconds > 0.8 * min(self.options["seconds"], 1.0):
             return "timeout"
         return "lost" if self.options["isolate"] else "exit"
 
@@ -186,9 +187,12 @@ class Warden:
         return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
     def _tidy(self) -> None:
-        """An empty scratch space for the next program."""
-        if self.options["isolate"] and (os.listdir("/tmp") or os.stat("/tmp").st_mode & 0o777 != 0o700):
+        """An empty scratch space for the next program, on which the one before has written nothing, in no way."""
+        if not self.options["isolate"]:
+            return
+        if os.listdir("/tmp") or os.listxattr("/tmp") or os.stat("/tmp").st_mode & 0o777 != 0o700:
             self._walls.fresh_scratch(self.options["scratch_bytes"], again=True)
+        os.utime("/tmp", (0, 0))
 
 
 def _execute(source: str, calls: list[str]) -> None:
@@ -202,7 +206,7 @@ def _execute(source: str, calls: list[str]) -> None:
     try:
         exec(compile(source, "<program>", "exec"), namespace)
         for index, call in enumerate(calls):
-            _write(_RESULTS, _called(index, call, namespace))
+            _send(_RESULTS, _called(index, call, namespace))
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException as error:  # whatever a program raises is its result
@@ -214,11 +218,12 @@ def _execute(source: str, calls: list[str]) -> None:
         os._exit(code & 0xFF)
 
 
-def _called(index: int, call: str, namespace: dict[str, Any]) -> dict[str, Any]:
+def _called(index: int, call: str, namespace: dict[str, Any]) -> bytes:
+    """What a call gives, or raises, as it is sent."""
     try:
-        return {"index": index, "value": encoded(eval(compile(call, "<call>", "eval"), namespace))}
+        return _line({"index": index, "value": encoded(eval(compile(call, "<call>", "eval"), namespace))})
     except Exception as error:
-        return {"index": index, "error": _named(error)}
+        return _line({"index": index, "error": _named(error)})
 
 
 def _named(error: BaseException) -> str:
@@ -233,7 +238,12 @@ def encoded(value: Any) -> Any:
     if value is None or isinstance(value, bool | float | str):
         return value
     if isinstance(value, int):
-        return value + 0
+        # Python writes no decimal number of more than some thousand digits.
+        return value + 0 if value.bit_length() < _LONG_INTEGER else ["int", [hex(value)]]
+    if isinstance(value, complex):
+        return ["complex", [value.real, value.imag]]
+    if isinstance(value, bytes):
+        return ["bytes", list(value)]
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
             return [kind.__name__, [encoded(each) for each in value]]
@@ -284,7 +294,15 @@ def _lines(descriptor: int) -> Any:
 
 
 def _write(descriptor: int, message: dict[str, Any]) -> None:
-    data = memoryview(json.dumps(message).encode() + b"\n")
+    _send(descriptor, _line(message))
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def _send(descriptor: int, line: bytes) -> None:
+    data = memoryview(line)
     while data:
         data = data[os.write(descriptor, data) :]
 

@@ -41,6 +41,7 @@ def main(descriptor: int, parent: int) -> None:
     """Load the reward that the first message holds, and answer calls until the socket closes."""
     channel = socket.socket(fileno=descriptor)
     channel.set_inheritable(False)
+    own = os.getpid()
     _end_with(parent, channel)
     faulthandler.enable()
     sys.argv = [""]
@@ -65,6 +66,8 @@ def main(descriptor: int, parent: int) -> None:
             if reward.is_async
             else (_answer(reward, call, loop) for call in calls)
         ):
+            if os.getpid() != own:
+                os._exit(0)  # a copy that the reward has forked, and come back from
             _send(channel, answer)
 
 

@@ -78,8 +78,9 @@ class Spread:
 def score_file(path: Path, rewards: Sequence[str]) -> tuple[list[ScoredRow], dict[str, tuple[float, float]]]:
     """Score the completions of a JSONL, JSON, CSV or Parquet file, a run's `groups/step-N.parquet` among them.
 
-    Rows with the same `problem_id`, `id` or else question, and the same answer, are a group; of the other columns those
-    reach the rewards that are the same throughout their group. A completion whose scoring fails is a row with a
+    Rows with the same `problem_id` or `id`, and the same answer, are a group, and so are, without these, rows that
+    differ in nothing but their completion; of the other columns those reach the rewards that are the same throughout
+    their group. A completion whose scoring fails is a row with a
     failure.
 
     Args:
@@ -100,9 +101,10 @@ def score_file(path: Path, rewards: Sequence[str]) -> tuple[list[ScoredRow], dic
     _check_tokens(made, tokens, path)
     grouped: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        key = row.values.get("problem_id", row.values.get("id", row.values.get(question) if question else None))
-        key = place if key is None else f"{key}\n{row.values.get('answer')}"
-        grouped.setdefault(str(key), []).append(place)
+        problem = row.values.get("problem_id", row.values.get("id"))
+        own = {key: value for key, value in row.values.items() if key not in (completion, tokens)}
+        key = repr(own) if problem is None else f"{problem}\n{row.values.get('answer')}"
+        grouped.setdefault(key, []).append(place)
     groups = [
         _group(f"row {places[0] + 1}", [rows[place] for place in places], question, completion, tokens)
         for places in grouped.values()
