@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,8 +174,12 @@ class Endpoint:
             except RuntimeError as error:
                 return error
 
+        keys = [KeptAnswers.key([dict(each) for each in question]) for question in questions]
+        different = dict(zip(keys, questions, strict=True))
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="outscore-judge") as threads:
-            return list(threads.map(asked, questions))
+            found = dict(zip(different, threads.map(asked, different.values()), strict=True))
+        first = {key: place for place, key in reversed(list(enumerate(keys)))}
+        return [found[key] if first[key] == place else _known(found[key]) for place, key in enumerate(keys)]
 
     def ask(self, messages: Sequence[Message], *, attempt: int = 0, patience: "_Patience | None" = None) -> Reply:
         """The model's answer, at temperature 0.
@@ -233,6 +237,11 @@ class Endpoint:
         patience.gave_up()
         often = "once" if tries == 1 else f"{tries} times"
         raise RuntimeError(f"{self._url} did not answer, asked {often}; at last {reason}")
+
+
+def _known(answer: Reply | Exception) -> Reply | Exception:
+    """The same for a question that was asked beside its equal."""
+    return answer if isinstance(answer, Exception) else replace(answer, num_tokens=0, cached=True)
 
 
 class _Patience:
