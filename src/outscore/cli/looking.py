@@ -29,15 +29,16 @@ def evaluate(
         from outscore.report.evaluation import to_line
         from outscore.report.populations import population_table
         from outscore.report.views import evaluation_table
-        from outscore.train.inspect import evaluate_target
+        from outscore.train.inspect import evaluate_target, last_population_weights
 
         found, weights = evaluate_target(target, recipe=recipe, task=task, reward=reward, overrides=overrides or ())
+        last_weights = last_population_weights(target) if recipe is None and task is None else {}
         if as_json:
-            print_json({**to_line(found), "weights_sha256": weights})
+            print_json({**to_line(found), "weights_sha256": weights, "population_weights": last_weights})
         else:
             out = rich.console.Console()
             out.print(evaluation_table([found], weights, min(out.width, 120)))
-            if (table := population_table(found)) is not None:
+            if (table := population_table(found, last_weights)) is not None:
                 out.print(table)
 
 
