@@ -22,7 +22,7 @@ def evaluate(
     """Evaluate a model or run on held-out problems: greedy accuracy, pass@k and maj@k with 95 % intervals.
 
     A run is evaluated at its best checkpoint, with its own prompt, and on its own task and rewards unless others are
-    given. For a model say which task:
+    given; one that trained on preferences and has no rewards, on held-out preferences. For a model say which task:
     outscore eval models/smollm2-135m --task reasoning_gym task.dataset=chain_sum --reward last_number
     """
     with explained():
