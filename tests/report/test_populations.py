@@ -69,7 +69,7 @@ def test_the_table_has_a_row_for_each_population_the_worst_and_the_spread() -> N
 
 def test_on_a_narrow_screen_heads_are_broken_and_never_cut() -> None:
     several = {"likelihood_accuracy": 0.8, "preference_accuracy": 0.7, "preference_loss": 12.0}
-    metrics = {}
+    metrics: dict[str, float] = {}
     for metric, value in several.items():
         metrics |= by_population(metric, {"China": value, "Nigeria": value})
     found = Evaluation(**{**vars_of(FOUND), "metrics": metrics})

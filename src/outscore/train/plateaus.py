@@ -37,6 +37,8 @@ def evaluated_metrics(recipe: Recipe, index: int, workshop: Workshop) -> Measure
     """What an evaluation within the stage at `index` finds out of held-out examples; but for the accuracy of a
     population all of whose labels are 1/2."""
     stage, own = recipe.stages[index], workshop.materials[index]
+    split: Sequence[str]
+    whole: Sequence[str]
     if isinstance(stage, RewardModelSettings):
         kinds = ("preference_accuracy", "preference_loss"), ("margin", "calibration_error")
         return _of(kinds, [group.prompt.problem.population for group in comparable(own.eval_rankings)])
@@ -48,11 +50,11 @@ def evaluated_metrics(recipe: Recipe, index: int, workshop: Workshop) -> Measure
             return dict.fromkeys((*split, *whole)) if stage.sample.held_out else {}
         return _of((split, whole), [group.prompt.problem.population for group in own.eval_labelled])
     compared = isinstance(stage, PreferenceSettings)
-    parts = [f"{PART}{name}" for name in workshop.rewards.names] if len(workshop.rewards.names) > 1 else []
+    whole = [f"{PART}{name}" for name in workshop.rewards.names] if len(workshop.rewards.names) > 1 else []
     rankings = comparable(own.eval_rankings if compared else workshop.eval_rankings)
     split = ("likelihood_accuracy", *(("preference_accuracy", "preference_loss") if compared else ()))
     return {
-        **_of((("greedy",), parts), [prompt.problem.population for prompt in workshop.eval_prompts]),
+        **_of((("greedy",), whole), [prompt.problem.population for prompt in workshop.eval_prompts]),
         **_of((split, ("margin",) * compared), [group.prompt.problem.population for group in rankings]),
         **_of(((), ("text_logprob",)), [None for _ in workshop.eval_texts]),
     }
