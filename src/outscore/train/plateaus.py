@@ -64,8 +64,8 @@ def _of(kinds: tuple[Sequence[str], Sequence[str]], populations: Sequence[str | 
     """Metrics that are found out by population too, and others, of examples with these populations; none of none."""
     if not populations:
         return {}
-    names = frozenset(name for name in populations if name is not None)
-    return {**dict.fromkeys(kinds[0], names if len(names) > 1 else frozenset()), **dict.fromkeys(kinds[1], frozenset())}
+    names, none = frozenset(name for name in populations if name is not None), frozenset[str]()
+    return {**dict.fromkeys(kinds[0], names if len(names) > 1 else none), **dict.fromkeys(kinds[1], none)}
 
 
 def _names(known: Measured) -> list[str]:
