@@ -166,8 +166,7 @@ class Recipe(Settings):
             _check_critic(stage, self.stages[:place])
             _check_reward_models(stage, self.stages[:place])
             _check_weights_climb(stage, bool(stage.rewards or self.rewards))
-            if stage.plateau is not None and not self.evaluation.every:
-                raise ValueError(f"stage `{stage.label}`: plateau has no effect without evaluation.every")
+            _check_plateau(stage, self.evaluation)
         if named := [each["stage"] for each in self.rewards if isinstance(each, Mapping) and "stage" in each]:
             raise ValueError(
                 f"rewards: stage = {named[0]!r} names a reward model that this run trains, and the run's rewards score "
@@ -256,6 +255,21 @@ def _settings_in(annotation: Any) -> list[type[BaseModel]]:
 def _nearest_file(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path(".")
     return nearest(file.name, sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml")))
+
+
+def _check_plateau(stage: StageSettings, evaluation: EvaluationSettings) -> None:
+    """ValueError where a plateau could never be found: too few evaluations come before the stage's last step."""
+    if stage.plateau is None:
+        return
+    if not evaluation.every:
+        raise ValueError(f"stage `{stage.label}`: plateau has no effect without evaluation.every")
+    within, needed = (stage.steps - 1) // evaluation.every, stage.plateau.evaluations + 1
+    if within < needed:
+        raise ValueError(
+            f"stage `{stage.label}`: plateau has no effect: evaluation.every = {evaluation.every} makes {within} "
+            f"evaluations before step {stage.steps}, the last, and plateau.evaluations = {stage.plateau.evaluations} "
+            f"asks for {needed}, the first of which is the best so far; evaluate more often, or take more steps"
+        )
 
 
 def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> None:

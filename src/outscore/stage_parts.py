@@ -133,7 +133,7 @@ class PopulationSettings(Settings):
     are."""
     initial: FixedWeights = "equal"
     """What robust weights begin with, and the fixed weights of `trade_off`."""
-    step_size: float = Field(0.01, ge=0)
+    step_size: float = Field(0.01, ge=0, allow_inf_nan=False)
     """Of robust weights, in units of 1 / loss: they are multiplied by exp(step_size * loss) at each optimizer step."""
     trade_off: float = Field(1.0, ge=0, le=1)
     """Robust weights count so much (1: the worst case), those of `initial` the rest."""
@@ -146,6 +146,11 @@ class PopulationSettings(Settings):
         given = [key for key in of_robust if getattr(self, key) != type(self).model_fields[key].default]
         if self.weights != "robust" and given:
             raise ValueError(f"{given[0]} has no effect on weights: {self.weights}, which are fixed; it is of `robust`")
+        if isinstance(self.initial, Mapping) and (nothing := [name for name, own in self.initial.items() if own == 0]):
+            raise ValueError(
+                f"initial: robust weights are multiplied, so that of population {nothing[0]!r} would stay 0 whatever "
+                "it loses; begin with more, or leave its examples out"
+            )
         return self
 
 

@@ -29,6 +29,9 @@ def test_the_worst_of_a_loss_is_the_largest_and_of_an_accuracy_the_smallest() ->
     assert by_population("greedy", {"b": 0.25, "a": 0.75})["worst/greedy"] == 0.25
     assert by_population("greedy", {"a": 0.75}) == {}
     assert falls("calibration_error") and not falls("preference_accuracy")
+    # Of one population, named however; of the worst-off one; and a spread is best small, whatever it is of.
+    assert falls("preference_loss/Japan") and falls("worst/preference_loss") and falls("spread/greedy")
+    assert not falls("greedy/error") and not falls("worst/greedy")
 
 
 def test_means_are_weighted_and_leave_out_what_has_no_population() -> None:
@@ -62,6 +65,19 @@ def test_the_table_has_a_row_for_each_population_the_worst_and_the_spread() -> N
         "spread": ["–", "50.0", "9.500"],
     }
     assert population_table(Evaluation(**{**vars_of(FOUND), "metrics": {"greedy": 0.5}})) is None
+
+
+def test_on_a_narrow_screen_heads_are_broken_and_never_cut() -> None:
+    several = {"likelihood_accuracy": 0.8, "preference_accuracy": 0.7, "preference_loss": 12.0}
+    metrics: dict[str, float] = {}
+    for metric, value in several.items():
+        metrics |= by_population(metric, {"China": value, "Nigeria": value})
+    found = Evaluation(**{**vars_of(FOUND), "metrics": metrics})
+    lines = printed(population_table(found, {"China": 0.4, "Nigeria": 0.6}), 56).splitlines()
+    head = " ".join(" ".join(lines[: next(i for i, line in enumerate(lines) if "─" in line)]).split())
+    for word, times in (("likelihood", 1), ("preference", 2), ("accuracy", 2), ("loss", 1), ("weight", 1), ("%", 3)):
+        assert head.split().count(word) == times, head
+    assert all(len(line) <= 56 for line in lines)
 
 
 def test_what_is_by_population_is_not_in_the_table_of_evaluations_and_rewards_are() -> None:

@@ -22,22 +22,23 @@ def evaluate(
     """Evaluate a model or run on held-out problems: greedy accuracy, pass@k and maj@k with 95 % intervals.
 
     A run is evaluated at its best checkpoint, with its own prompt, and on its own task and rewards unless others are
-    given. For a model say which task:
+    given; one that trained on preferences and has no rewards, on held-out preferences. For a model say which task:
     outscore eval models/smollm2-135m --task reasoning_gym task.dataset=chain_sum --reward last_number
     """
     with explained():
         from outscore.report.evaluation import to_line
         from outscore.report.populations import population_table
         from outscore.report.views import evaluation_table
-        from outscore.train.inspect import evaluate_target
+        from outscore.train.inspect import evaluate_target, last_population_weights
 
         found, weights = evaluate_target(target, recipe=recipe, task=task, reward=reward, overrides=overrides or ())
+        last_weights = last_population_weights(target) if recipe is None and task is None else {}
         if as_json:
-            print_json({**to_line(found), "weights_sha256": weights})
+            print_json({**to_line(found), "weights_sha256": weights, "population_weights": last_weights})
         else:
             out = rich.console.Console()
             out.print(evaluation_table([found], weights, min(out.width, 120)))
-            if (table := population_table(found)) is not None:
+            if (table := population_table(found, last_weights)) is not None:
                 out.print(table)
 
 

@@ -23,8 +23,13 @@ STEP_METRICS = ("population_weight", "population_loss", "population_reward")
 
 
 def falls(metric: str) -> bool:
-    """Whether a smaller value of a metric is better."""
-    return metric.endswith(("loss", "error"))
+    """Whether a smaller value of a metric is better; of any population, of the worst-off one, or of the spread.
+
+    >>> [falls(name) for name in ("preference_loss/Japan", "worst/greedy", "spread/greedy")]
+    [True, False, True]
+    """
+    head, _, rest = metric.partition("/")
+    return head == SPREAD or (rest if head == WORST else head).endswith(("loss", "error"))
 
 
 def by_population(metric: str, values: Mapping[str, float]) -> dict[str, float]:
@@ -67,7 +72,8 @@ def population_table(found: Evaluation, weights: Mapping[str, float] | None = No
     table.add_column(literal(found.label, 24), no_wrap=True)
     heads = ["weight %"] if weights else []
     for head in heads + [f"{metric} %" if is_share(metric) else metric for metric in metrics]:
-        table.add_column(literal(head, 24), justify="right", no_wrap=True)
+        # In words, which a narrow screen can set below each other.
+        table.add_column(literal(head.replace("_", " "), 40), justify="right")
     for name in [*names, WORST, SPREAD]:
         keys = [f"{name}/{metric}" if name in (WORST, SPREAD) else f"{metric}/{name}" for metric in metrics]
         own = [_shown("population_weight", (weights or {}).get(name))] if weights else []

@@ -229,7 +229,8 @@ def build_evaluator(
     measures: list[Measure] = []
     stage = None if index is None else recipe.stages[index]
     own = stage if isinstance(stage, PreferenceSettings) else None
-    held_out = workshop.eval_rankings if own is None or index is None else workshop.materials[index].eval_rankings
+    shared = own is None or index is None or not workshop.materials  # outside of training there are no materials
+    held_out = workshop.eval_rankings if shared or index is None else workshop.materials[index].eval_rankings
     if rankings := comparable(held_out):
         measures.append(
             PreferenceMeasure(

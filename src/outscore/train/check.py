@@ -16,6 +16,8 @@ from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage
 from outscore.train.label_stage import locate_models
 from outscore.train.memory import device_bytes, in_words, stage_memory
+from outscore.train.plateaus import check_plateaus
+from outscore.train.populations import populations_in_words
 from outscore.train.rejection import RejectionSource
 from outscore.train.setup import Workshop, check_before_loading, prepare, stage_algorithm
 from outscore.train.sources import Collected
@@ -52,6 +54,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
         findings.append(Finding(what="trackers", status="ok", detail=f"{', '.join(recipe.trackers)} can be imported"))
     task = make_task(**recipe.task)
     workshop = prepare(recipe, task=task)
+    check_plateaus(recipe, workshop)
     findings.append(Finding(what="model", status="ok", detail=f"computes in {workshop.facts['precision']}"))
     layout = "ok" if workshop.policy.layout == "group_rows" else "warn"
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout_probe"])))  # type: ignore[arg-type]
@@ -61,7 +64,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings += _judge_findings(task, workshop)
     findings += _prompt_findings(workshop)
     findings += _preference_findings(workshop)
-    findings += [Finding(what="populations", status="warn", detail=notice) for notice in workshop.notices]
+    findings += _population_findings(recipe, workshop)
     findings.append(_memory(recipe, workshop))
     for index, stage in enumerate(recipe.stages):
         first = not any(isinstance(s, PolicySettings) for s in recipe.stages[:index])
@@ -154,6 +157,15 @@ def _preference_findings(workshop: Workshop) -> list[Finding]:
             detail = f"{len(own.rankings)} pairs and rankings to train on, {len(own.eval_rankings)} held out"
             findings.append(Finding(what="preferences", status="ok" if own.eval_rankings else "warn", detail=detail))
     return findings
+
+
+def _population_findings(recipe: Recipe, workshop: Workshop) -> list[Finding]:
+    """Who is weighed, and what is odd about that."""
+    findings = []
+    for stage, own in zip(recipe.stages, workshop.materials, strict=True):
+        if detail := populations_in_words(stage, [prompt.problem.population for prompt in own.prompts]):
+            findings.append(Finding(what="populations", status="ok", detail=detail))
+    return findings + [Finding(what="populations", status="warn", detail=notice) for notice in workshop.notices]
 
 
 def _memory(recipe: Recipe, workshop: Workshop) -> Finding:

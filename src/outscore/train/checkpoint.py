@@ -42,6 +42,8 @@ from outscore.report.run import RunDirectory, StepFile
 from outscore.train.step import Learner
 
 STATE_FILE = "trainer.json"
+REFERENCE_FILE = "reference.safetensors"
+"""The reference of a stage that has one, by parameter."""
 CRITIC = "critic"
 """The directory of a critic in a checkpoint."""
 
@@ -118,7 +120,7 @@ def _save_learner(new: Path, learner: Learner) -> None:
     safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
     if learner.reference is not None:
         tensors = {name: weight.contiguous() for name, weight in learner.reference.weights.items()}
-        safetensors.torch.save_file(tensors, new / "reference.safetensors")
+        safetensors.torch.save_file(tensors, new / REFERENCE_FILE)
     if learner.critic is not None:
         _save_learner(new / CRITIC, learner.critic)
 
@@ -221,7 +223,7 @@ def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None
                 key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
             }
     if learner.reference is not None:
-        weights = safetensors.torch.load_file(path / "reference.safetensors")
+        weights = safetensors.torch.load_file(path / REFERENCE_FILE)
         for name, weight in weights.items():
             learner.reference.weights[name].copy_(weight)
 

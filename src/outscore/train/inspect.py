@@ -3,19 +3,24 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import safetensors.torch
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.inputs import apply_overrides
 from outscore.model.export import export
 from outscore.records import PYTHON, Message, Problem, SampleRequest, SamplingParams
 from outscore.report import Evaluation, RunDirectory
-from outscore.report.run import FACTS
+from outscore.report.populations import last_weights
+from outscore.report.run import FACTS, RESERVED
 from outscore.rollout import make_sampler
+from outscore.stages import PreferenceSettings
 from outscore.tasks import make_task, render
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
-from outscore.train.checkpoint import best_checkpoint, newest_sound
-from outscore.train.setup import load_policy, prepare
+from outscore.train.checkpoint import REFERENCE_FILE, best_checkpoint, newest_sound
+from outscore.train.setup import Workshop, load_policy, prepare
+from outscore.train.step import Reference
 
 
 def find_model(target: str) -> str:
@@ -47,21 +52,56 @@ def evaluate_target(
     overrides: Sequence[str] = (),
 ) -> tuple[Evaluation, str]:
     """Evaluate a run, checkpoint or model; see `outscore eval --help`. Returns what was found and the SHA-256 of the
-    weights it was found for.
+    weights it was found for. A checkpoint of a stage of preferences is compared with the reference of that stage, on
+    the run's own task.
 
     Raises:
         ValueError: if it is not said what to evaluate on, or anything in it cannot work.
     """
     if recipe is None and task is None and run_of(target) is None:
         raise ValueError(f"{target} is no run: say what to evaluate on with --task KIND or --recipe FILE")
-    settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides)
+    settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides, compares=True)
     workshop = prepare(settings, evaluation_only=True)
     sampler = make_sampler(workshop.policy, EVALUATION_ROWS)
-    evaluator = build_evaluator(settings, workshop)
+    own_task = recipe is None and task is None
+    index, reference = _compared(settings, workshop) if own_task else (None, None)
+    evaluator = build_evaluator(settings, workshop, index, reference)
     if evaluator is None:
         raise ValueError(f"task {settings.task['kind']!r} has no held-out problems to evaluate on")
     found = evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
     return found, str(workshop.facts["weights_sha256"])
+
+
+def last_population_weights(target: str) -> dict[str, float]:
+    """What the populations weighed in the step that a run's best checkpoint, or the checkpoint given, was saved after;
+    empty where its stage weighed none."""
+    run, path = run_of(target), Path(find_model(target))
+    if run is None or run_of(str(path)) != run:
+        return {}
+    saved = next(item for item in RunDirectory.open(run).checkpoints() if item.path.resolve() == path.resolve())
+    done = [line for line in RunDirectory.open(run).metrics(saved.stage) if line["step"] <= saved.step]
+    return last_weights([{name: value for name, value in line.items() if name not in RESERVED} for line in done])
+
+
+def _compared(settings: Recipe, workshop: Workshop) -> tuple[int, Reference] | tuple[None, None]:
+    """The stage of preferences that the model is a checkpoint of, with its reference; None where it is of none, or the
+    preferences are not those of the run's task."""
+    path = Path(settings.model.source)
+    file = path / REFERENCE_FILE
+    index = next((place for place, stage in enumerate(settings.stages) if stage.label == path.parent.name), None)
+    if index is None or not file.is_file() or not workshop.eval_rankings:
+        return None, None
+    stage = settings.stages[index]
+    if not isinstance(stage, PreferenceSettings) or stage.task is not None:
+        return None, None
+    stored = safetensors.torch.load_file(file)
+    parameters = {name: each for name, each in workshop.policy.model.named_parameters() if name in stored}
+    if len(parameters) < len(stored):
+        return None, None
+    reference = Reference(parameters)
+    for name, weight in stored.items():
+        reference.weights[name].copy_(weight)
+    return index, reference
 
 
 def run_of(target: str) -> Path | None:
@@ -80,11 +120,13 @@ def target_recipe(
     task: str | None = None,
     reward: str | None = None,
     overrides: Sequence[str] = (),
+    compares: bool = False,
 ) -> Recipe:
     """The settings to use a target with: those of its run, with what is given put in their place.
 
     How the model is loaded and prompted is the run's, unless `recipe` brings a prompt. A model that belongs to no run
-    gets the defaults.
+    gets the defaults. Without a reward it is the last number that is right; but where `compares` says that held-out
+    preferences are enough, a run which trains on some has no reward unless one is given.
 
     Raises:
         ValueError: if anything in it cannot work.
@@ -96,7 +138,8 @@ def target_recipe(
     if task is not None:
         data["task"] = {"kind": task}
         data["stages"] = [{**stage, "populations": None} for stage in data["stages"]]  # columns of the run's own task
-    if reward is not None or not data.get("rewards"):
+    paired = compares and task is None and any(stage.get("algorithm") in PAIRED for stage in data["stages"])
+    if reward is not None or not (data.get("rewards") or paired):
         data["rewards"] = [reward or "last_number"]
         data["evaluation"] = {**data.get("evaluation", {}), "correct": ""}
     model = own.get("model") or data.get("model", {})
@@ -106,6 +149,8 @@ def target_recipe(
     return parse_recipe(apply_overrides(data, overrides), where="settings")
 
 
+PAIRED = get_args(PreferenceSettings.model_fields["algorithm"].annotation)
+"""Algorithms of stages whose runs are evaluated on held-out preferences, so that they need no reward."""
 _BARE: dict[str, Any] = {"task": {"kind": PYTHON}, "stages": [{"algorithm": "grpo", "steps": 1}]}
 """What a model that belongs to no run begins with; its task is to be named."""
 

@@ -17,21 +17,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from outscore.inputs import nearest
+from outscore.objectives.algorithms import algorithm
 from outscore.objectives.populations import (
     ascend_populations,
     checked_weights,
-    population_losses,
     population_shares,
     relative_weights,
     trade_off,
 )
+from outscore.objectives.preferences import pair_losses
 from outscore.records import Problem
 from outscore.stage_parts import PopulationSettings
-from outscore.stages import StageSettings
+from outscore.stages import PreferenceSettings, StageSettings
 from outscore.train.order import Strata
 
 LEAST = 2
 """Examples that a population must have to be trained on: one says nothing of the others."""
+
+LARGEST_CLIMB = 1.0
+"""Step size times loss, above which a notice says that the weights jump."""
 
 Micro = TypeVar("Micro")
 Pass = TypeVar("Pass")
@@ -129,21 +133,22 @@ class PopulationWeights:
         """w_g / s_g of each completion."""
         return relative_weights(self.weights, self.drawn)[index]
 
-    def take(self, losses: Float[Tensor, "2 completion"], index: Int[Tensor, " completion"]) -> None:
-        """Hear the losses of an update's examples, as `example_losses` gives them: climb by them, and report them."""
-        found = losses.detach().cpu().double()
-        sums = found.new_zeros(2, len(self.names)).index_add(1, index, found)
+    def sums(self, values: Float[Tensor, "2 example"], index: Int[Tensor, " example"]) -> Float[Tensor, "2 population"]:
+        """(sum, count) pairs by population, in float64: of examples' losses as `example_losses` gives them, or of
+        groups' rewards as `reward_pairs` does. Those of parts of an update, on whatever machine, add up to its own."""
+        found = values.detach().cpu().double()
+        return found.new_zeros(2, len(self.names)).index_add(1, index, found)
+
+    def take(self, sums: Float[Tensor, "2 population"]) -> None:
+        """Hear the losses of all of an update's examples: climb by them, and report them."""
         self._climb(sums[0] / self.drawn)
         self._reported("loss", sums[0].tolist(), sums[1].tolist())
 
-    def take_rewards(self, rewards: Sequence[float | None], index: Int[Tensor, " group"]) -> None:
-        """Hear the mean rewards of an update's groups, None where none could be scored: climb by minus these."""
-        scored = torch.tensor([reward is not None for reward in rewards])
-        values = torch.tensor([reward or 0.0 for reward in rewards], dtype=torch.float64)
-        self._climb(-population_losses(values, index, shares=self.drawn, num_examples=len(rewards)))
-        counts = torch.zeros_like(self.drawn).index_add(0, index, scored.double())
-        sums = torch.zeros_like(self.drawn).index_add(0, index, values)
-        self._reported("reward", sums.tolist(), counts.tolist())
+    def take_rewards(self, sums: Float[Tensor, "2 population"], num_groups: int) -> None:
+        """Hear the mean rewards of all of an update's groups: climb by minus these. One that could not be scored adds
+        nothing, and is among `num_groups`."""
+        self._climb(-sums[0] / (self.drawn * num_groups))
+        self._reported("reward", sums[0].tolist(), sums[1].tolist())
 
     def state(self) -> dict[str, Tensor]:
         """The logarithms by name, for a checkpoint."""
@@ -171,6 +176,12 @@ class PopulationWeights:
         for name, total, count in zip(self.names, sums, counts, strict=True):
             found[f"population_{what}/{name}"] = (total, count)
         self.report = found
+
+
+def reward_pairs(rewards: Sequence[float | None]) -> Float[Tensor, "2 group"]:
+    """[0, i]: the mean reward of group i, 0 where it could not be scored; [1, i]: whether it could."""
+    scored = [reward is not None for reward in rewards]
+    return torch.tensor([[reward or 0.0 for reward in rewards], scored], dtype=torch.float64)
 
 
 def stage_weights(stage: StageSettings, names: Sequence[str | None]) -> tuple[PopulationWeights, Strata] | None:
@@ -232,8 +243,11 @@ def population_notices(
     Raises:
         ValueError: if weights cannot be had of its populations.
     """
-    if stage_weights(stage, trained) is None or not evaluated:
+    if stage_weights(stage, trained) is None:
         return []
+    large = _large_step(stage)
+    if not evaluated:
+        return large
     counts = Counter(name for name in evaluated if name is not None)
     known = {str(name) for name in trained}
     where = f"stage {stage.label}: population"
@@ -244,7 +258,43 @@ def population_notices(
         if counts[name] < LEAST:
             few = f"has {counts[name]} held-out example{'' if counts[name] == 1 else 's'}"
             notices.append(f"{where} {name!r} {few}, so evaluations say little of it")
-    return notices
+    return notices + large
+
+
+def populations_in_words(stage: StageSettings, trained: Sequence[str | None]) -> str:
+    """How many training examples each population of a stage has, and what it weighs at first.
+
+    Raises:
+        ValueError: if weights cannot be had of its populations.
+    """
+    made = stage_weights(stage, trained)
+    if made is None or stage.populations is None:
+        return ""
+    weights, strata = made
+    each = [
+        f"{name} {len(own)} ({weight:.0%})"
+        for name, own, weight in zip(weights.names, strata.members, weights.weights.tolist(), strict=True)
+    ]
+    moves = "robust, from these weights" if stage.populations.weights == "robust" else "these weights stay"
+    return f"stage {stage.label}: training examples of each (and its weight): {', '.join(each)}; {moves}"
+
+
+def _large_step(stage: StageSettings) -> list[str]:
+    """A notice where a batch of pairs can throw the weights from one population to another: the loss that a stage of
+    preferences begins with is known, ln 2 or 1/(4 beta^2)."""
+    settings = stage.populations
+    if settings is None or settings.weights != "robust" or not isinstance(stage, PreferenceSettings):
+        return []
+    objective = algorithm(stage.algorithm, **stage.cells).pair_objective
+    loss = float(pair_losses(torch.zeros(1), torch.ones(1), objective))
+    power = settings.step_size * settings.trade_off * loss
+    if power <= LARGEST_CLIMB:
+        return []
+    return [
+        f"stage {stage.label}: populations.step_size = {settings.step_size:g} times the loss that the stage begins "
+        f"with ({loss:.4g}) is {power:.3g}: a single batch may multiply a weight by e^{power:.3g}; a step size below "
+        f"{LARGEST_CLIMB / loss / settings.trade_off:.2g} moves the weights over many batches"
+    ]
 
 
 def weighed_passes(
@@ -267,7 +317,7 @@ def weighed_passes(
     if populations.climbs and len(micros) > 1:
         with torch.no_grad():
             found = [losses(forward(micro)) for micro in micros]
-        populations.take(torch.stack(found).sum(0), index)
+        populations.take(populations.sums(torch.stack(found).sum(0), index))
         yield from map(forward, micros)
         return
     found = []
@@ -275,7 +325,7 @@ def weighed_passes(
         made = forward(micro)
         found.append(losses(made))
         if populations.climbs:
-            populations.take(found[0], index)
+            populations.take(populations.sums(found[0], index))
         yield made
     if found and not populations.climbs:
-        populations.take(torch.stack(found).sum(0), index)
+        populations.take(populations.sums(torch.stack(found).sum(0), index))

@@ -29,6 +29,7 @@ from outscore.train.checkpoint import (
 )
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
+from outscore.train.plateaus import check_plateaus
 from outscore.train.setup import Workshop, prepare, stage_plans
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
@@ -77,6 +78,7 @@ def run_recipe(
     plans = stage_plans(chosen)
     _check_vacant(directory)
     workshop = prepare(chosen, task=own_task, rewards=own_rewards)
+    check_plateaus(chosen, workshop)
     config = {**dump_recipe(chosen), FACTS: {**workshop.facts, "environment": environment()}}
     run = RunDirectory.create(directory, config=config, stages=plans)
     return _go(run, chosen, workshop, None, console)
@@ -124,6 +126,7 @@ def resume(
                 console.message(note, warning=True)
     weights = policy_weights(run, found.path if found else None)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
+    check_plateaus(recipe, workshop)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
 
 

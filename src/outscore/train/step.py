@@ -24,7 +24,7 @@ from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
 from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import learning_rate, take_step
-from outscore.train.populations import PopulationWeights, weighed_passes
+from outscore.train.populations import PopulationWeights, reward_pairs, weighed_passes
 
 Metrics = Mapping[str, tuple[float, float]]
 """Name -> (sum, count)."""
@@ -367,7 +367,8 @@ def _hear_rewards(populations: PopulationWeights, batch: Batch, part: Sequence[T
     places = {group.completion_index: place for place, group in enumerate(batch.groups)}
     own = [places[group.completion_index] for group in part]
     index = populations.index([batch.populations[place] for place in own])
-    populations.take_rewards([batch.rewards[place] for place in own], index)
+    found = reward_pairs([batch.rewards[place] for place in own])
+    populations.take_rewards(populations.sums(found, index), len(own))
 
 
 def part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:
