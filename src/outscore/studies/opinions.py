@@ -3,11 +3,11 @@
 In the manner of the paper's experiment on GlobalOpinionQA (arXiv 2405.20304, section 5.2), with opinions made here.
 Each seed has a world of its own: what five countries like (`outscore.tasks.synthetic_opinions`), the initial weights
 and the order of the data. A model from scratch imitates the best letters; from there each method is trained on the same
-pairs for as many steps, and asked about questions that none of them has seen. The methods differ in the weights of the
-countries alone.
+pairs for as many steps. On the way the worst-off country, or for plain methods the mean, is watched on validation
+questions, and steps become smaller on a plateau; what is reported is on test questions.
 
-Everything below was fixed before the study was run on its seeds, after one trial with these step sizes on the
-validation questions of another seed (100); what is reported is on test questions.
+The settings are the paper's where it has them: beta, batch, what moves the weights, twice the rate for GR-IPO, and the
+schedule. The rate itself is for all weights of a model from scratch instead of adapters of a large one.
 """
 
 import math
@@ -23,22 +23,34 @@ import torch
 from outscore.report import Evaluation, RunDirectory
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.tasks.synthetic_opinions import DIFFERENCES, SIZES
+from outscore.train.inspect import evaluate_target
 from outscore.train.run import run_recipe
 
+BETA = 0.01
+BATCH = 32
+"""The paper's 16, twice accumulated."""
+SFT_STEPS, STEPS = 200, 150
+SFT_LR, LR = 2e-3, 3e-4
+WEIGHT_STEP = 5e-7 * BATCH
+"""The paper's, which is of losses summed over a batch of 16 and taken twice in an optimizer step; ours are means."""
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "IPO": {"weights": "shares"},
     "IS-IPO": {"weights": "equal"},
-    "GR-IPO": {"weights": "robust", "step_size": 0.005},
+    "GR-IPO": {"weights": "robust", "step_size": WEIGHT_STEP},
 }
 """The weights of the populations in each."""
-BETA = 0.1
-BATCH = 32
-SFT_STEPS, STEPS = 200, 100
-SFT_LR, LR = 2e-3, 3e-4
+RATE: Mapping[str, float] = {"IPO": LR, "IS-IPO": LR, "GR-IPO": 2 * LR}
+"""6e-5 for GR-IPO and 3e-5 for IPO in the paper."""
+WATCHED: Mapping[str, str] = {
+    "IPO": "preference_loss",
+    "IS-IPO": "preference_loss",
+    "GR-IPO": "worst/preference_loss",
+}
+"""What tells a plateau: the rate is then divided by 10, and the step size of the weights by 2."""
+WATCH_EVERY, NUM_WATCHED = 30, 250
+"""960 pairs apart, on so many validation questions: the paper's tenth."""
 NUM_EVAL = 200
 """Test questions of each country: more than the paper's tenth, because a mean over 31 would be noise."""
-EVALUATIONS = 2
-"""Of each method, on the way and at its end."""
 MEASURES = (
     *("worst/preference_loss", "preference_loss", "spread/preference_loss"),
     *("worst/preference_accuracy", "preference_accuracy", "worst/likelihood_accuracy", "likelihood_accuracy"),
@@ -50,7 +62,9 @@ class Outcome:
     """What one method did on one seed."""
 
     evaluations: Sequence[Evaluation]
-    """On test questions, in order; the last is that of the trained model."""
+    """On validation questions, in order; the last is that of the trained model."""
+    test: Evaluation
+    """Of the trained model, on test questions."""
     weights: Mapping[str, float]
     """Of the countries, in the last step."""
 
@@ -95,7 +109,8 @@ def run(
             "sft_steps": sft_steps,
             "steps": steps,
             "lr": LR,
-            "step_size": METHODS["GR-IPO"]["step_size"],
+            "lr_robust": RATE["GR-IPO"],
+            "step_size": WEIGHT_STEP,
         },
         summary=[_summary(name, own) for name, own in found.items()],
         curves=[row for name, own in found.items() for row in _curves(name, own)],
@@ -111,27 +126,33 @@ def run(
 
 def recipe(seed: int, sft_steps: int, steps: int, num_eval: int, hidden_size: int) -> dict[str, Any]:
     """All methods on one seed: stages that begin where the imitation ended."""
-    optimizer = {"lr": LR, "schedule": "linear", "warmup_steps": 5, "betas": [0.9, 0.99]}
-    preferences = {
-        "algorithm": "ipo",
-        "start": "sft",
-        "steps": steps,
-        "batch_size": BATCH,
-        "optimizer": optimizer,
-        "cells": {"kl_coef": BETA},
-    }
+    every = WATCH_EVERY * steps // STEPS or 1
     sft = {"lr": SFT_LR, "schedule": "cosine", "warmup_steps": 10, "weight_decay": 0.1}
     return {
         "name": f"opinions-{seed}",
         "seed": seed,
         "model": {"source": "tiny", "tiny": {"hidden_size": hidden_size}, "precision": "fp32"},
-        "task": {"kind": "synthetic_opinions", "seed": seed, "held_out": "test", "num_eval": num_eval},
+        "task": {"kind": "synthetic_opinions", "seed": seed, "held_out": "validation", "num_eval": num_eval},
         "stages": [
             {"algorithm": "sft", "steps": sft_steps, "batch_size": BATCH, "optimizer": sft},
-            *({**preferences, "name": name, "populations": dict(weights)} for name, weights in METHODS.items()),
+            *(_stage(name, steps) for name in METHODS),
         ],
-        "evaluation": {"problems": num_eval * len(SIZES), "every": max(steps // EVALUATIONS, 1)},
+        "evaluation": {"problems": min(NUM_WATCHED, num_eval * len(SIZES)), "every": every},
         "checkpoints": {"every": max(steps, sft_steps)},
+    }
+
+
+def _stage(name: str, steps: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "algorithm": "ipo",
+        "start": "sft",
+        "steps": steps,
+        "batch_size": BATCH,
+        "optimizer": {"lr": RATE[name], "warmup_steps": 5, "betas": [0.9, 0.99]},
+        "cells": {"kl_coef": BETA},
+        "populations": dict(METHODS[name]),
+        "plateau": {"metric": WATCHED[name], "evaluations": 2, "lr_factor": 0.1, "step_size_factor": 0.5},
     }
 
 
@@ -139,14 +160,21 @@ def outcomes(settings: Mapping[str, Any]) -> dict[str, Outcome]:
     """Run a recipe of this study and read what each method did."""
     with TemporaryDirectory() as folder:
         done = RunDirectory.open(run_recipe(settings, Path(folder) / "run").path)
-        every = done.evaluations()
         return {
             name: Outcome(
-                evaluations=[found for found in every if found.stage == name],
+                evaluations=[found for found in done.evaluations() if found.stage == name],
+                test=_tested(done, name, settings["stages"][-1]["steps"]),
                 weights=_last_weights(done, name),
             )
             for name in METHODS
         }
+
+
+def _tested(done: RunDirectory, name: str, step: int) -> Evaluation:
+    """The last checkpoint of a method, on all test questions."""
+    every = int(done.config()["task"]["num_eval"]) * len(SIZES)
+    settings = ["task.held_out=test", f"evaluation.problems={every}"]
+    return evaluate_target(str(done.checkpoint_path(name, step)), overrides=settings)[0]
 
 
 def _last_weights(done: RunDirectory, stage: str) -> dict[str, float]:
@@ -155,7 +183,7 @@ def _last_weights(done: RunDirectory, stage: str) -> dict[str, float]:
 
 
 def _values(own: Sequence[Outcome], metric: str) -> list[float]:
-    return [outcome.evaluations[-1].metrics[metric] for outcome in own]
+    return [outcome.test.metrics[metric] for outcome in own]
 
 
 def _mean_sem(values: Sequence[float]) -> tuple[float, float]:
@@ -182,8 +210,10 @@ def _summary(name: str, own: Sequence[Outcome]) -> Row:
 def _curves(name: str, own: Sequence[Outcome]) -> list[Row]:
     rows: list[Row] = []
     for seed, outcome in enumerate(own):
-        for found in outcome.evaluations:
-            row: dict[str, Any] = {"method": name, "seed": seed, "step": found.step}
+        last = outcome.evaluations[-1].step
+        told = [("validation", found.step, found) for found in outcome.evaluations]
+        for split, step, found in [*told, ("test", last, outcome.test)]:
+            row: dict[str, Any] = {"method": name, "seed": seed, "split": split, "step": step}
             row |= {metric: found.metrics[metric] for metric in MEASURES}
             row |= {f"preference_loss/{name}": found.metrics[f"preference_loss/{name}"] for name in sorted(SIZES)}
             row |= {f"last_weight/{name}": weight for name, weight in outcome.weights.items()}
@@ -230,8 +260,8 @@ def _claims(found: Found) -> list[Claim]:
 
 def _figure(found: Found) -> Figure:
     panels = [
-        _panel(found, "worst/preference_loss", "loss of the worst-off country"),
-        _panel(found, "worst/preference_accuracy", "accuracy of the worst-off country"),
+        _panel(found, "worst/preference_loss", "loss of the worst-off country (validation)"),
+        _panel(found, "worst/preference_accuracy", "accuracy of the worst-off country (validation)"),
     ]
     names = sorted(SIZES)
     bars = []
