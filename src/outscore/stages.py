@@ -21,6 +21,7 @@ from outscore.stage_parts import (
     OptimizerSettings,
     PlateauSettings,
     PopulationSettings,
+    PtxSettings,
     SamplingSettings,
     SolutionSampling,
     StepSampling,
@@ -229,6 +230,8 @@ class PolicySettings(StageSettings):
     """Copy the policy into the reference model every so many steps; 0 never does."""
     critic: CriticSettings | None = None
     """The critic, for algorithms with `baseline: critic`: those have one with defaults where a recipe gives none."""
+    ptx: PtxSettings | None = None
+    """Plain text that each update of the policy also predicts (PPO-ptx), beside whatever the algorithm is."""
 
     @property
     def updates_per_step(self) -> int:

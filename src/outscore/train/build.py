@@ -33,6 +33,7 @@ from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
 from outscore.train.penalty import RewardKl
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
+from outscore.train.ptx import step_texts, text_term
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
 from outscore.train.setup import Workshop, stage_algorithm, stage_populations
@@ -81,6 +82,7 @@ def build_stage(
         token_budget=settings.token_budget,
         minibatches=settings.minibatches if isinstance(settings, PolicySettings) else 1,
         epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
+        beside=text_term(settings),
     )
     take: Updater = update
     if row.has_critic:
@@ -138,6 +140,7 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             verdict=materials.judge.correct,
             values=CriticValues(learner.critic, settings.token_budget) if learner.critic else None,
             strata=stage_populations(recipe, index, workshop)[1],
+            texts=step_texts(settings, materials.texts, seed=recipe.seed, stage=index),
         )
     if isinstance(settings, RejectionSettings):
         return RejectionSource(

@@ -203,10 +203,13 @@ def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> 
     assert isinstance(stage, PolicySettings)
     prompt, new = _longest_prompt(materials), stage.sampling.max_new_tokens
     groups = -(-stage.prompts_per_step // stage.minibatches)
+    texts = [1 + len(piece.completion.token_ids) for piece in materials.texts]
+    beside = max(min(stage.token_budget, stage.ptx.batch_size * max(texts)), *texts) if stage.ptx and texts else 0
     if policy.layout == "group_rows":
-        return max(min(stage.token_budget, groups * (prompt + stage.group_size * new)), prompt + new)
+        return max(min(stage.token_budget, groups * (prompt + stage.group_size * new)), prompt + new, beside)
     # The budget counts a prompt once; rows of their own repeat it.
-    return min(groups * stage.group_size, max((stage.token_budget - prompt) // new, 1)) * (prompt + new)
+    rows = min(groups * stage.group_size, max((stage.token_budget - prompt) // new, 1))
+    return max(rows * (prompt + new), beside)
 
 
 def _sampled_at_once(materials: Materials, stage: StageSettings) -> int:

@@ -227,23 +227,26 @@ def prepare(
     check_before_loading(recipe)
     task = make_task(**recipe.task) if task is None else task
     tasks = [task if stage.task is None else make_task(**stage.task) for stage in recipe.stages]
+    corpora = [_corpus(stage, own_task) for stage, own_task in zip(recipe.stages, tasks, strict=True)]
     scoring = partial(Rewards, on_failure=recipe.on_reward_failure, scoring=recipe.scoring)
     rewards = scoring(recipe.rewards) if rewards is None else rewards
     rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    load = partial(load_policy, recipe.model, list({id(each): each for each in (task, *tasks)}.values()), recipe.seed)
+    all_tasks = list({id(each): each for each in (task, *tasks, *corpora)}.values())
+    load = partial(load_policy, recipe.model, all_tasks, recipe.seed)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
     held_out = task.eval_problems()
     unseen = {question_text(problem) for problem in held_out}
     materials = []
-    for stage, own_task in zip(() if evaluation_only else recipe.stages, tasks, strict=False):
+    for stage, own_task, corpus in zip(() if evaluation_only else recipe.stages, tasks, corpora, strict=False):
         scorers = rewards if stage.rewards is None else scoring(stage.rewards)
         verdicts = judge if stage.rewards is None else make_judge(recipe, scorers, own=True)
         _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
-        materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
+        given = (stage, own_task, scorers, verdicts, policy, recipe)
+        materials.append(stage_materials(*given, unseen=others, corpus=corpus))
     compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
     shown = eval_rankings(task, recipe) if compares else []
     asked = _asked(recipe, held_out) if recipe.rewards else []
@@ -254,7 +257,7 @@ def prepare(
         materials=materials,
         eval_prompts=[render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in asked],
         eval_rankings=ranked_groups(shown, policy, recipe),
-        eval_texts=_held_out_text(recipe, tasks, policy),
+        eval_texts=_held_out_text(recipe, corpora, policy),
         rewards=rewards,
         judge=judge,
         facts=found,
@@ -280,11 +283,18 @@ def _population_notices(
     return notices
 
 
-def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:
+def _corpus(stage: StageSettings, task: Task) -> Task:
+    """The task whose texts a stage takes: its own, unless it has another for them."""
+    beside = stage.ptx.task if isinstance(stage, PolicySettings) and stage.ptx else None
+    return task if beside is None else make_task(**beside)
+
+
+def _held_out_text(recipe: Recipe, corpora: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:
     """Held-out documents of the first stage that trains on text, at most as many as problems are evaluated on."""
-    for stage, task in zip(recipe.stages, tasks, strict=True):
-        if isinstance(stage, TextSettings) and isinstance(task, CorpusTask):
-            return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, stage.piece)
+    for stage, task in zip(recipe.stages, corpora, strict=True):
+        reads = stage if isinstance(stage, TextSettings) else getattr(stage, "ptx", None)
+        if reads is not None and isinstance(task, CorpusTask):
+            return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, reads.piece)
     return []
 
 
