@@ -121,7 +121,8 @@ def stage_memory(
     if row.has_critic:  # all of it is trained, also where the policy has adapters
         size_of_critic = num_scalar_parameters(policy)
         states["critic"] = sum(state_bytes(size_of_critic, size_of_critic, bytes_per_weight=size).values())
-    if row.needs_teacher:  # as if it were as large as the policy
+    if row.needs_teacher or (isinstance(stage, RejectionSettings) and stage.samples_another_model):
+        # As if it were as large as the policy.
         states["teacher"] = sum(parameter.numel() for parameter in policy.model.parameters()) * size
     materials = workshop.materials[index]
     num_tokens = _micro_batch(workshop.policy, materials, stage)

@@ -65,10 +65,12 @@ class RejectionSource:
         """The demonstrations of a step. The first call samples, or reads what an interrupted run had sampled."""
         if not self._kept:
             told = self.fill(tell)
-            if not self._kept:
+            if len(self._kept) < self.settings.min_kept:
+                few = f"{len(self._kept)} samples passed, and min_kept = {self.settings.min_kept}"
+                said = few if self._kept else "no sample passed, so there is nothing to imitate"
                 raise ValueError(
-                    f"stage {self.settings.label}: no sample passed, so there is nothing to imitate: {told}. Begin "
-                    "with a better model, raise group_size or sampling.max_new_tokens, or lower min_reward or filters"
+                    f"stage {self.settings.label}: {said}: {told}. Begin with a better model, raise num_prompts, "
+                    "group_size or sampling.max_new_tokens, or lower min_reward or filters"
                 )
             if self.run is not None:
                 self.run.log(f"{self.settings.label}: {told}")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from outscore.config import ModelSettings, Recipe
-from outscore.inputs import nearest
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
 from outscore.model.load import LoadedModel, load_model, stop_token_ids, weights_sha256
@@ -47,6 +46,7 @@ from outscore.train.materials import (
     stage_materials,
     text_groups,
 )
+from outscore.train.named_models import check_models
 from outscore.train.order import Strata
 from outscore.train.populations import (
     PopulationWeights,
@@ -176,29 +176,10 @@ def check_before_loading(recipe: Recipe) -> None:
     stage_plans(recipe)
     evaluation_column(recipe.stages)
     for place, stage in enumerate(recipe.stages):
-        check_teacher(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
+        check_models(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
-
-
-def check_teacher(stage: StageSettings, row: Algorithm, before: Sequence[str]) -> None:
-    """ValueError where a stage's teacher is missing, has no effect, or is none of the stages before and no model."""
-    teacher = stage.teacher if isinstance(stage, PolicySettings) else ""
-    if row.needs_teacher and not teacher:
-        raise ValueError(
-            f"stage `{stage.label}`: kl_to = 'teacher' needs `teacher`: an earlier stage, or a model's directory"
-        )
-    if teacher and not row.needs_teacher:
-        raise ValueError(
-            f"stage `{stage.label}`: teacher = {teacher!r} has no effect, because kl_to is {row.kl_to!r} with kl_coef "
-            f"{row.kl_coef:g}; use algorithm: distillation, or cells: {{kl_to: teacher, kl_coef: 1.0}}"
-        )
-    if teacher and teacher not in before and "/" not in teacher and not Path(teacher).exists():
-        raise ValueError(
-            f"stage `{stage.label}`: teacher = {teacher!r} is neither an earlier stage nor a model"
-            f"{nearest(teacher, before)}"
-        )
 
 
 def prepare(
