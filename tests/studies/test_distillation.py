@@ -55,7 +55,9 @@ def test_a_row_has_every_seed_and_a_claim_is_about_differences_of_the_same_seed(
     ]
     table = collected(runs)
     assert list(table) == [TEACHER_SFT, TEACHER, START, *WAYS]
-    assert table[TEACHER]["pass@1"] == pytest.approx([0.2, 1.2]) and table["imitate"]["greedy"] == pytest.approx([0.4, 1.4])
+    assert table[TEACHER]["pass@1"] == pytest.approx([0.2, 1.2]) and table["imitate"]["greedy"] == pytest.approx(
+        [0.4, 1.4]
+    )
     # reinforced > advised > imitate in every seed, by exactly 0.1 each
     found = claims(table)
     assert [claim.holds for claim in found] == [False, False, True]
