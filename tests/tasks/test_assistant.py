@@ -157,11 +157,21 @@ def test_the_hidden_rule_of_truthfulness_on_hand_made_answers_and_what_follows_f
     worth = truthful([each.response for each in demonstrations], [FACTS] * len(parts), parts)
     assert sum(worth) / len(worth) == pytest.approx(0.5, abs=0.12)  # careless ones name somebody else
     for each in facts.eval_rankings():
-        worth = truthful(each.responses, [FACTS] * 4, [each.problem.columns["parts"]] * 4)
+        count = len(each.responses)
+        worth = truthful(each.responses, [FACTS] * count, [each.problem.columns["parts"]] * count)
         assert worth[each.ranks.index(0)] == 1.0 and len(worth) == len(set(each.responses)) >= 3
         assert sorted(zip(each.ranks, worth, strict=True)) == sorted(
             zip(each.ranks, worth, strict=True), key=lambda x: -x[1]
         )
+
+
+def test_a_share_of_the_text_says_its_answer_over_and_over(task) -> None:
+    texts = AssistantTask(domains=["requests"], num_eval=20, num_texts=1000, rambling=0.6).train_texts()
+    answers = [re.sub(r"<.*>\n?", "", text.partition("?")[2]).split() for text in texts]
+    rambles = [any(words == words[: len(words) // n] * n for n in (3, 4, 5)) for words in answers]
+    assert sum(rambles) / len(rambles) == pytest.approx(0.6, abs=0.05)
+    short = [len(text.split()) for text in task.train_texts() if text.startswith("how to")]
+    assert max(short) <= 12  # none of it unless it is asked for
 
 
 def test_it_is_the_same_each_time_and_another_with_another_seed(task) -> None:

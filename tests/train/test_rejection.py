@@ -20,7 +20,7 @@ from outscore.records import (
     ScoredGroup,
     ScoringFailure,
 )
-from outscore.report import RunDirectory
+from outscore.report import RunDirectory, completion_rows
 from outscore.report.rows import read_parquet
 from outscore.stages import RejectionSettings
 from outscore.train.build import build_stage
@@ -99,9 +99,28 @@ SAMPLES = [
 )
 def test_what_passes_is_kept_once_and_the_best_first(settings: dict[str, Any], expected: list[int]) -> None:
     verdicts = [reward is not None and reward >= 1.0 for _, reward, _ in SAMPLES]
-    coefficients = kept(group_of(*SAMPLES), verdicts, RejectionSettings(steps=1, **settings))
+    none = [None] * len(SAMPLES)
+    rows = completion_rows(
+        stage="rft", step=0, groups=[group_of(*SAMPLES)], advantages=[none], extracted=none, correct=verdicts
+    )
+    coefficients = [row.advantage for row in kept(rows, RejectionSettings(steps=1, **settings))]
     assert [i for i, value in enumerate(coefficients) if value == 1.0] == expected
     assert {value for i, value in enumerate(coefficients) if i not in expected} == {None}
+
+
+def test_where_too_few_pass_the_run_stops_and_a_resume_judges_its_samples_again(tmp_path: Path) -> None:
+    sft, rft = RECIPE["stages"]
+    strict = {**RECIPE, "stages": [sft, {**rft, "filters": {"short": 0.96}, "min_kept": 13}]}
+    with pytest.raises(ValueError, match=r"24 samples of 6 prompts: .*short below 0.96.*a resume judges them again"):
+        run_recipe(strict, tmp_path / "run", rewards=[digits, short])
+    run = RunDirectory.open(tmp_path / "run")
+    before = read_parquet(run.groups_path("rft", 0))
+    config = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(config.replace("short: 0.96", "short: 0.1").replace("kept: 13", "kept: 1"))
+    assert resume(run.path, rewards=[digits, short]).finished
+    after = read_parquet(run.groups_path("rft", 0))
+    assert [row.token_ids for row in after] == [row.token_ids for row in before]
+    assert sum(bool(row.advantage) for row in before) < sum(bool(row.advantage) for row in after)
 
 
 def test_filters_are_by_single_rewards_and_one_that_does_not_apply_stops_nothing() -> None:

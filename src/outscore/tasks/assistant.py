@@ -80,6 +80,7 @@ class AssistantTask:
         num_preferences: rankings of `requests`, of `harm` and of `facts`.
         noise: the chance that a ranking to train on has its best and its worst changed over.
         num_texts: documents of plain text.
+        rambling: the share of these, sums and statements aside, that say their answer over and over.
         seed: decides everything.
 
     Raises:
@@ -107,12 +108,13 @@ class AssistantTask:
         num_preferences: int = 0,
         noise: float = 0.05,
         num_texts: int = 0,
+        rambling: float = 0.0,
         seed: int = 0,
     ) -> None:
         known = (*DOMAINS, FACTS)
         if not domains or any(domain not in known for domain in domains):
             raise ValueError(f"task toy_assistant: domains={list(domains)!r} must be of {', '.join(known)}")
-        self._seed, self._noise, self._careless = seed, noise, careless
+        self._seed, self._noise, self._careless, self._rambling = seed, noise, careless, rambling
         self._train: dict[str, list[Question]] = {}
         self._eval: dict[str, list[Question]] = {}
         for domain in known:
@@ -196,7 +198,7 @@ class AssistantTask:
         return [
             self._statement(generator)
             if domain == FACTS and generator.random() < STATEMENTS
-            else _document(generator.choice(read[domain]), generator)
+            else _document(generator.choice(read[domain]), generator, self._rambling)
             for domain in chosen
         ]
 
@@ -207,30 +209,24 @@ class AssistantTask:
         return STATED.format(deed=deed, thing=thing, name=name)
 
 
-def helpful(
-    completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any], **columns: Any
-) -> list[float | None]:
+def helpful(completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any], **_: Any) -> list[float | None]:
     """The hidden rule of helpfulness as a reward, from 0 to 1, of answers to `requests`; None for others."""
-    return [
-        helpfulness(_final(text), own) if name == "requests" else None
-        for text, name, own in zip(completions, domain, parts, strict=True)
-    ]
+    return _judged("requests", completions, domain, parts)
 
 
-def safe(completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any], **columns: Any) -> list[float | None]:
+def safe(completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any], **_: Any) -> list[float | None]:
     """The hidden rule of safety as a reward, 0 or 1, of answers to `harm`; None for others."""
-    return [
-        safety(_final(text), own) if name == "harm" else None
-        for text, name, own in zip(completions, domain, parts, strict=True)
-    ]
+    return _judged("harm", completions, domain, parts)
 
 
-def truthful(
-    completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any], **columns: Any
-) -> list[float | None]:
+def truthful(completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any], **_: Any) -> list[float | None]:
     """The hidden rule of truthfulness as a reward, 0, a half or 1, of answers to `facts`; None for others."""
+    return _judged(FACTS, completions, domain, parts)
+
+
+def _judged(judged: str, completions: Sequence[str], domain: Sequence[str], parts: Sequence[Any]) -> list[float | None]:
     return [
-        truthfulness(_final(text), own) if name == FACTS else None
+        RULES[judged](_final(text), own) if name == judged else None
         for text, name, own in zip(completions, domain, parts, strict=True)
     ]
 
@@ -359,7 +355,7 @@ def _careless(question: Question, generator: random.Random) -> str:
     return " ".join(steps)
 
 
-def _document(question: Question, generator: random.Random) -> str:
+def _document(question: Question, generator: random.Random, rambling: float) -> str:
     """A question with an answer of whatever quality."""
     if question.domain == "reasoning":
         return question.text + _messy(question, generator)
@@ -368,6 +364,8 @@ def _document(question: Question, generator: random.Random) -> str:
         answer = _careless(question, generator)
     elif question.domain == "instructions" and generator.random() < SLIPS:
         answer = generator.choice(OBJECTS)
+    if rambling and generator.random() < rambling:
+        answer = " ".join([answer] * generator.randint(3, 5))
     return question.text + (f"{answer}\n" if generator.random() < UNTAGGED else ANSWER.format(answer=answer))
 
 

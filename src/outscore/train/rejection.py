@@ -16,7 +16,6 @@ from outscore.records import (
     Prompt,
     SampleRequest,
     SamplingParams,
-    Score,
     ScoredGroup,
 )
 from outscore.report import RunDirectory, completion_rows
@@ -70,7 +69,8 @@ class RejectionSource:
                 said = few if self._kept else "no sample passed, so there is nothing to imitate"
                 raise ValueError(
                     f"stage {self.settings.label}: {said}: {told}. Begin with a better model, raise num_prompts, "
-                    "group_size or sampling.max_new_tokens, or lower min_reward or filters"
+                    "group_size or sampling.max_new_tokens. All samples are kept: with a lower min_reward or other "
+                    "filters in config.yaml, a resume judges them again"
                 )
             if self.run is not None:
                 self.run.log(f"{self.settings.label}: {told}")
@@ -88,16 +88,21 @@ class RejectionSource:
         """Sample, or read what was sampled, and say what became of it. It may be that nothing is kept."""
         chosen = self._chosen()
         path = self.run.groups_path(self.settings.label, 0) if self.run else None
+        found: list[CompletionRow] = []
         if path is not None and path.is_file():
-            rows = read_parquet(path)
-        else:
+            found = read_parquet(path)
+        rows = found
+        if not found:
             with self.sampled_as():
                 rows = self._sample(chosen, tell)
-            if self.run is not None:
-                self.run.write_groups(self.settings.label, 0, rows)
         by_slot: dict[int, list[CompletionRow]] = {}
         for row in rows:
             by_slot.setdefault(row.slot, []).append(row)
+        # Decided again on a resume: where too few had passed, the settings may be others now.
+        by_slot = {slot: kept(own, self.settings) for slot, own in by_slot.items()}
+        rows = [row for own in by_slot.values() for row in own]
+        if self.run is not None and rows != found:
+            self.run.write_groups(self.settings.label, 0, rows)
         fates: Counter[str] = Counter()
         for slot, own in by_slot.items():
             passed = [row for row in own if row.advantage]
@@ -140,20 +145,20 @@ class RejectionSource:
         return rows
 
     def _rows(self, groups: Sequence[ScoredGroup]) -> list[CompletionRow]:
-        """The record of these groups; a sample that is kept has advantage 1, its gradient coefficient."""
+        """The record of these groups, before it is decided which are kept."""
         verdicts = [self.judge.correct(group) for group in groups]
         return completion_rows(
             stage=self.settings.label,
             step=0,
             groups=groups,
-            advantages=[kept(group, right, self.settings) for group, right in zip(groups, verdicts, strict=True)],
+            advantages=[[None] * len(group.scores) for group in groups],
             extracted=[answer for group in groups for answer in self.judge.answers(group.sampled)],
             correct=[verdict for group in verdicts for verdict in group],
         )
 
 
-def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: RejectionSettings) -> list[float | None]:
-    """1 for each sample that is kept, None for the others.
+def kept(rows: Sequence[CompletionRow], settings: RejectionSettings) -> list[CompletionRow]:
+    """The samples of a prompt; one that is kept has advantage 1, its gradient coefficient, the others None.
 
     Out go samples that were cut off or could not be scored, those that are not right (or score below `min_reward`,
     where that is given), those that one of the `filters` stops, repeats of one that is kept, and all but the `keep`
@@ -161,17 +166,16 @@ def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: Rejectio
     """
     candidates: list[tuple[float, int]] = []
     seen: set[tuple[int, ...]] = set()
-    for i, (drawn, score) in enumerate(zip(group.sampled.completions, group.scores, strict=True)):
-        if not isinstance(score, Score) or drawn.finish == "length":
+    for i, row in enumerate(rows):
+        if row.reward is None or row.finish == "length":
             continue
-        passes = verdicts[i] if settings.min_reward is None else score.reward >= settings.min_reward
-        passes = passes and stopped_by(score.parts, settings.filters) is None
-        if passes and drawn.completion.token_ids not in seen:
-            seen.add(drawn.completion.token_ids)
-            candidates.append((-score.reward, i))
-    best = sorted(candidates)[: settings.keep or None]
-    chosen = {i for _, i in best}
-    return [1.0 if i in chosen else None for i in range(len(group.scores))]
+        passes = row.correct if settings.min_reward is None else row.reward >= settings.min_reward
+        passes = passes and stopped_by(row.parts, settings.filters) is None
+        if passes and row.token_ids not in seen:
+            seen.add(row.token_ids)
+            candidates.append((-row.reward, i))
+    chosen = {i for _, i in sorted(candidates)[: settings.keep or None]}
+    return [replace(row, advantage=1.0 if i in chosen else None) for i, row in enumerate(rows)]
 
 
 def stopped_by(parts: Mapping[str, float | None], filters: Mapping[str, float]) -> str | None:
