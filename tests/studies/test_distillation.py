@@ -38,7 +38,7 @@ def test_each_way_draws_equally_many_samples_from_the_same_beginning() -> None:
     for stage in (advised, reinforced):
         assert isinstance(stage, PolicySettings) and not stage.refills
         drawn.append(stage.steps * stage.prompts_per_step * stage.group_size)
-    assert drawn == [STUDENT_SAMPLES] * 3 == [10240] * 3
+    assert drawn == [STUDENT_SAMPLES] * 3 == [6400] * 3
     assert [stage.start for stage in recipe.stages[1:]] == [START] * 3
     assert [stage.label for stage in recipe.stages[1:]] == list(WAYS)
     assert recipe.task["seed"] == recipe.seed == teacher(1).seed == teacher(1).task["seed"] == 1

@@ -23,6 +23,7 @@ from outscore.records import (
 from outscore.report import RunDirectory, completion_rows
 from outscore.report.rows import read_parquet
 from outscore.stages import RejectionSettings
+from outscore.train import rejection
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.checkpoint import trained_weights
@@ -237,3 +238,42 @@ def test_the_policy_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(source), "_sample", None)
     again = source.collect(1)
     assert again.batch.completions == first.batch.completions and again.metrics == first.metrics
+
+
+def test_what_was_sampled_before_a_judge_failed_is_not_sampled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejection, "BLOCK", 2)
+    asked: list[int] = []
+
+    def reachable(completions: list[str], **columns: Any) -> list[float]:
+        return digits(completions)
+
+    def unreachable(completions: list[str], **columns: Any) -> list[float]:
+        asked.append(len(completions))
+        if len(asked) > 2:
+            raise ConnectionError("the judge cannot be reached")
+        return digits(completions)
+
+    for name, judge in (("whole", reachable), ("run", unreachable)):
+        judge.__name__ = "judge"
+        recipe = {**RECIPE, "evaluation": {"problems": 0}}
+        if name == "run":
+            with pytest.raises(ValueError, match="the judge cannot be reached"):
+                run_recipe(recipe, tmp_path / name, rewards=[judge])
+            run = RunDirectory.open(tmp_path / name)
+            assert [row.slot for row in read_parquet(run.groups_path("rft", 0))] == [0] * 4 + [1] * 4 + [2] * 4 + [
+                3
+            ] * 4
+        else:
+            run_recipe(recipe, tmp_path / name, rewards=[judge])
+    asked.clear()
+
+    def back(completions: list[str], **columns: Any) -> list[float]:
+        asked.append(len(completions))
+        return digits(completions)
+
+    back.__name__ = "judge"
+    assert resume(tmp_path / "run", rewards=[back]).finished
+    assert asked == [8]  # the last block alone
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")

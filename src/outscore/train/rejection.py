@@ -6,7 +6,7 @@ I(o is right). All samples, kept or not, are the group file of step 0 of the sta
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -85,24 +85,24 @@ class RejectionSource:
         return replace(collected, metrics={**collected.metrics, **share})
 
     def fill(self, tell: Tell = tell_nobody) -> str:
-        """Sample, or read what was sampled, and say what became of it. It may be that nothing is kept."""
+        """Sample what is not on record yet, and say what became of it all. It may be that nothing is kept.
+
+        What is sampled is recorded whatever stops it, a judge that cannot be reached or a person.
+        """
         chosen = self._chosen()
         path = self.run.groups_path(self.settings.label, 0) if self.run else None
-        found: list[CompletionRow] = []
-        if path is not None and path.is_file():
-            found = read_parquet(path)
-        rows = found
-        if not found:
-            with self.sampled_as():
-                rows = self._sample(chosen, tell)
-        by_slot: dict[int, list[CompletionRow]] = {}
-        for row in rows:
-            by_slot.setdefault(row.slot, []).append(row)
-        # Decided again on a resume: where too few had passed, the settings may be others now.
-        by_slot = {slot: kept(own, self.settings) for slot, own in by_slot.items()}
-        rows = [row for own in by_slot.values() for row in own]
-        if self.run is not None and rows != found:
-            self.run.write_groups(self.settings.label, 0, rows)
+        recorded = read_parquet(path) if path is not None and path.is_file() else []
+        rows = list(recorded)
+        try:
+            if (first := len({row.slot for row in rows})) < len(chosen):
+                with self.sampled_as():
+                    for block in self._sample(chosen, first, tell):
+                        rows += block
+        finally:
+            by_slot = self._decided(rows)
+            rows = [row for own in by_slot.values() for row in own]
+            if self.run is not None and rows and rows != recorded:
+                self.run.write_groups(self.settings.label, 0, rows)
         fates: Counter[str] = Counter()
         for slot, own in by_slot.items():
             passed = [row for row in own if row.advantage]
@@ -111,6 +111,14 @@ class RejectionSource:
         self._num_sampled = len(rows)
         listed = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
         return f"{len(rows)} samples of {len(by_slot)} prompts: {listed}"
+
+    def _decided(self, rows: Sequence[CompletionRow]) -> dict[int, list[CompletionRow]]:
+        """The samples of each prompt with what is kept of them: by the settings as they are now, which may be others
+        than when too few had passed."""
+        by_slot: dict[int, list[CompletionRow]] = {}
+        for row in rows:
+            by_slot.setdefault(row.slot, []).append(row)
+        return {slot: kept(own, self.settings) for slot, own in by_slot.items()}
 
     @property
     def num_kept(self) -> int:
@@ -122,17 +130,17 @@ class RejectionSource:
         count = min(self.settings.num_prompts or len(self.prompts), len(self.prompts))
         return batch_indices(self.seed, self.stage, 1, count, len(self.prompts))
 
-    def _sample(self, chosen: Sequence[int], tell: Tell) -> list[CompletionRow]:
-        rows: list[CompletionRow] = []
+    def _sample(self, chosen: Sequence[int], first: int, tell: Tell) -> Iterator[list[CompletionRow]]:
+        """The samples of each block of prompts, from the place `first` on."""
         params = SamplingParams(**self.settings.sampling.model_dump(exclude={"max_rows"}))
         size = self.settings.group_size
-        for first in range(0, len(chosen), BLOCK):
-            places = range(first, min(first + BLOCK, len(chosen)))
+        for begin in range(first, len(chosen), BLOCK):
+            places = range(begin, min(begin + BLOCK, len(chosen)))
             requests = [
                 SampleRequest(prompt=self.prompts[chosen[slot]], num_samples=size, slot=slot) for slot in places
             ]
             scoring = self.rewards.begin(requests, step=0, max_steps=self.settings.steps)
-            what = f"sampling, prompt {first + 1} of {len(chosen)} and on:"
+            what = f"sampling, prompt {begin + 1} of {len(chosen)} and on:"
             sampled = self.sampler.sample(
                 requests,
                 params,
@@ -141,8 +149,7 @@ class RejectionSource:
                 on_finished=both(scoring.finished, counting(what, len(requests) * size, tell)),
             )
             tell("scoring")
-            rows += self._rows(scoring.result(sampled).groups)
-        return rows
+            yield self._rows(scoring.result(sampled).groups)
 
     def _rows(self, groups: Sequence[ScoredGroup]) -> list[CompletionRow]:
         """The record of these groups, before it is decided which are kept."""
