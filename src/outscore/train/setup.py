@@ -213,8 +213,7 @@ def prepare(
     rewards = scoring(recipe.rewards) if rewards is None else rewards
     rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    all_tasks = list({id(each): each for each in (task, *tasks, *corpora)}.values())
-    load = partial(load_policy, recipe.model, all_tasks, recipe.seed)
+    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
     held_out = task.eval_problems()
@@ -226,10 +225,8 @@ def prepare(
         _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
-        given = (stage, own_task, scorers, verdicts, policy, recipe)
-        materials.append(stage_materials(*given, unseen=others, corpus=corpus))
-    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
-    shown = eval_rankings(task, recipe) if compares else []
+        made = partial(stage_materials, stage, own_task, scorers, verdicts, policy, recipe)
+        materials.append(made(unseen=others, corpus=corpus))
     asked = _asked(recipe, held_out) if recipe.rewards else []
     return Workshop(
         policy=policy,
@@ -237,7 +234,7 @@ def prepare(
         base=partial(_trained_weights, load, found),
         materials=materials,
         eval_prompts=[render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in asked],
-        eval_rankings=ranked_groups(shown, policy, recipe),
+        eval_rankings=_held_out_rankings(recipe, task, policy),
         eval_texts=_held_out_text(recipe, corpora, policy),
         rewards=rewards,
         judge=judge,
@@ -262,6 +259,16 @@ def _population_notices(
         evaluated = max(of_run, [prompt.problem.population for prompt in own.held_out], key=len)
         notices += population_notices(stage, [prompt.problem.population for prompt in own.prompts], evaluated)
     return notices
+
+
+def _held_out_rankings(recipe: Recipe, task: Task, policy: Policy) -> list[RankedGroup]:
+    """Preferences on held-out problems of the run's task, where a stage trains on its preferences."""
+    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
+    return ranked_groups(eval_rankings(task, recipe), policy, recipe) if compares else []
+
+
+def _different(tasks: Sequence[Task]) -> list[Task]:
+    return list({id(each): each for each in tasks}.values())
 
 
 def _corpus(stage: StageSettings, task: Task) -> Task:
