@@ -277,3 +277,13 @@ def test_what_was_sampled_before_a_judge_failed_is_not_sampled_again(
     assert resume(tmp_path / "run", rewards=[back]).finished
     assert asked == [8]  # the last block alone
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_check_leaves_alone_what_a_reward_model_is_to_judge_that_is_not_there_yet() -> None:
+    scorer = {"name": "scorer", "algorithm": "reward-model", "steps": 1, "batch_size": 2}
+    judged = {**RECIPE["stages"][1], "rewards": [{"name": "reward_model", "stage": "scorer"}]}
+    task = {"kind": "arithmetic", "num_train": 8, "num_eval": 3, "num_preferences": 4}
+    found = check_recipe(
+        parse_recipe({**RECIPE, "rewards": ["tag_answer"], "task": task, "stages": [scorer, judged], "evaluation": {}})
+    )
+    assert {"memory", "preferences"} <= {each.what for each in found} and "samples" not in {each.what for each in found}
