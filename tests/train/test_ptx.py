@@ -114,23 +114,22 @@ def test_samples_without_signal_leave_the_text_to_learn_from() -> None:
 
 @pytest.mark.parametrize("stage", [PPO, GRPO], ids=["ppo", "grpo"])
 def test_a_coefficient_of_zero_leaves_a_run_as_it_is_without(tmp_path: Path, stage: dict[str, Any]) -> None:
-    recipe = {"evaluation": {"problems": 0}}
-    lines({**recipe, "stages": [stage]}, tmp_path / "without")
-    lines({**recipe, "stages": [{**stage, "ptx": {**PTX, "coef": 0.0}}]}, tmp_path / "zero")
-    found = lines({**recipe, "stages": [{**stage, "ptx": PTX}]}, tmp_path / "with")
+    recipe, short = {"evaluation": {"problems": 0}, "checkpoints": {"every": 9}}, {**stage, "steps": 2}
+    lines({**recipe, "stages": [short]}, tmp_path / "without")
+    lines({**recipe, "stages": [{**short, "ptx": {**PTX, "coef": 0.0}}]}, tmp_path / "zero")
+    found = lines({**recipe, "stages": [{**short, "ptx": PTX}]}, tmp_path / "with")
     without, zero, other = (files(tmp_path / name) for name in ("without", "zero", "with"))
     assert zero == without
-    weights = f"checkpoints/{stage['algorithm']}/step-000003/model.safetensors"
+    weights = f"checkpoints/{stage['algorithm']}/step-000002/model.safetensors"
     assert other[weights] != without[weights]
     assert all("ptx_nll" in line for line in found[stage is PPO :])  # in its first step only the critic learns
 
 
-@pytest.mark.parametrize("stage", [PPO, GRPO], ids=["ppo", "grpo"])
-def test_a_run_with_texts_resumes_exactly(tmp_path: Path, stage: dict[str, Any]) -> None:
-    recipe = {**RECIPE, "evaluation": {"problems": 0}, "stages": [{**stage, "ptx": PTX}]}
+def test_a_run_with_texts_resumes_exactly(tmp_path: Path) -> None:
+    recipe = {**RECIPE, "evaluation": {"problems": 0}, "stages": [{**PPO, "ptx": PTX}]}
     run_recipe(recipe, tmp_path / "whole", rewards=[letters])
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe, tmp_path / "run", rewards=[letters], console=Stops(stage["algorithm"], 2))
+        run_recipe(recipe, tmp_path / "run", rewards=[letters], console=Stops("ppo", 2))
     assert resume(tmp_path / "run", rewards=[letters]).finished
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
@@ -155,13 +154,13 @@ def test_texts_may_be_another_task_s_and_held_out_ones_are_evaluated(tmp_path: P
     own = {"kind": "text", "path": str(tmp_path / "corpus.txt"), "split": "line", "eval_fraction": 0.1}
     plain = {"kind": "arithmetic", "num_train": 8, "num_eval": 3}
     optimizer = {"lr": 3e-2, "warmup_steps": 0}
-    stage = {**GRPO, "steps": 6, "optimizer": optimizer, "ptx": {**PTX, "coef": 4.0, "task": own, "batch_size": 8}}
+    stage = {**GRPO, "steps": 4, "optimizer": optimizer, "ptx": {**PTX, "coef": 4.0, "task": own, "batch_size": 8}}
     recipe = {**RECIPE, "task": plain, "rewards": ["last_number"], "stages": [stage]}
     workshop = prepare(parse_recipe(recipe))
     assert all("sheep" in piece.completion.text for piece in workshop.materials[0].texts)
     assert workshop.eval_texts and "<unk>" not in workshop.materials[0].texts[0].completion.text
     before, after = (each.metrics["text_logprob"] for each in run_recipe(recipe, tmp_path / "run").evaluations)
-    assert after > before + 0.5
+    assert after > before + 0.3
 
 
 @pytest.mark.parametrize(
