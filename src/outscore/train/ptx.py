@@ -69,6 +69,6 @@ def add_texts(learner: Learner, batch: Batch, number: int, *, coef: float, token
         )
         terms.loss.backward()
         learner.masters.gather_gradients()
-        own = {"parts": {"ptx": terms.parts["policy"]}, "means": {"ptx_nll": terms.means["nll"]}, "maxima": {}}
-        reported.append(replace(terms, **own))
+        parts, means = {"ptx": terms.parts["policy"]}, {"ptx_nll": terms.means["nll"]}
+        reported.append(replace(terms, parts=parts, means=means, maxima={}))
     return reported
