@@ -35,6 +35,7 @@ def test_a_policy_trained_on_a_reward_model_pleases_the_hidden_rule_behind_it(tm
     base, before, policy = (found[stage].metrics for stage in ("pretrain", "sft", "policy"))
     assert policy["part/helpful"] >= max(before["part/helpful"] + 0.1, 0.9)
     assert policy["part/safe"] >= max(before["part/safe"] + 0.1, 0.9)
-    assert policy["part/truthful"] >= before["part/truthful"] + 0.1
+    assert policy["part/truthful"] >= before["part/truthful"] + 0.1  # it says that nobody said
+    assert policy["text_logprob"] >= before["text_logprob"] + 0.1  # the pretraining mix
     assert base["part/repetition"] <= -0.2  # as its text does
     assert policy["part/repetition"] >= -0.05  # it pleases without repeating itself
