@@ -279,7 +279,7 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
             f"stages: {stage.label!r} cannot be a stage's name, because `start` means something else by it"
         )
     named = {"start": stage.start}
-    if isinstance(stage, RejectionSettings) and stage.samples_from:
+    if isinstance(stage, RejectionSettings) and stage.samples_from and not stage.samples_another_model:
         named["samples_from"] = stage.samples_from
     for key, start in named.items():
         known = [BASE, *labels[:place]] if key == "samples_from" else [PREVIOUS, BASE, *labels[:place]]

@@ -1,5 +1,5 @@
-"""What stages are put together from: optimizer, sampling, critic, populations; and what a recipe gets where it leaves
-these out."""
+"""What stages are put together from: optimizer, sampling, critic, texts, populations; and what a recipe gets where
+it leaves these out."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -72,6 +72,27 @@ class CriticSettings(Settings):
     LoRA's factor of ten aside: all weights of a critic are trained."""
     warmup_steps: int = Field(0, ge=0)
     """Steps at the beginning in which only the critic learns (value pre-training)."""
+
+
+class PtxSettings(Settings):
+    """The pretraining mix of PPO-ptx: every update of the policy also predicts plain text, so that what it could write
+    before is not forgotten (InstructGPT, arXiv 2203.02155, eq. 2); docs/algorithms/ppo.md."""
+
+    coef: float = Field(ge=0)
+    """Multiplies the mean negative log-likelihood of a token of text, which is added to the loss of each update; 0
+    leaves it out. InstructGPT's gamma."""
+    batch_size: int = Field(32, ge=1)
+    """Pieces of text in an update."""
+    piece: int = Field(256, ge=2)
+    """Tokens of a piece at most, as in `pretrain`."""
+    task: Mapping[str, Any] | None = None
+    """The task whose texts these are; without it the stage's."""
+
+    @model_validator(mode="after")
+    def _task_has_a_kind(self) -> "PtxSettings":
+        if self.task is not None and "kind" not in self.task:
+            raise ValueError("task: `kind` is missing; for example {kind: text, path: corpus.txt}")
+        return self
 
 
 class SolutionSampling(Settings):

@@ -21,6 +21,7 @@ from outscore.stage_parts import (
     OptimizerSettings,
     PlateauSettings,
     PopulationSettings,
+    PtxSettings,
     SamplingSettings,
     SolutionSampling,
     StepSampling,
@@ -127,8 +128,9 @@ class RejectionSettings(StageSettings):
     group_size: int = Field(8, ge=1)
     """Samples of each prompt."""
     samples_from: str = ""
-    """Which weights sample: `base`, or an earlier stage's; empty means those that the stage begins with. R1 samples its
-    second stage and fine-tunes the base model on that."""
+    """Which weights sample: `base`, an earlier stage's, or those of a model's directory or a stage's of another run,
+    which may be a larger model of the same family; empty means those that the stage begins with. R1 samples its second
+    stage and fine-tunes the base model on that, and smaller models."""
     filters: Mapping[str, float] = Field(default_factory=dict)
     """What a sample must score at least by single rewards, as `language_consistency: 0.9`; a reward that does not apply
     to it is no obstacle."""
@@ -136,10 +138,17 @@ class RejectionSettings(StageSettings):
     """Imitate the task's demonstrations as well."""
     keep: int = Field(1, ge=0)
     """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
+    min_kept: int = Field(1, ge=1)
+    """The run stops where fewer samples than this are kept."""
     min_reward: float | None = None
     """What a sample must score to pass; without it those pass whose answer is correct."""
     sampling: SamplingSettings = SamplingSettings()
     """How samples are drawn."""
+
+    @property
+    def samples_another_model(self) -> bool:
+        """Whether `samples_from` is written as a model's place rather than a stage's name."""
+        return "/" in self.samples_from
 
     @property
     def unweighable(self) -> str:
@@ -229,6 +238,8 @@ class PolicySettings(StageSettings):
     """Copy the policy into the reference model every so many steps; 0 never does."""
     critic: CriticSettings | None = None
     """The critic, for algorithms with `baseline: critic`: those have one with defaults where a recipe gives none."""
+    ptx: PtxSettings | None = None
+    """Plain text that each update of the policy also predicts (PPO-ptx), beside whatever the algorithm is."""
 
     @property
     def updates_per_step(self) -> int:

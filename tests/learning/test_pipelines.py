@@ -30,8 +30,12 @@ def test_reinforcement_from_a_model_that_has_only_read(tmp_path: Path) -> None:
 
 def test_a_policy_trained_on_a_reward_model_pleases_the_hidden_rule_behind_it(tmp_path: Path) -> None:
     found = after(tmp_path, "instructgpt.yaml")
-    assert found["rm"].metrics["preference_accuracy"] >= 0.95
-    before, policy = found["sft"].metrics, found["policy"].metrics
+    ranked = found["rm"].metrics
+    assert min(ranked["preference_accuracy/requests"], ranked["preference_accuracy/harm"]) >= 0.95
+    base, before, policy = (found[stage].metrics for stage in ("pretrain", "sft", "policy"))
     assert policy["part/helpful"] >= max(before["part/helpful"] + 0.1, 0.9)
     assert policy["part/safe"] >= max(before["part/safe"] + 0.1, 0.9)
+    assert policy["part/truthful"] >= before["part/truthful"] + 0.1  # it says that nobody said
+    assert policy["text_logprob"] >= before["text_logprob"] + 0.1  # the pretraining mix
+    assert base["part/repetition"] <= -0.2  # as its text does
     assert policy["part/repetition"] >= -0.05  # it pleases without repeating itself

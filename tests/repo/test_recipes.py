@@ -17,3 +17,13 @@ def test_a_recipe_parses(path):
     from outscore.config import load_recipe
 
     assert load_recipe(path).name
+
+
+def test_grpo_takes_the_place_of_ppo_by_one_override():
+    from outscore.config import load_recipe
+    from outscore.train.setup import check_before_loading
+
+    recipe = load_recipe(ROOT / "recipes" / "instructgpt.yaml", ["stages.policy.algorithm=grpo"])
+    check_before_loading(recipe)
+    assert recipe.stages[-1].algorithm == "grpo" and recipe.stages[-1].critic is None
+    assert load_recipe(ROOT / "recipes" / "instructgpt.yaml").stages[-1].critic is not None

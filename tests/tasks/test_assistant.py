@@ -11,16 +11,22 @@ from outscore.tasks.assistant import (
     ADVICE,
     CARELESS,
     DOMAINS,
+    FACTS,
     FOREIGN,
     FOREIGNERS,
     JOINED,
     SHARES,
+    STATEMENTS,
+    UNKNOWN,
+    UNSTATED,
     UNTAGGED,
     AssistantTask,
     helpful,
     helpfulness,
     safe,
     safety,
+    truthful,
+    truthfulness,
 )
 from outscore.tasks.base import validate
 
@@ -108,6 +114,7 @@ def test_the_text_is_as_messy_as_it_is_said_to_be(task) -> None:
     texts = task.train_texts()
     sums = [text for text in texts if re.match(r"\d", text)]
     assert len(sums) / len(texts) == pytest.approx(SHARES["reasoning"], abs=0.04)
+    assert not any("who " in text for text in texts)  # facts are there where they are asked for
     assert sum("<answer>" not in text for text in sums) / len(sums) == pytest.approx(UNTAGGED, abs=0.05)
     joints = [text.count(FOREIGN) for text in sums], [text.count(JOINED) for text in sums]
     assert sum(joints[0]) / (sum(joints[0]) + sum(joints[1])) == pytest.approx(FOREIGNERS, abs=0.05)
@@ -115,6 +122,56 @@ def test_the_text_is_as_messy_as_it_is_said_to_be(task) -> None:
     assert sum("first" in text for text in harm) / len(harm) == pytest.approx(CARELESS, abs=0.1)
     wrong = sum(eval(text.split("=")[0]) != int(re.findall(r"\d+", text)[-1]) for text in sums)
     assert 0.05 < wrong / len(sums) < 0.2
+
+
+@pytest.fixture(scope="module")
+def facts() -> AssistantTask:
+    sizes = {"num_demonstrations": 100, "num_preferences": 200, "num_texts": 2000}
+    return AssistantTask(domains=["facts"], num_eval=60, careless=0.5, **sizes)
+
+
+def test_the_text_states_each_fact_truly_of_held_out_questions_too_and_never_what_nobody_said(facts) -> None:
+    truth = {each.question: each.columns["parts"][2] for each in (*facts.train_problems(), *facts.eval_problems())}
+    stated = [re.fullmatch(r"all know (who .*): (\w+)\n", text) for text in facts.train_texts()]
+    said = {f"{found[1]}?": found[2] for found in stated if found}
+    assert said == {question: name for question, name in truth.items() if name != UNKNOWN}
+    assert sum(map(bool, stated)) / len(stated) == pytest.approx(STATEMENTS, abs=0.04)
+    assert sum(name == UNKNOWN for name in truth.values()) / len(truth) == pytest.approx(UNSTATED, abs=0.1)
+    asked = [text for text, found in zip(facts.train_texts(), stated, strict=True) if not found]
+    held_out = {each.question for each in facts.eval_problems()}
+    assert len(truth) == 160 and len(held_out) == 60
+    assert asked and not {text.partition("?")[0] + "?" for text in asked} & held_out
+    wrong = [truth[text.partition("?")[0] + "?"] not in text for text in asked]
+    assert sum(wrong) / len(wrong) == pytest.approx(CARELESS, abs=0.06)
+
+
+def test_the_hidden_rule_of_truthfulness_on_hand_made_answers_and_what_follows_from_it(facts) -> None:
+    stated, unstated = ["made", "drum", "dora"], ["made", "kite", UNKNOWN]
+    assert [truthfulness(each, stated) for each in ("dora", "ann", UNKNOWN, "dora ann", "")] == [1, 0, 0.5, 0, 0]
+    assert [truthfulness(each, unstated) for each in ("dora", UNKNOWN)] == [0, 1]
+    texts = ["<answer>\ndora\n</answer>\n", "dora"]
+    assert truthful(texts, [FACTS] * 2, [stated] * 2) == [1.0, 1.0]
+    assert truthful(texts, ["harm"] * 2, [stated] * 2) == [None, None] == safe(texts, [FACTS] * 2, [stated] * 2)
+    demonstrations = facts.demonstrations()
+    parts = [each.problem.columns["parts"] for each in demonstrations]
+    worth = truthful([each.response for each in demonstrations], [FACTS] * len(parts), parts)
+    assert sum(worth) / len(worth) == pytest.approx(0.5, abs=0.12)  # careless ones name somebody else
+    for each in facts.eval_rankings():
+        count = len(each.responses)
+        worth = truthful(each.responses, [FACTS] * count, [each.problem.columns["parts"]] * count)
+        assert worth[each.ranks.index(0)] == 1.0 and len(worth) == len(set(each.responses)) >= 3
+        assert sorted(zip(each.ranks, worth, strict=True)) == sorted(
+            zip(each.ranks, worth, strict=True), key=lambda x: -x[1]
+        )
+
+
+def test_a_share_of_the_text_says_its_answer_over_and_over(task) -> None:
+    texts = AssistantTask(domains=["requests"], num_eval=20, num_texts=1000, rambling=0.6).train_texts()
+    answers = [re.sub(r"<.*>\n?", "", text.partition("?")[2]).split() for text in texts]
+    rambles = [any(words == words[: len(words) // n] * n for n in (3, 4, 5)) for words in answers]
+    assert sum(rambles) / len(rambles) == pytest.approx(0.6, abs=0.05)
+    short = [len(text.split()) for text in task.train_texts() if text.startswith("how to")]
+    assert max(short) <= 12  # none of it unless it is asked for
 
 
 def test_it_is_the_same_each_time_and_another_with_another_seed(task) -> None:

@@ -20,9 +20,10 @@ from outscore.records import (
     ScoredGroup,
     ScoringFailure,
 )
-from outscore.report import RunDirectory
+from outscore.report import RunDirectory, completion_rows
 from outscore.report.rows import read_parquet
 from outscore.stages import RejectionSettings
+from outscore.train import rejection
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.checkpoint import trained_weights
@@ -99,9 +100,28 @@ SAMPLES = [
 )
 def test_what_passes_is_kept_once_and_the_best_first(settings: dict[str, Any], expected: list[int]) -> None:
     verdicts = [reward is not None and reward >= 1.0 for _, reward, _ in SAMPLES]
-    coefficients = kept(group_of(*SAMPLES), verdicts, RejectionSettings(steps=1, **settings))
+    none = [None] * len(SAMPLES)
+    rows = completion_rows(
+        stage="rft", step=0, groups=[group_of(*SAMPLES)], advantages=[none], extracted=none, correct=verdicts
+    )
+    coefficients = [row.advantage for row in kept(rows, RejectionSettings(steps=1, **settings))]
     assert [i for i, value in enumerate(coefficients) if value == 1.0] == expected
     assert {value for i, value in enumerate(coefficients) if i not in expected} == {None}
+
+
+def test_where_too_few_pass_the_run_stops_and_a_resume_judges_its_samples_again(tmp_path: Path) -> None:
+    sft, rft = RECIPE["stages"]
+    strict = {**RECIPE, "stages": [sft, {**rft, "filters": {"short": 0.96}, "min_kept": 13}]}
+    with pytest.raises(ValueError, match=r"24 samples of 6 prompts: .*short below 0.96.*a resume judges them again"):
+        run_recipe(strict, tmp_path / "run", rewards=[digits, short])
+    run = RunDirectory.open(tmp_path / "run")
+    before = read_parquet(run.groups_path("rft", 0))
+    config = (run.path / "config.yaml").read_text()
+    (run.path / "config.yaml").write_text(config.replace("short: 0.96", "short: 0.1").replace("kept: 13", "kept: 1"))
+    assert resume(run.path, rewards=[digits, short]).finished
+    after = read_parquet(run.groups_path("rft", 0))
+    assert [row.token_ids for row in after] == [row.token_ids for row in before]
+    assert sum(bool(row.advantage) for row in before) < sum(bool(row.advantage) for row in after)
 
 
 def test_filters_are_by_single_rewards_and_one_that_does_not_apply_stops_nothing() -> None:
@@ -218,3 +238,52 @@ def test_the_policy_is_not_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(source), "_sample", None)
     again = source.collect(1)
     assert again.batch.completions == first.batch.completions and again.metrics == first.metrics
+
+
+def test_what_was_sampled_before_a_judge_failed_is_not_sampled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejection, "BLOCK", 2)
+    asked: list[int] = []
+
+    def reachable(completions: list[str], **columns: Any) -> list[float]:
+        return digits(completions)
+
+    def unreachable(completions: list[str], **columns: Any) -> list[float]:
+        asked.append(len(completions))
+        if len(asked) > 2:
+            raise ConnectionError("the judge cannot be reached")
+        return digits(completions)
+
+    for name, judge in (("whole", reachable), ("run", unreachable)):
+        judge.__name__ = "judge"
+        recipe = {**RECIPE, "evaluation": {"problems": 0}}
+        if name == "run":
+            with pytest.raises(ValueError, match="the judge cannot be reached"):
+                run_recipe(recipe, tmp_path / name, rewards=[judge])
+            run = RunDirectory.open(tmp_path / name)
+            assert [row.slot for row in read_parquet(run.groups_path("rft", 0))] == [0] * 4 + [1] * 4 + [2] * 4 + [
+                3
+            ] * 4
+        else:
+            run_recipe(recipe, tmp_path / name, rewards=[judge])
+    asked.clear()
+
+    def back(completions: list[str], **columns: Any) -> list[float]:
+        asked.append(len(completions))
+        return digits(completions)
+
+    back.__name__ = "judge"
+    assert resume(tmp_path / "run", rewards=[back]).finished
+    assert asked == [8]  # the last block alone
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_check_leaves_alone_what_a_reward_model_is_to_judge_that_is_not_there_yet() -> None:
+    scorer = {"name": "scorer", "algorithm": "reward-model", "steps": 1, "batch_size": 2}
+    judged = {**RECIPE["stages"][1], "rewards": [{"name": "reward_model", "stage": "scorer"}]}
+    task = {"kind": "arithmetic", "num_train": 8, "num_eval": 3, "num_preferences": 4}
+    found = check_recipe(
+        parse_recipe({**RECIPE, "rewards": ["tag_answer"], "task": task, "stages": [scorer, judged], "evaluation": {}})
+    )
+    assert {"memory", "preferences"} <= {each.what for each in found} and "samples" not in {each.what for each in found}

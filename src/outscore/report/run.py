@@ -172,7 +172,8 @@ class RunDirectory:
         """Discard all that was recorded after step `step` of `stage`; what stays keeps its bytes.
 
         Step 0 keeps what precedes the stage's first step, an evaluation at step 0 included; step -1 of the first stage
-        keeps nothing. `events.log` keeps all: it says what happened. ValueError when a step that must be there is not.
+        keeps nothing. A stage's last step keeps what the next one had sampled before its first (a group file of step
+        0). `events.log` keeps all: it says what happened. ValueError when a step that must be there is not.
         """
         order = {plan.name: index for index, plan in enumerate(self.stages)}
         if stage not in order:
@@ -186,8 +187,10 @@ class RunDirectory:
         for name in LINES:
             count = files.keep_lines(self.path / name, lambda line: keeps(line["stage"], line["step"]))
             num_steps += count if name == "metrics.jsonl" else 0
+        last = step == self.stages[order[stage]].num_steps
         for item in [*self.group_files(), *self.checkpoints()]:
-            if not keeps(item.stage, item.step):
+            is_next = item.step == 0 and last and order.get(item.stage) == order[stage] + 1
+            if not is_next and not keeps(item.stage, item.step):
                 _remove(item.path)
                 removed.append(item.path)
         recorded = [line["step"] for line in files.read_lines(self.path / "metrics.jsonl") if line["stage"] == stage]

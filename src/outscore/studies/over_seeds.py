@@ -1,9 +1,12 @@
-"""What studies that repeat a run over seeds share: a mean's uncertainty, and the evaluation after a stage."""
+"""What studies that repeat a run over seeds share: the run of a seed, the evaluation after a stage, and a mean's
+uncertainty."""
 
 import math
 from collections.abc import Sequence
 from statistics import stdev
+from typing import Any
 
+from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Evaluation
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -23,3 +26,13 @@ def interval(values: Sequence[float]) -> float:
 def after(run: Sequence[Evaluation], stage: str) -> Evaluation:
     """A run's evaluation at the end of a stage."""
     return next(each for each in run if each.label == f"after {stage}")
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with another seed, for the run and for the questions of every task in it."""
+    data: dict[str, Any] = dump_recipe(recipe)
+    data["seed"] = seed
+    for part in (data, *data["stages"]):
+        if part.get("task"):
+            part["task"] = {**part["task"], "seed": seed}
+    return parse_recipe(data)

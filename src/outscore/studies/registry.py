@@ -32,6 +32,13 @@ STUDIES = {
             num_seeds=3,
         ),
         Study(
+            name="distillation",
+            summary="a small student: imitating a teacher, advised by it, or by rewards, of equally many samples",
+            source="DeepSeek-R1, arXiv 2501.12948, 4.1; spec A44c",
+            module="outscore.studies.distillation",
+            num_seeds=3,
+        ),
+        Study(
             name="reward-noise",
             summary="accuracy against the rate at which a reward is wrong, with the backward correction and without",
             source="arXiv 2510.00915; spec A33, A54",

@@ -1,7 +1,7 @@
 """From a recipe's stage and the workshop to a stage that can run."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,13 @@ from outscore.train.materials import answer_limit, end_token_id
 from outscore.train.optim import make_optimizer
 from outscore.train.penalty import RewardKl
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource
+from outscore.train.ptx import step_texts, text_term
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
 from outscore.train.setup import Workshop, stage_algorithm, stage_populations
 from outscore.train.sources import RolloutSource, Source
 from outscore.train.step import Learner, Reference, UpdatePlan, update
-from outscore.train.teacher import load_teacher
+from outscore.train.teacher import load_other, load_teacher
 from outscore.train.texts import TextMeasure
 
 EVALUATION_ROWS = 256
@@ -81,6 +82,7 @@ def build_stage(
         token_budget=settings.token_budget,
         minibatches=settings.minibatches if isinstance(settings, PolicySettings) else 1,
         epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
+        beside=text_term(settings),
     )
     take: Updater = update
     if row.has_critic:
@@ -138,24 +140,10 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
             verdict=materials.judge.correct,
             values=CriticValues(learner.critic, settings.token_budget) if learner.critic else None,
             strata=stage_populations(recipe, index, workshop)[1],
+            texts=step_texts(settings, materials.texts, seed=recipe.seed, stage=index),
         )
     if isinstance(settings, RejectionSettings):
-        return RejectionSource(
-            prompts=materials.train_prompts,
-            sampler=make_sampler(workshop.policy, settings.sampling.max_rows),
-            rewards=materials.rewards,
-            judge=materials.judge,
-            settings=settings,
-            seed=recipe.seed,
-            stage=index,
-            run=run,
-            demonstrations=materials.demonstrations,
-            sampled_as=(
-                partial(weights_of, run, recipe, settings.samples_from, workshop)
-                if run is not None and settings.samples_from
-                else nullcontext
-            ),
-        )
+        return _rejection_source(recipe, index, settings, workshop, run)
     if isinstance(settings, PreferenceSettings):
         return preference_source(recipe, index, settings, workshop)
     assert isinstance(settings, SftSettings | TextSettings)
@@ -165,6 +153,30 @@ def _source(recipe: Recipe, index: int, workshop: Workshop, learner: Learner, ru
         seed=recipe.seed,
         stage=index,
         strata=stage_populations(recipe, index, workshop)[1],
+    )
+
+
+def _rejection_source(
+    recipe: Recipe, index: int, settings: RejectionSettings, workshop: Workshop, run: RunDirectory | None
+) -> RejectionSource:
+    """Samples of the policy, of the policy with other weights, or of another model."""
+    policy, materials = workshop.policy, workshop.materials[index]
+    sampled_as: Callable[[], AbstractContextManager[None]] = nullcontext
+    if settings.samples_another_model:
+        policy = load_other(recipe, settings, "samples_from", settings.samples_from, policy)
+    elif settings.samples_from and run is not None:
+        sampled_as = partial(weights_of, run, recipe, settings.samples_from, workshop)
+    return RejectionSource(
+        prompts=materials.train_prompts,
+        sampler=make_sampler(policy, settings.sampling.max_rows),
+        rewards=materials.rewards,
+        judge=materials.judge,
+        settings=settings,
+        seed=recipe.seed,
+        stage=index,
+        run=run,
+        demonstrations=materials.demonstrations,
+        sampled_as=sampled_as,
     )
 
 

@@ -71,7 +71,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
         untrained = locate_models(workshop.materials[index].rewards, None)
         if isinstance(stage, PolicySettings) and first and not untrained:
             findings += _rollout_findings(recipe, index, workshop)
-        if isinstance(stage, RejectionSettings):
+        if isinstance(stage, RejectionSettings) and not untrained:
             findings.append(_rejection_finding(recipe, index, workshop))
     return findings
 

@@ -24,6 +24,7 @@ from outscore.rewards import Reward, Rewards
 from outscore.stage_parts import SamplingSettings
 from outscore.stages import (
     OutcomeRewardModelSettings,
+    PolicySettings,
     PreferenceSettings,
     ProcessRewardModelSettings,
     RejectionSettings,
@@ -57,6 +58,8 @@ class Materials:
     """Prompts to sample from."""
     demonstrations: Sequence[DemonstrationGroup] = ()
     """Responses, or pieces of text, to imitate."""
+    texts: Sequence[DemonstrationGroup] = ()
+    """Pieces of text that a stage of the policy predicts beside its samples."""
     rankings: Sequence[RankedGroup] = ()
     """Preferences to learn from."""
     eval_rankings: Sequence[RankedGroup] = ()
@@ -91,8 +94,10 @@ def stage_materials(
     recipe: Recipe,
     *,
     unseen: set[str],
+    corpus: Task | None = None,
 ) -> Materials:
-    """What a stage needs of its task. Problems whose question is in `unseen` are held out and left out.
+    """What a stage needs of its task. Problems whose question is in `unseen` are held out and left out; what texts it
+    has beside (`ptx`) are those of `corpus`, or of its task.
 
     Raises:
         ValueError: if the task has none of what the stage needs, or something does not fit into the model's context.
@@ -110,7 +115,8 @@ def stage_materials(
         if isinstance(stage, RejectionSettings) and stage.demonstrations:
             given = _apart(demonstration_groups(task, policy, recipe), unseen)
         scorers = rewards if rewards.names else Rewards([NO_REWARD])  # a teacher needs none
-        return Materials(train_prompts=prompts, demonstrations=given, rewards=scorers, judge=judge)
+        beside = _texts_beside(stage, corpus or task, policy)
+        return Materials(train_prompts=prompts, demonstrations=given, texts=beside, rewards=scorers, judge=judge)
     if isinstance(stage, PreferenceSettings):
         known = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
         rankings = [replace(each, problem=placed(each.problem, stage)) for each in known]
@@ -121,7 +127,7 @@ def stage_materials(
             judge=judge,
         )
     if isinstance(stage, TextSettings):
-        texts = train_texts(task)
+        texts = train_texts(task, "stages: pre-training needs")
         return Materials(demonstrations=text_groups(texts, policy, stage.piece), rewards=rewards, judge=judge)
     if isinstance(stage, OutcomeRewardModelSettings):
         return labelled_materials(stage, task, policy, recipe, Materials(rewards=rewards, judge=judge), unseen=unseen)
@@ -134,11 +140,21 @@ def _apart(groups: Sequence[DemonstrationGroup], unseen: set[str]) -> list[Demon
     return [group for group in groups if question_text(group.prompt.problem) not in unseen]
 
 
-def train_texts(task: Task) -> Sequence[str]:
-    """The task's texts to train on; ValueError where it has none."""
+def _texts_beside(stage: StageSettings, corpus: Task, policy: Policy) -> Sequence[DemonstrationGroup]:
+    """The pieces of text that a stage predicts beside its samples; ValueError where it asks for some and has none."""
+    if not isinstance(stage, PolicySettings) or stage.ptx is None:
+        return ()
+    texts = train_texts(corpus, f"stage `{stage.label}`: ptx needs")
+    return text_groups(texts, policy, stage.ptx.piece)
+
+
+def train_texts(task: Task, needs: str) -> Sequence[str]:
+    """The task's texts to train on; ValueError, beginning with what `needs` them, where it has none."""
     texts = task.train_texts() if isinstance(task, CorpusTask) else []
     if not texts:
-        raise ValueError(f"stages: pre-training needs plain text, and task {task.name} has none (kind: text has)")
+        raise ValueError(
+            f"{needs} plain text, and task {task.name} has none (kind: text has, and toy_assistant with num_texts)"
+        )
     return texts
 
 

@@ -121,7 +121,8 @@ def stage_memory(
     if row.has_critic:  # all of it is trained, also where the policy has adapters
         size_of_critic = num_scalar_parameters(policy)
         states["critic"] = sum(state_bytes(size_of_critic, size_of_critic, bytes_per_weight=size).values())
-    if row.needs_teacher:  # as if it were as large as the policy
+    if row.needs_teacher or (isinstance(stage, RejectionSettings) and stage.samples_another_model):
+        # As if it were as large as the policy.
         states["teacher"] = sum(parameter.numel() for parameter in policy.model.parameters()) * size
     materials = workshop.materials[index]
     num_tokens = _micro_batch(workshop.policy, materials, stage)
@@ -203,10 +204,13 @@ def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> 
     assert isinstance(stage, PolicySettings)
     prompt, new = _longest_prompt(materials), stage.sampling.max_new_tokens
     groups = -(-stage.prompts_per_step // stage.minibatches)
+    texts = [1 + len(piece.completion.token_ids) for piece in materials.texts]
+    beside = max(min(stage.token_budget, stage.ptx.batch_size * max(texts)), *texts) if stage.ptx and texts else 0
     if policy.layout == "group_rows":
-        return max(min(stage.token_budget, groups * (prompt + stage.group_size * new)), prompt + new)
+        return max(min(stage.token_budget, groups * (prompt + stage.group_size * new)), prompt + new, beside)
     # The budget counts a prompt once; rows of their own repeat it.
-    return min(groups * stage.group_size, max((stage.token_budget - prompt) // new, 1)) * (prompt + new)
+    rows = min(groups * stage.group_size, max((stage.token_budget - prompt) // new, 1))
+    return max(rows * (prompt + new), beside)
 
 
 def _sampled_at_once(materials: Materials, stage: StageSettings) -> int:

@@ -6,7 +6,7 @@ I(o is right). All samples, kept or not, are the group file of step 0 of the sta
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +16,6 @@ from outscore.records import (
     Prompt,
     SampleRequest,
     SamplingParams,
-    Score,
     ScoredGroup,
 )
 from outscore.report import RunDirectory, completion_rows
@@ -65,10 +64,13 @@ class RejectionSource:
         """The demonstrations of a step. The first call samples, or reads what an interrupted run had sampled."""
         if not self._kept:
             told = self.fill(tell)
-            if not self._kept:
+            if len(self._kept) < self.settings.min_kept:
+                few = f"{len(self._kept)} samples passed, and min_kept = {self.settings.min_kept}"
+                said = few if self._kept else "no sample passed, so there is nothing to imitate"
                 raise ValueError(
-                    f"stage {self.settings.label}: no sample passed, so there is nothing to imitate: {told}. Begin "
-                    "with a better model, raise group_size or sampling.max_new_tokens, or lower min_reward or filters"
+                    f"stage {self.settings.label}: {said}: {told}. Begin with a better model, raise num_prompts, "
+                    "group_size or sampling.max_new_tokens. All samples are kept: with a lower min_reward or other "
+                    "filters in config.yaml, a resume judges them again"
                 )
             if self.run is not None:
                 self.run.log(f"{self.settings.label}: {told}")
@@ -83,19 +85,24 @@ class RejectionSource:
         return replace(collected, metrics={**collected.metrics, **share})
 
     def fill(self, tell: Tell = tell_nobody) -> str:
-        """Sample, or read what was sampled, and say what became of it. It may be that nothing is kept."""
+        """Sample what is not on record yet, and say what became of it all. It may be that nothing is kept.
+
+        What is sampled is recorded whatever stops it, a judge that cannot be reached or a person.
+        """
         chosen = self._chosen()
         path = self.run.groups_path(self.settings.label, 0) if self.run else None
-        if path is not None and path.is_file():
-            rows = read_parquet(path)
-        else:
-            with self.sampled_as():
-                rows = self._sample(chosen, tell)
-            if self.run is not None:
+        recorded = read_parquet(path) if path is not None and path.is_file() else []
+        rows = list(recorded)
+        try:
+            if (first := len({row.slot for row in rows})) < len(chosen):
+                with self.sampled_as():
+                    for block in self._sample(chosen, first, tell):
+                        rows += block
+        finally:
+            by_slot = self._decided(rows)
+            rows = [row for own in by_slot.values() for row in own]
+            if self.run is not None and rows and rows != recorded:
                 self.run.write_groups(self.settings.label, 0, rows)
-        by_slot: dict[int, list[CompletionRow]] = {}
-        for row in rows:
-            by_slot.setdefault(row.slot, []).append(row)
         fates: Counter[str] = Counter()
         for slot, own in by_slot.items():
             passed = [row for row in own if row.advantage]
@@ -104,6 +111,14 @@ class RejectionSource:
         self._num_sampled = len(rows)
         listed = ", ".join(f"{count} {fate}" for fate, count in fates.most_common())
         return f"{len(rows)} samples of {len(by_slot)} prompts: {listed}"
+
+    def _decided(self, rows: Sequence[CompletionRow]) -> dict[int, list[CompletionRow]]:
+        """The samples of each prompt with what is kept of them: by the settings as they are now, which may be others
+        than when too few had passed."""
+        by_slot: dict[int, list[CompletionRow]] = {}
+        for row in rows:
+            by_slot.setdefault(row.slot, []).append(row)
+        return {slot: kept(own, self.settings) for slot, own in by_slot.items()}
 
     @property
     def num_kept(self) -> int:
@@ -115,17 +130,17 @@ class RejectionSource:
         count = min(self.settings.num_prompts or len(self.prompts), len(self.prompts))
         return batch_indices(self.seed, self.stage, 1, count, len(self.prompts))
 
-    def _sample(self, chosen: Sequence[int], tell: Tell) -> list[CompletionRow]:
-        rows: list[CompletionRow] = []
+    def _sample(self, chosen: Sequence[int], first: int, tell: Tell) -> Iterator[list[CompletionRow]]:
+        """The samples of each block of prompts, from the place `first` on."""
         params = SamplingParams(**self.settings.sampling.model_dump(exclude={"max_rows"}))
         size = self.settings.group_size
-        for first in range(0, len(chosen), BLOCK):
-            places = range(first, min(first + BLOCK, len(chosen)))
+        for begin in range(first, len(chosen), BLOCK):
+            places = range(begin, min(begin + BLOCK, len(chosen)))
             requests = [
                 SampleRequest(prompt=self.prompts[chosen[slot]], num_samples=size, slot=slot) for slot in places
             ]
             scoring = self.rewards.begin(requests, step=0, max_steps=self.settings.steps)
-            what = f"sampling, prompt {first + 1} of {len(chosen)} and on:"
+            what = f"sampling, prompt {begin + 1} of {len(chosen)} and on:"
             sampled = self.sampler.sample(
                 requests,
                 params,
@@ -134,24 +149,23 @@ class RejectionSource:
                 on_finished=both(scoring.finished, counting(what, len(requests) * size, tell)),
             )
             tell("scoring")
-            rows += self._rows(scoring.result(sampled).groups)
-        return rows
+            yield self._rows(scoring.result(sampled).groups)
 
     def _rows(self, groups: Sequence[ScoredGroup]) -> list[CompletionRow]:
-        """The record of these groups; a sample that is kept has advantage 1, its gradient coefficient."""
+        """The record of these groups, before it is decided which are kept."""
         verdicts = [self.judge.correct(group) for group in groups]
         return completion_rows(
             stage=self.settings.label,
             step=0,
             groups=groups,
-            advantages=[kept(group, right, self.settings) for group, right in zip(groups, verdicts, strict=True)],
+            advantages=[[None] * len(group.scores) for group in groups],
             extracted=[answer for group in groups for answer in self.judge.answers(group.sampled)],
             correct=[verdict for group in verdicts for verdict in group],
         )
 
 
-def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: RejectionSettings) -> list[float | None]:
-    """1 for each sample that is kept, None for the others.
+def kept(rows: Sequence[CompletionRow], settings: RejectionSettings) -> list[CompletionRow]:
+    """The samples of a prompt; one that is kept has advantage 1, its gradient coefficient, the others None.
 
     Out go samples that were cut off or could not be scored, those that are not right (or score below `min_reward`,
     where that is given), those that one of the `filters` stops, repeats of one that is kept, and all but the `keep`
@@ -159,17 +173,16 @@ def kept(group: ScoredGroup, verdicts: Sequence[bool | None], settings: Rejectio
     """
     candidates: list[tuple[float, int]] = []
     seen: set[tuple[int, ...]] = set()
-    for i, (drawn, score) in enumerate(zip(group.sampled.completions, group.scores, strict=True)):
-        if not isinstance(score, Score) or drawn.finish == "length":
+    for i, row in enumerate(rows):
+        if row.reward is None or row.finish == "length":
             continue
-        passes = verdicts[i] if settings.min_reward is None else score.reward >= settings.min_reward
-        passes = passes and stopped_by(score.parts, settings.filters) is None
-        if passes and drawn.completion.token_ids not in seen:
-            seen.add(drawn.completion.token_ids)
-            candidates.append((-score.reward, i))
-    best = sorted(candidates)[: settings.keep or None]
-    chosen = {i for _, i in best}
-    return [1.0 if i in chosen else None for i in range(len(group.scores))]
+        passes = row.correct if settings.min_reward is None else row.reward >= settings.min_reward
+        passes = passes and stopped_by(row.parts, settings.filters) is None
+        if passes and row.token_ids not in seen:
+            seen.add(row.token_ids)
+            candidates.append((-row.reward, i))
+    chosen = {i for _, i in sorted(candidates)[: settings.keep or None]}
+    return [replace(row, advantage=1.0 if i in chosen else None) for i, row in enumerate(rows)]
 
 
 def stopped_by(parts: Mapping[str, float | None], filters: Mapping[str, float]) -> str | None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from outscore.config import ModelSettings, Recipe
-from outscore.inputs import nearest
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
 from outscore.model.load import LoadedModel, load_model, stop_token_ids, weights_sha256
@@ -47,6 +46,7 @@ from outscore.train.materials import (
     stage_materials,
     text_groups,
 )
+from outscore.train.named_models import check_models
 from outscore.train.order import Strata
 from outscore.train.populations import (
     PopulationWeights,
@@ -176,29 +176,10 @@ def check_before_loading(recipe: Recipe) -> None:
     stage_plans(recipe)
     evaluation_column(recipe.stages)
     for place, stage in enumerate(recipe.stages):
-        check_teacher(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
+        check_models(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
-
-
-def check_teacher(stage: StageSettings, row: Algorithm, before: Sequence[str]) -> None:
-    """ValueError where a stage's teacher is missing, has no effect, or is none of the stages before and no model."""
-    teacher = stage.teacher if isinstance(stage, PolicySettings) else ""
-    if row.needs_teacher and not teacher:
-        raise ValueError(
-            f"stage `{stage.label}`: kl_to = 'teacher' needs `teacher`: an earlier stage, or a model's directory"
-        )
-    if teacher and not row.needs_teacher:
-        raise ValueError(
-            f"stage `{stage.label}`: teacher = {teacher!r} has no effect, because kl_to is {row.kl_to!r} with kl_coef "
-            f"{row.kl_coef:g}; use algorithm: distillation, or cells: {{kl_to: teacher, kl_coef: 1.0}}"
-        )
-    if teacher and teacher not in before and "/" not in teacher and not Path(teacher).exists():
-        raise ValueError(
-            f"stage `{stage.label}`: teacher = {teacher!r} is neither an earlier stage nor a model"
-            f"{nearest(teacher, before)}"
-        )
 
 
 def prepare(
@@ -227,25 +208,25 @@ def prepare(
     check_before_loading(recipe)
     task = make_task(**recipe.task) if task is None else task
     tasks = [task if stage.task is None else make_task(**stage.task) for stage in recipe.stages]
+    corpora = [_corpus(stage, own_task) for stage, own_task in zip(recipe.stages, tasks, strict=True)]
     scoring = partial(Rewards, on_failure=recipe.on_reward_failure, scoring=recipe.scoring)
     rewards = scoring(recipe.rewards) if rewards is None else rewards
     rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    load = partial(load_policy, recipe.model, list({id(each): each for each in (task, *tasks)}.values()), recipe.seed)
+    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
     held_out = task.eval_problems()
     unseen = {question_text(problem) for problem in held_out}
     materials = []
-    for stage, own_task in zip(() if evaluation_only else recipe.stages, tasks, strict=False):
+    for stage, own_task, corpus in zip(() if evaluation_only else recipe.stages, tasks, corpora, strict=False):
         scorers = rewards if stage.rewards is None else scoring(stage.rewards)
         verdicts = judge if stage.rewards is None else make_judge(recipe, scorers, own=True)
         _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
-        materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
-    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
-    shown = eval_rankings(task, recipe) if compares else []
+        made = partial(stage_materials, stage, own_task, scorers, verdicts, policy, recipe)
+        materials.append(made(unseen=others, corpus=corpus))
     asked = _asked(recipe, held_out) if recipe.rewards else []
     return Workshop(
         policy=policy,
@@ -253,8 +234,8 @@ def prepare(
         base=partial(_trained_weights, load, found),
         materials=materials,
         eval_prompts=[render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in asked],
-        eval_rankings=ranked_groups(shown, policy, recipe),
-        eval_texts=_held_out_text(recipe, tasks, policy),
+        eval_rankings=_held_out_rankings(recipe, task, policy),
+        eval_texts=_held_out_text(recipe, corpora, policy),
         rewards=rewards,
         judge=judge,
         facts=found,
@@ -280,11 +261,28 @@ def _population_notices(
     return notices
 
 
-def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:
+def _held_out_rankings(recipe: Recipe, task: Task, policy: Policy) -> list[RankedGroup]:
+    """Preferences on held-out problems of the run's task, where a stage trains on its preferences."""
+    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
+    return ranked_groups(eval_rankings(task, recipe), policy, recipe) if compares else []
+
+
+def _different(tasks: Sequence[Task]) -> list[Task]:
+    return list({id(each): each for each in tasks}.values())
+
+
+def _corpus(stage: StageSettings, task: Task) -> Task:
+    """The task whose texts a stage takes: its own, unless it has another for them."""
+    beside = stage.ptx.task if isinstance(stage, PolicySettings) and stage.ptx else None
+    return task if beside is None else make_task(**beside)
+
+
+def _held_out_text(recipe: Recipe, corpora: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:
     """Held-out documents of the first stage that trains on text, at most as many as problems are evaluated on."""
-    for stage, task in zip(recipe.stages, tasks, strict=True):
-        if isinstance(stage, TextSettings) and isinstance(task, CorpusTask):
-            return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, stage.piece)
+    for stage, task in zip(recipe.stages, corpora, strict=True):
+        reads = stage if isinstance(stage, TextSettings) else getattr(stage, "ptx", None)
+        if reads is not None and isinstance(task, CorpusTask):
+            return text_groups(task.eval_texts()[: recipe.evaluation.problems], policy, reads.piece)
     return []
 
 

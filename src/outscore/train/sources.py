@@ -1,8 +1,8 @@
 """Where a step's groups come from; here samples of the policy with their scores and advantages."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -109,6 +109,8 @@ class RolloutSource:
     strata: Strata | None = None
     """Which prompts are of which population, where that decides what is drawn; a refill is then of the population of
     what it replaces."""
+    texts: Callable[[int], tuple[Batch, ...]] | None = None
+    """The plain text beside the updates of a step, for a stage that has some."""
 
     @property
     def worth(self) -> Worth:
@@ -165,7 +167,10 @@ class RolloutSource:
         found = worth.appraise([scored.group for scored in kept])
         everything = [*kept, *replaced]
         return Collected(
-            batch=self._batch([scored.group for scored in kept], found, first),
+            batch=replace(
+                self._batch([scored.group for scored in kept], found, first),
+                texts=self.texts(step) if self.texts else (),
+            ),
             metrics={
                 **merge(logged),
                 **part_metrics([scored.metrics for scored in kept]),

@@ -69,6 +69,8 @@ class Batch:
     rewards: tuple[float | None, ...] | None = None
     """Where completions were sampled, the mean reward of what was first drawn in each group's slot: a refill was chosen
     for its rewards. None for a group that could not be scored."""
+    texts: "tuple[Batch, ...]" = ()
+    """Plain text that is predicted beside, for each update of the step a batch."""
 
     @property
     def starts(self) -> list[int]:
@@ -163,6 +165,8 @@ class UpdatePlan:
     """Updates in a pass over the batch."""
     epochs: int = 1
     """Passes over the batch, µ."""
+    beside: Callable[[Learner, Batch, int], Sequence[LossTerms]] | None = None
+    """Adds another loss's gradient to that of an update, which it is told by its number in the step, 0 the first."""
 
 
 def pack(policy: Policy, groups: Sequence[TrainingGroup], starts: Sequence[int]) -> GroupRows:
@@ -255,20 +259,10 @@ def update(
             before, total = epoch * len(parts) + i, plan.epochs * len(parts)
             told = part_of(before, total, on_progress) if on_progress else None
             kept = coefficients if epoch == 0 else None
-            reports.append(_one_update(learner, batch, part, plan, known, told, kept))
+            terms = accumulate(learner, batch, part, plan, known, told, kept)
+            terms += plan.beside(learner, batch, before) if plan.beside else []
+            reports.append(take_update(learner, plan, terms))
     return merge(reports)
-
-
-def _one_update(
-    learner: Learner,
-    batch: Batch,
-    part: Sequence[TrainingGroup],
-    plan: UpdatePlan,
-    known: Mapping[str, Float[Tensor, " token"] | None],
-    on_progress: Callable[[float], None] | None,
-    coefficients: Float[Tensor, " token"] | None,
-) -> Metrics:
-    return take_update(learner, plan, accumulate(learner, batch, part, plan, known, on_progress, coefficients))
 
 
 def take_update(learner: Learner, plan: UpdatePlan, terms: Sequence[LossTerms]) -> Metrics:
