@@ -27,6 +27,11 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _SMALLEST_BLOCK = 64
 
 
+def block_tokens(length: int) -> int:
+    """Tokens that the block of a prompt has room for."""
+    return max(_SMALLEST_BLOCK, 1 << (length - 1).bit_length())
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class StoredPrompt:
     """Where the keys and values of a prompt are."""
@@ -193,7 +198,7 @@ class DecodeContext:
 
     def add_prompt(self, length: int) -> StoredPrompt:
         """Make a place for a prompt."""
-        size = max(_SMALLEST_BLOCK, 1 << (length - 1).bit_length())
+        size = block_tokens(length)
         return self.blocks.setdefault(size, PromptBlock(size)).add(length)
 
     def remove_prompt(self, prompt: StoredPrompt) -> None:
