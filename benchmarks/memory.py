@@ -1,14 +1,19 @@
 """Predicted against measured memory: python benchmarks/memory.py [--models llama-512 llama-768 DIRECTORY].
 
-Each case is a real run of three steps, with an evaluation and a checkpoint, in a process of its own, which first counts
+Each case is a real run of two steps, with an evaluation and a checkpoint, in a process of its own, which first counts
 what `outscore plan` would (nothing but shapes is loaded), and then measures the most it holds in each phase: the peak
 resident set of Linux, which is set back between phases. Both stand without what the process held before it had a model.
-A case's completions never stop before their limit, as the plan assumes. Prints a table and writes JSON.
+A case's completions never stop before their limit, as the plan assumes.
+
+Two allocators: `mapped` maps every tensor of 64 KiB or more by itself, so that what is resident is what is alive;
+`default` is glibc as it comes, which keeps freed memory and has holes in it. Prints a table and writes JSON.
 """
 
 import argparse
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +33,11 @@ SIZES = {
 """Models with random weights and a vocabulary of letters."""
 CASES = ("ppo", "grpo-reward-model", "grpo-rules", "grpo-no-kl")
 """Spec A31: {value, reward, reference, policy}, without the value, without the reward model, the policy alone."""
+ALLOCATORS: Mapping[str, Mapping[str, str]] = {
+    "mapped": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
+    "default": {},
+}
+"""What the environment says to glibc."""
 REWARD = "def share_of_e(completions):\n    return [text.count('e') / (len(text) + 1) for text in completions]\n"
 
 
@@ -81,7 +91,7 @@ def recipe_of(case: str, model: Path, folder: Path, options: argparse.Namespace)
     asks_model = case in ("ppo", "grpo-reward-model")
     stage = {
         "algorithm": "ppo" if case == "ppo" else "grpo",
-        "steps": 3,
+        "steps": 2,
         "prompts_per_step": options.prompts,
         "group_size": options.group,
         "token_budget": options.token_budget,
@@ -96,7 +106,7 @@ def recipe_of(case: str, model: Path, folder: Path, options: argparse.Namespace)
         "task": {"kind": "data", "path": str(folder / "data.jsonl"), "num_eval": 4},
         "prompt": {"template": "none"},
         "rewards": [rule],
-        "evaluation": {"problems": 4, "samples": 2},
+        "evaluation": {"problems": 4, "samples": 1},
         "stages": [stage],
     }
 
@@ -140,7 +150,7 @@ def measure(case: str, model: Path, folder: Path, options: argparse.Namespace) -
     from outscore.config import parse_recipe
     from outscore.rewards import Rewards
     from outscore.rollout.engine import GroupEngine
-    from outscore.train import build, critic, loop, setup, step
+    from outscore.train import critic, loop, setup, step
     from outscore.train.memory import resident_bytes
     from outscore.train.plan import plan_recipe
     from outscore.train.run import run_recipe
@@ -170,6 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(SIZES), help="llama-512, llama-768, or model directories")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--allocators", nargs="+", choices=list(ALLOCATORS), default=list(ALLOCATORS))
     parser.add_argument("--prompts", type=int, default=4, help="prompts of a step (4)")
     parser.add_argument("--group", type=int, default=8, help="completions of a prompt (8)")
     parser.add_argument("--prompt", type=int, default=64, help="letters of a prompt (64)")
@@ -184,34 +195,42 @@ def main() -> None:
         print(json.dumps(measure(case, Path(model), Path(folder), options)))
         return
     results = []
-    print("| model | case | predicted, MiB | measured, MiB | error |\n|---|---|---|---|---|")
+    print(
+        "| model | case | predicted, MiB | measured, MiB | error | default allocator, MiB |\n|---|---|---|---|---|---|"
+    )
     for name in options.models:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             model = make_model(name, folder)
             make_reward_model(model, folder)
             for case in options.cases:
-                found = in_own_process(case, model, folder)
-                results.append({"model": Path(name).name, **found})
+                runs = {each: in_own_process(case, model, folder, each) for each in options.allocators}
+                measured = {allocator: found.pop("measured") for allocator, found in runs.items()}
+                results.append({"model": Path(name).name, **runs[options.allocators[0]], "measured": measured})
                 print(row(results[-1]), flush=True)
                 options.out.write_text(json.dumps({"options": vars(options) | {"out": ""}, "cases": results}, indent=1))
 
 
-def in_own_process(case: str, model: Path, folder: Path) -> dict[str, Any]:
+def in_own_process(case: str, model: Path, folder: Path, allocator: str) -> dict[str, Any]:
     """The figures of one case."""
     command = [sys.executable, *sys.argv, "--only", case, str(model), str(folder)]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    environment = {**os.environ, **ALLOCATORS[allocator]}
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    shutil.rmtree(folder / f"run-{case}")
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 
 def row(found: Mapping[str, Any]) -> str:
     """A line of the table."""
-    predicted, measured = max(found["predicted"].values()), max(found["measured"].values())
-    error = f"{predicted / measured - 1:+.1%}"
-    return (
-        f"| {found['model']} | {found['case']} | {predicted / 2**20:,.0f} | {measured / 2**20:,.0f} | {error} |"
+    predicted = max(found["predicted"].values())
+    held = {allocator: max(phases.values()) for allocator, phases in found["measured"].items()}
+    cells = [found["model"], found["case"], f"{predicted / 2**20:,.0f}"]
+    cells += (
+        [f"{held['mapped'] / 2**20:,.0f}", f"{predicted / held['mapped'] - 1:+.1%}"] if "mapped" in held else ["", ""]
     )
+    cells.append(f"{held['default'] / 2**20:,.0f}" if "default" in held else "")
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Steps of Outscore, a JSON line each: python benchmarks/outscore_side.py MODEL WORKLOAD STEPS."""
+"""Steps of Outscore, a JSON line each: python benchmarks/outscore_side.py MODEL WORKLOAD STEPS [PRECISION].
+
+Then one line with the limit: the matrix products of such a step alone (`limit`).
+"""
 
 import dataclasses
 import json
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from limit import step_limit
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import AutoTokenizer
 from workloads import WORKLOADS
 
@@ -58,13 +63,28 @@ class ForcedSampler:
             self.policy.stop_token_ids, engine.extend = stops, extend
 
 
-def main(model: str, name: str, steps: int) -> None:
+class OptimizerClock:
+    """Seconds spent in steps of any optimizer."""
+
+    def __init__(self) -> None:
+        self.seconds = self._started = 0.0
+        register_optimizer_step_pre_hook(self._begin)
+        register_optimizer_step_post_hook(self._end)
+
+    def _begin(self, *args: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _end(self, *args: Any) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+def main(model: str, name: str, steps: int, precision: str = "auto") -> None:
     """Take the steps and print what each took."""
     work = WORKLOADS[name]
     prompts = work.prompts(AutoTokenizer.from_pretrained(model))
     recipe = parse_recipe(
         {
-            "model": {"source": str(Path(model).resolve())},
+            "model": {"source": str(Path(model).resolve()), "precision": precision},
             "task": {"kind": "python", "name": "benchmark"},
             "prompt": {"template": "none"},
             "rewards": [{"kind": "python", "name": "table"}],
@@ -91,25 +111,32 @@ def main(model: str, name: str, steps: int) -> None:
     stage = build_stage(recipe, 0, workshop)
     sampler = ForcedSampler(stage.source.sampler, workshop.policy, work.lengths(), work.group_size)
     source = dataclasses.replace(stage.source, sampler=sampler)
+    clock = OptimizerClock()
     for step in range(1, steps + 1):
+        clock.seconds = 0.0
         started = time.perf_counter()
         collected = source.collect(step)
         collected_at = time.perf_counter()
-        update(stage.learner, collected.batch, stage.plan)
+        if work.kind == "step":
+            update(stage.learner, collected.batch, stage.plan)
         ended = time.perf_counter()
         distinct, tokens = collected.metrics["distinct_tokens"]
+        sampled = collected.seconds["sample"]
         line = {
-            "seconds": ended - started,
-            "sample": collected.seconds["sample"],
+            "seconds": ended - started if work.kind == "step" else sampled,
+            "sample": sampled,
             "score": collected.seconds["score"],
-            "update": ended - collected_at,
+            "backward": ended - collected_at - clock.seconds,
+            "optimizer": clock.seconds,
             "tokens": tokens,
             "distinct": distinct / tokens,
             "peak_bytes": peak_bytes().get("rss"),
             "threads": torch.get_num_threads(),
+            "precision": workshop.facts["precision"],
         }
         print(json.dumps(line), flush=True)
+    print(json.dumps({"limit": step_limit(workshop.policy, work, recipe.stages[0].sampling.max_rows)}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

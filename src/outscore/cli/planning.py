@@ -75,24 +75,24 @@ def _print_plan(plan: Any, assumptions: Any) -> None:
 
 
 def _stage_table(stage: Any) -> Table:
-    table = Table(title=f"{stage.label} ({stage.algorithm})", title_justify="left", box=None, pad_edge=False)
-    table.add_column("part")
+    unit, divisor = ("GiB", 2**30) if stage.total >= 1 << 30 else ("MiB", 2**20)
+    title = f"{stage.label} ({stage.algorithm}), {unit}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
     for phase in stage.phases:
         table.add_column(phase, justify="right", style="bold" if phase == stage.peak else "")
     parts = dict.fromkeys(part for own in stage.phases.values() for part, size in own.items() if size)
     for part in parts:
-        table.add_row(part, *(_size(own.get(part, 0)) for own in stage.phases.values()))
-    table.add_section()
-    table.add_row("total", *(_size(sum(own.values())) for own in stage.phases.values()))
+        sizes = (own.get(part, 0) / divisor for own in stage.phases.values())
+        table.add_row(part, *(f"{size:.2f}" if size >= 0.005 else "" for size in sizes))
+    table.add_row("total", *(f"{sum(own.values()) / divisor:.2f}" for own in stage.phases.values()))
     return table
 
 
 def _size(count: int) -> str:
-    """Bytes in the unit that suits them; nothing for none.
+    """Bytes in the unit that suits them.
 
     >>> _size(3 << 29), _size(5 << 20)
     ('1.50 GiB', '5 MiB')
     """
-    if count >= 1 << 30:
-        return f"{count / 2**30:.2f} GiB"
-    return f"{count / 2**20:.{1 if count < 10 << 20 else 0}f} MiB" if count else ""
+    return f"{count / 2**30:.2f} GiB" if count >= 1 << 30 else f"{count / 2**20:.0f} MiB"
