@@ -85,7 +85,8 @@ def table(record: dict[str, Any]) -> str:
     precision = own[0].get("precision", "")
     lines = [
         f"| {work.name}: {work.num_prompts} prompts of {work.prompt_tokens} tokens × {work.group_size}, "
-        f"{work.shortest} to {work.longest} new | TRL ({record['trl_dtype']}) | Outscore ({precision}) | times | limit | reached |",
+        f"{work.shortest} to {work.longest} new | TRL ({record['trl_dtype']}) | Outscore ({precision}) | times "
+        "| limit | reached |",
         "|---|---|---|---|---|---|",
     ]
     for key, label in PHASES.items():

@@ -6,7 +6,8 @@ resident set of Linux, which is set back between phases. Both stand without what
 A case's completions never stop before their limit, as the plan assumes.
 
 Two allocators: `mapped` maps every tensor of 64 KiB or more by itself, so that what is resident is what is alive;
-`default` is glibc as it comes, which keeps freed memory and has holes in it. Prints a table and writes JSON.
+`default` is glibc as it comes, which keeps freed memory and has holes in it. Prints a table and writes JSON, to which a
+later call adds its cases.
 """
 
 import argparse
@@ -206,9 +207,13 @@ def main() -> None:
             for case in options.cases:
                 runs = {each: in_own_process(case, model, folder, each) for each in options.allocators}
                 measured = {allocator: found.pop("measured") for allocator, found in runs.items()}
-                results.append({"model": Path(name).name, **runs[options.allocators[0]], "measured": measured})
-                print(row(results[-1]), flush=True)
-                options.out.write_text(json.dumps({"options": vars(options) | {"out": ""}, "cases": results}, indent=1))
+                shapes = {key: getattr(options, key) for key in ("prompts", "group", "prompt", "new", "precision")}
+                first = runs[options.allocators[0]]
+                own = {"model": Path(name).name, **first, "measured": measured, "shapes": shapes}
+                own["measured"] = {**results.get((own["model"], case), {}).get("measured", {}), **measured}
+                results[own["model"], case] = own
+                print(row(own), flush=True)
+                options.out.write_text(json.dumps(list(results.values()), indent=1))
 
 
 def in_own_process(case: str, model: Path, folder: Path, allocator: str) -> dict[str, Any]:
