@@ -195,7 +195,8 @@ def main() -> None:
         case, model, folder = options.only
         print(json.dumps(measure(case, Path(model), Path(folder), options)))
         return
-    results = []
+    there = json.loads(options.out.read_text()) if options.out.is_file() else []
+    results = {(found["model"], found["case"]): found for found in there}
     print(
         "| model | case | predicted, MiB | measured, MiB | error | default allocator, MiB |\n|---|---|---|---|---|---|"
     )

@@ -16,7 +16,7 @@ import torch
 from limit import step_limit
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import AutoTokenizer
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
 
 from outscore.config import parse_recipe
 from outscore.model.policy import Policy
@@ -78,9 +78,10 @@ class OptimizerClock:
         self.seconds += time.perf_counter() - self._started
 
 
-def main(model: str, name: str, steps: int, precision: str = "auto") -> None:
-    """Take the steps and print what each took."""
-    work = WORKLOADS[name]
+def steps_of(
+    model: str, work: Workload, steps: int, precision: str = "auto", *, with_limit: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Take the steps; what each took, and the limit."""
     prompts = work.prompts(AutoTokenizer.from_pretrained(model))
     recipe = parse_recipe(
         {
@@ -134,9 +135,12 @@ def main(model: str, name: str, steps: int, precision: str = "auto") -> None:
             "threads": torch.get_num_threads(),
             "precision": workshop.facts["precision"],
         }
-        print(json.dumps(line), flush=True)
-    print(json.dumps({"limit": step_limit(workshop.policy, work, recipe.stages[0].sampling.max_rows)}), flush=True)
+        yield line
+    if with_limit:
+        yield {"limit": step_limit(workshop.policy, work, recipe.stages[0].sampling.max_rows)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
+    directory, name, number, *given = sys.argv[1:]
+    for printed in steps_of(directory, WORKLOADS[name], int(number), *given):
+        print(json.dumps(printed), flush=True)

@@ -9,7 +9,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 from workloads import WORKLOADS, Workload
+
+Say = Callable[[dict[str, Any]], None]
+"""Hears a line about a step."""
 
 
 class ForcedLengths(LogitsProcessor):
@@ -40,7 +43,7 @@ class ForcedLengths(LogitsProcessor):
         return scores
 
 
-def sample_alone(model: str, work: Workload, steps: int, dtype: str) -> None:
+def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say) -> None:
     """`generate` as TRL calls it: every prompt repeated for its group."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16" if dtype == "bf16" else "float32").eval()
@@ -60,7 +63,7 @@ def sample_alone(model: str, work: Workload, steps: int, dtype: str) -> None:
                 eos_token_id=tokenizer.eos_token_id,
             )
         taken = time.perf_counter() - started
-        print(json.dumps(step_line(work, seconds=taken, sample=taken)), flush=True)
+        say(step_line(work, seconds=taken, sample=taken))
 
 
 def step_line(work: Workload, **seconds: float) -> dict[str, Any]:
@@ -77,11 +80,10 @@ def step_line(work: Workload, **seconds: float) -> dict[str, Any]:
     }
 
 
-def main(model: str, name: str, steps: int, dtype: str) -> None:
-    """Take the steps and print what each took."""
-    work = WORKLOADS[name]
+def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> None:
+    """Take the steps; `say` hears what each took when it is done."""
     if work.kind == "sampling":
-        sample_alone(model, work, steps, dtype)
+        sample_alone(model, work, steps, dtype, say)
         return
     tokenizer = AutoTokenizer.from_pretrained(model)
     seconds = {"sample": 0.0, "collect": 0.0, "optimizer": 0.0, "started": 0.0, "stepped": 0.0}
@@ -103,7 +105,7 @@ def main(model: str, name: str, steps: int, dtype: str) -> None:
                 backward=total - seconds["collect"] - seconds["optimizer"],
                 optimizer=seconds["optimizer"],
             )
-            print(json.dumps(line), flush=True)
+            say(line)
 
     def stepped(*args: Any) -> None:
         seconds["optimizer"] += time.perf_counter() - seconds["stepped"]
@@ -162,4 +164,5 @@ def main(model: str, name: str, steps: int, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    directory, name, number, given = sys.argv[1:]
+    take_steps(directory, WORKLOADS[name], int(number), given, lambda line: print(json.dumps(line), flush=True))

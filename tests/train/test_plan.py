@@ -94,6 +94,7 @@ def trained(**changes: Any) -> Trained:
         "num_head": 40,
         "is_tied": True,
         "bytes_per_weight": 4,
+        "bytes_of_moments": 8000,
         "has_vocabulary": True,
         "recomputed": False,
         "keeps_scores": False,
@@ -126,7 +127,7 @@ def test_gradients_of_earlier_micro_batches_wait() -> None:
 
 
 def test_adapters_a_scalar_head_recomputation_and_scores() -> None:
-    adapters = trained(num_trained=50, num_head=0)
+    adapters = trained(num_trained=50, num_head=0, bytes_of_moments=400)
     assert adapters.held == {"weights": 4000, "masters": 0, "optimizer": 400}
     assert adapters.backward_ends(EXTENT)["gradients"] == 200
     assert "logits" not in trained(has_vocabulary=False, num_head=0).backward_begins(EXTENT)

@@ -108,10 +108,15 @@ def cache_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int) -
     return 2 * shape.key_value * shape.num_layers * num_tokens * bytes_per_value
 
 
+def scalar_sizes(policy: Policy) -> list[int]:
+    """Weights of each tensor of a copy of the policy, adapters merged, with a scalar head."""
+    backbone = policy.base.base_model.named_parameters()
+    return [*(weight.numel() for name, weight in backbone if "lora_" not in name), int(policy.config.hidden_size)]
+
+
 def num_scalar_parameters(policy: Policy) -> int:
     """Weights of a copy of the policy, adapters merged, with a scalar head."""
-    backbone = policy.base.base_model.named_parameters()
-    return sum(weight.numel() for name, weight in backbone if "lora_" not in name) + int(policy.config.hidden_size)
+    return sum(scalar_sizes(policy))
 
 
 def decoder_shape(config: Any, vocab_size: int) -> DecoderShape:

@@ -29,12 +29,13 @@ from outscore.train.memory import (
     decoder_shape,
     device_bytes,
     logit_bytes,
-    num_scalar_parameters,
     resident_bytes,
+    scalar_sizes,
     score_bytes,
     state_bytes,
     working_bytes,
 )
+from outscore.train.optim import moment_bytes
 from outscore.train.scorers import ScoringModel, scoring_models
 from outscore.train.setup import Workshop, default_device, prepare, stage_algorithm
 
@@ -125,6 +126,8 @@ class Trained:
     """Whether the output layer is the input embeddings."""
     bytes_per_weight: int
     """4 in fp32, 2 in bf16."""
+    bytes_of_moments: int
+    """Both of Adam's."""
     has_vocabulary: bool
     """Whether its head makes logits."""
     recomputed: bool
@@ -138,7 +141,7 @@ class Trained:
     def held(self) -> dict[str, int]:
         """What is there throughout."""
         states = state_bytes(self.num_parameters, self.num_trained, bytes_per_weight=self.bytes_per_weight)
-        return {name: states[name] for name in ("weights", "masters", "optimizer")}
+        return {"weights": states["weights"], "masters": states["masters"], "optimizer": self.bytes_of_moments}
 
     def forward(self, extent: Extent) -> dict[str, int]:
         """What a forward pass without gradients needs."""
@@ -217,8 +220,9 @@ def stage_memory(recipe: Recipe, index: int, workshop: Workshop) -> StageMemory:
     """What a stage needs, phase by phase."""
     stage, materials, policy = recipe.stages[index], workshop.materials[index], workshop.policy
     row = stage_algorithm(stage)
-    own = trained_policy(workshop, recipe.model.activation_checkpointing)
-    scalar = _scalar(policy, own)
+    states = stage.optimizer.states
+    own = trained_policy(workshop, recipe.model.activation_checkpointing, states)
+    scalar = _scalar(policy, own, states)
     learner = own if row.trains == "policy" else scalar
     extent = update_extent(stage, materials, policy)
     scorers = scoring_models(recipe, stage, policy)
@@ -246,8 +250,8 @@ def stage_memory(recipe: Recipe, index: int, workshop: Workshop) -> StageMemory:
     return StageMemory(label=stage.label, algorithm=row.name, phases=phases)
 
 
-def trained_policy(workshop: Workshop, recomputed: bool) -> Trained:
-    """The policy as its stages train it."""
+def trained_policy(workshop: Workshop, recomputed: bool, states: str) -> Trained:
+    """The policy as a stage trains it."""
     policy = workshop.policy
     head, embeddings = policy.base.get_output_embeddings().weight, policy.base.get_input_embeddings().weight
     grouped = policy.layout == "group_rows"
@@ -261,6 +265,7 @@ def trained_policy(workshop: Workshop, recomputed: bool) -> Trained:
         num_head=head.numel() if head.requires_grad else 0,
         is_tied=head is embeddings,
         bytes_per_weight=policy.compute_dtype.itemsize,
+        bytes_of_moments=moment_bytes((weight.numel() for weight in workshop.masters.parameters.values()), states),
         has_vocabulary=True,
         recomputed=recomputed,
         keeps_scores=grouped and plain,
@@ -268,10 +273,18 @@ def trained_policy(workshop: Workshop, recomputed: bool) -> Trained:
     )
 
 
-def _scalar(policy: Policy, own: Trained) -> Trained:
+def _scalar(policy: Policy, own: Trained, states: str) -> Trained:
     """A copy of the policy with a scalar head, all of it trained: a critic, or a reward model."""
-    size = num_scalar_parameters(policy)
-    return replace(own, num_parameters=size, num_trained=size, num_head=0, is_tied=False, has_vocabulary=False)
+    sizes = scalar_sizes(policy)
+    return replace(
+        own,
+        num_parameters=sum(sizes),
+        num_trained=sum(sizes),
+        num_head=0,
+        is_tied=False,
+        bytes_of_moments=moment_bytes(sizes, states),
+        has_vocabulary=False,
+    )
 
 
 def _held(

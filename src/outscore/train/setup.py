@@ -48,6 +48,7 @@ from outscore.train.materials import (
     stage_materials,
     text_groups,
 )
+from outscore.train.optim import require_8bit
 from outscore.train.order import Strata
 from outscore.train.populations import (
     PopulationWeights,
@@ -178,6 +179,8 @@ def check_before_loading(recipe: Recipe) -> None:
     evaluation_column(recipe.stages)
     for place, stage in enumerate(recipe.stages):
         check_teacher(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
+        if stage.optimizer.states == "8bit":
+            require_8bit(f"stage `{stage.label}`")
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
