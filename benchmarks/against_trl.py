@@ -90,9 +90,9 @@ def table(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for key, label in PHASES.items():
-        one, other = median(trl, key), median(own, key)
-        if not one and not other:
+        if work.kind == "sampling" and key != "sample":
             continue
+        one, other = median(trl, key), median(own, key)
         limit = median(limits, key) if limits and key in limits[0] else 0.0
         reached = f"{limit:.3g} | {limit / other:.0%}" if limit and other else " | "
         times = f"{one / other:.2f}" if other else ""

@@ -155,11 +155,11 @@ def table(axis: str, points: Sequence[Mapping[str, Any]]) -> str:
     for value in POINTS[axis]:
         sides = {p["side"]: p for p in points if p["axis"] == axis and p["value"] == value}
         if len(sides) == 2:
-            one, other = sides["trl"], sides["outscore"]
-            lines.append(
-                f"| {value:,} | {one['seconds']:.2f} | {other['seconds']:.2f} | {one['seconds'] / other['seconds']:.1f} "
-                f"| {one['peak'] / 1e6:,.0f} | {other['peak'] / 1e6:,.0f} | {one['peak'] / other['peak']:.1f} |"
-            )
+            cells = [f"{value:,}"]
+            for key, unit, digits in (("seconds", 1.0, 2), ("peak", 1e6, 0)):
+                one, other = (sides[side][key] / unit for side in ("trl", "outscore"))
+                cells += [f"{one:,.{digits}f}", f"{other:,.{digits}f}", f"{one / other:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -22,8 +22,8 @@ from outscore.config import parse_recipe
 from outscore.model.policy import Policy
 from outscore.records import SampledGroup, SampleRequest, SamplingParams
 from outscore.rewards import Rewards
-from outscore.rollout import Sampler, engine
-from outscore.rollout.completions import Draft, extend
+from outscore.rollout import Sampler, completions, engine
+from outscore.rollout.completions import Draft, take
 from outscore.tasks import make_task
 from outscore.train.build import build_stage
 from outscore.train.memory import peak_bytes
@@ -44,23 +44,23 @@ class ForcedSampler:
 
     @contextmanager
     def _forced(self) -> Iterator[None]:
-        stops = self.policy.stop_token_ids
+        stops, modules = self.policy.stop_token_ids, (completions, engine)
         end = min(stops)
 
-        def forced(rows: Sequence[Sequence[Draft]], *args: Any) -> None:
-            extend(rows, *args)
-            for draft in (draft for row in rows for draft in row):
-                last = len(draft.token_ids) == self.lengths[draft.request * self.group_size + draft.sample]
-                draft.finish = "stop" if last else None
-                if last:
-                    draft.token_ids[-1] = end
+        def forced(draft: Draft, token_id: int, *given: Any) -> None:
+            last = len(draft.token_ids) + 1 == self.lengths[draft.request * self.group_size + draft.sample]
+            take(draft, end if last else token_id, *given)
+            draft.finish = "stop" if last else None
 
         self.policy.stop_token_ids = frozenset()
-        engine.extend = forced
+        for module in modules:
+            module.take = forced
         try:
             yield
         finally:
-            self.policy.stop_token_ids, engine.extend = stops, extend
+            self.policy.stop_token_ids = stops
+            for module in modules:
+                module.take = take
 
 
 class OptimizerClock:
