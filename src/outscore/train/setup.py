@@ -224,8 +224,7 @@ def prepare(
         evaluation_only: leave training prompts and demonstrations out.
         task: a task object instead of the one the recipe names.
         rewards: rewards instead of those the recipe names.
-        outlined: leave out what costs memory or time, for counting alone: the model has shapes and no weights, it is
-            taken to have group rows, and no worker starts.
+        outlined: for counting alone: the model has shapes and no weights, and no worker starts.
 
     Raises:
         ValueError: if the model, the task, the template, a reward or their combination cannot work.
@@ -239,12 +238,11 @@ def prepare(
     if not outlined:
         rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    load = partial(load_policy, recipe.model, list({id(each): each for each in (task, *tasks)}.values()), recipe.seed)
-    load = partial(load, outlined=outlined)
+    known = list({id(each): each for each in (task, *tasks)}.values())
+    load = partial(load_policy, recipe.model, known, recipe.seed, outlined=outlined)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
-    held_out = task.eval_problems()
-    unseen = {question_text(problem) for problem in held_out}
+    unseen = {question_text(problem) for problem in task.eval_problems()}
     materials = []
     for stage, own_task in zip(() if evaluation_only else recipe.stages, tasks, strict=False):
         scorers = rewards if stage.rewards is None else scoring(stage.rewards)
@@ -253,16 +251,14 @@ def prepare(
         # A task holds its own evaluation problems out; another task may have them.
         others = set() if own_task is task else unseen
         materials.append(stage_materials(stage, own_task, scorers, verdicts, policy, recipe, unseen=others))
-    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
-    shown = eval_rankings(task, recipe) if compares else []
-    asked = _asked(recipe, held_out) if recipe.rewards else []
+    asked = _asked(recipe, task.eval_problems()) if recipe.rewards else []
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
         base=partial(_trained_weights, load, found),
         materials=materials,
         eval_prompts=[render_prompt(problem, policy, recipe, room=answer_limit(recipe)) for problem in asked],
-        eval_rankings=ranked_groups(shown, policy, recipe),
+        eval_rankings=_held_out_rankings(recipe, task, policy),
         eval_texts=_held_out_text(recipe, tasks, policy),
         rewards=rewards,
         judge=judge,
@@ -289,6 +285,12 @@ def _population_notices(
     return notices
 
 
+def _held_out_rankings(recipe: Recipe, task: Task, policy: Policy) -> list[RankedGroup]:
+    """Preferences on held-out problems of the run's task, where a stage trains on its preferences."""
+    compares = any(isinstance(stage, PreferenceSettings) and stage.task is None for stage in recipe.stages)
+    return ranked_groups(eval_rankings(task, recipe), policy, recipe) if compares else []
+
+
 def _held_out_text(recipe: Recipe, tasks: Sequence[Task], policy: Policy) -> list[DemonstrationGroup]:
     """Held-out documents of the first stage that trains on text, at most as many as problems are evaluated on."""
     for stage, task in zip(recipe.stages, tasks, strict=True):
@@ -307,10 +309,6 @@ def _trained_weights(load: Callable[..., tuple[Policy, Any]], facts: Mapping[str
     return {name: weight.detach().float() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-OUTLINED = {"layout": "group_rows", "layout_probe": "not probed: there are no weights to try it with"}
-"""What is taken for granted of a model without weights."""
-
-
 def load_policy(
     settings: ModelSettings,
     task: Task | Sequence[Task] | None,
@@ -324,7 +322,7 @@ def load_policy(
 
     `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights.
     """
-    facts = facts or (OUTLINED if outlined else {})
+    facts = facts or ({"layout": "group_rows", "layout_probe": "not probed, without weights"} if outlined else {})
     precision = settings.precision if settings.precision != "auto" else facts.get("precision")
     probed = facts.get("precision_probe", "given")
     if precision is None:
