@@ -104,8 +104,8 @@ class MemoryPlan:
 
 ASSUMPTIONS = (
     "the longest prompts meet in one step, every completion is as long as it may be, and no two begin alike",
-    "worker processes of rewards are not counted, nor the holes in an allocator's memory: glibc's had 20 to 25 % more "
-    "(docs/results.md), and MALLOC_MMAP_THRESHOLD_=65536 in the environment is without them, for some time",
+    "not counted are worker processes of rewards, and the holes in an allocator's memory: glibc's held 11 to 25 % more "
+    "(docs/results.md); with MALLOC_MMAP_THRESHOLD_=65536 in the environment it has none, and takes longer",
 )
 """What is taken for granted."""
 
