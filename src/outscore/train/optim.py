@@ -69,7 +69,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettin
         for members, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
         if members
     ]
-    common = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
     if settings.states == "8bit":
         made: torch.optim.Optimizer = require_8bit("optimizer").optim.AdamW8bit(groups, **common)
         return made

@@ -322,7 +322,8 @@ def load_policy(
 
     `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights.
     """
-    facts = facts or ({"layout": "group_rows", "layout_probe": "not probed, without weights"} if outlined else {})
+    granted: Mapping[str, Any] = {"layout": "group_rows", "layout_probe": "not probed: no weights"} if outlined else {}
+    facts = facts or granted
     precision = settings.precision if settings.precision != "auto" else facts.get("precision")
     probed = facts.get("precision_probe", "given")
     if precision is None:
