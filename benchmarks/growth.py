@@ -1,8 +1,9 @@
 """How a step grows: python benchmarks/growth.py [--points group prompt …] [--draw].
 
 A small Llama with random weights; one shape at a time is varied: the size of a group, the length of the prompt and of
-the completions, the vocabulary. TRL and Outscore take the same steps in a process of each (`workloads`); time is the
-last step's, memory the peak resident set of a point above what the process held before it, which Linux sets back.
+the completions, the vocabulary. TRL and Outscore take the same steps in a process of each (`workloads`). Time is the
+CPU time of a step, which with one thread (OMP_NUM_THREADS=1) is what it takes on a machine that does nothing else;
+memory is the peak resident set of a point, which Linux sets back, above what the process held before its first model.
 
 Then the law of attention: multiply-adds of the tree against those of a dense mask over the same row, counted exactly,
 and the time of the tree's forward and backward pass, over groups of G completions as long as their prompt, L; the
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,26 +83,32 @@ def make_model(vocab: int, folder: Path) -> Path:
 
 def run_side(side: str, axis: str, folder: Path) -> None:
     """The points of an axis in this process, a JSON line each."""
-    lines: list[dict[str, Any]] = []
+    take = taker(side)
+    peaks = Peaks(resident())
     for value in (POINTS[axis][0], *POINTS[axis]):  # the first one twice: libraries load code at their first step
         model, work = str(make_model(value if axis == "vocab" else VOCAB, folder)), workload(axis, value)
-        peaks = Peaks(resident())
         peaks.mark("before")
-        lines.clear()
-        if side == "outscore":
-            from outscore_side import steps_of
-
-            lines += steps_of(model, work, 2, "fp32", with_limit=False)
-        else:
-            from trl_side import take_steps
-
-            take_steps(model, work, 2, "fp32", lines.append)
+        peaks.bytes.clear()
+        last = take(model, work)[-1]
         peaks.mark("point")
-        last = lines[-1]
-        found = {key: last[key] for key in ("seconds", "sample", "backward")}
-        print(
-            json.dumps({"axis": axis, "value": value, "side": side, **found, "peak": peaks.bytes["point"]}), flush=True
-        )
+        found = {key: last[key] for key in ("cpu_seconds", "seconds")} | {"peak": peaks.bytes["point"]}
+        print(json.dumps({"axis": axis, "value": value, "side": side, **found}), flush=True)
+
+
+def taker(side: str) -> Callable[[str, Workload], list[dict[str, Any]]]:
+    """What takes two steps of a side; its libraries are imported before anything is measured."""
+    if side == "outscore":
+        from outscore_side import steps_of
+
+        return lambda model, work: list(steps_of(model, work, 2, "fp32", with_limit=False))
+    from trl_side import take_steps
+
+    def take(model: str, work: Workload) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        take_steps(model, work, 2, "fp32", lines.append)
+        return lines
+
+    return take
 
 
 def resident() -> int:
@@ -123,10 +130,10 @@ def law(groups: Sequence[int], lengths: Sequence[int]) -> list[dict[str, float]]
             states = [torch.randn(1, HEADS, tree.num_tokens, DIM, requires_grad=True) for _ in range(3)]
 
             def once(tree: TreeAttention = tree, states: Sequence[torch.Tensor] = states) -> float:
-                started = time.perf_counter()
+                started = time.process_time()
                 out = tree.attend(None, *states, scaling=DIM**-0.5, sliding_window=None, softcap=None)
                 out.sum().backward()
-                return time.perf_counter() - started
+                return time.process_time() - started
 
             once()
             points.append(
@@ -156,7 +163,7 @@ def table(axis: str, points: Sequence[Mapping[str, Any]]) -> str:
         sides = {p["side"]: p for p in points if p["axis"] == axis and p["value"] == value}
         if len(sides) == 2:
             cells = [f"{value:,}"]
-            for key, unit, digits in (("seconds", 1.0, 2), ("peak", 1e6, 0)):
+            for key, unit, digits in (("cpu_seconds", 1.0, 2), ("peak", 1e6, 0)):
                 one, other = (sides[side][key] / unit for side in ("trl", "outscore"))
                 cells += [f"{one:,.{digits}f}", f"{other:,.{digits}f}", f"{one / other:.1f}"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -172,17 +179,23 @@ def draw(points: Sequence[Mapping[str, Any]], fitted: Sequence[Mapping[str, floa
     style = {"svg.hashsalt": "outscore", "font.size": 9.0, "axes.grid": True, "grid.alpha": 0.3}
     with matplotlib.rc_context(style):
         canvas = Canvas(figsize=(14, 6), layout="constrained")
-        for row, (key, label, unit) in enumerate((("seconds", "seconds a step", 1.0), ("peak", "peak, MB", 1e6))):
+        for row, (key, label, unit) in enumerate(
+            (("cpu_seconds", "CPU seconds a step", 1.0), ("peak", "peak, MB", 1e6))
+        ):
             for column, axis in enumerate(POINTS):
                 axes = canvas.add_subplot(2, len(POINTS), 1 + row * len(POINTS) + column)
                 axes.set(xscale="log", yscale="log", xlabel=LABELS[axis], ylabel=label)
                 for side in ("trl", "outscore"):
                     own = sorted((p["value"], p[key] / unit) for p in points if (p["axis"], p["side"]) == (axis, side))
                     axes.plot(*zip(*own, strict=True), marker="o", label={"trl": "TRL"}.get(side, "Outscore"))
+                axes.set_xticks(POINTS[axis], [f"{value:,}" for value in POINTS[axis]])
+                axes.minorticks_off()
                 axes.legend()
         canvas.savefig(folder / "growth.png", dpi=110)
         canvas = Canvas(figsize=(9, 3.4), layout="constrained")
-        for place, (key, other, label) in enumerate((("tree", "dense", "multiply-adds"), ("seconds", "", "seconds"))):
+        for place, (key, other, label) in enumerate(
+            (("tree", "dense", "multiply-adds"), ("seconds", "", "CPU seconds"))
+        ):
             axes = canvas.add_subplot(1, 2, 1 + place)
             axes.set(xscale="log", yscale="log", xlabel="completions of a prompt, G", ylabel=label)
             for number, length in enumerate(sorted({p["length"] for p in fitted})):
@@ -190,6 +203,9 @@ def draw(points: Sequence[Mapping[str, Any]], fitted: Sequence[Mapping[str, floa
                 axes.plot([p["group"] for p in own], [p[key] for p in own], color=f"C{number}", label=f"L = {length:g}")
                 if other:
                     axes.plot([p["group"] for p in own], [p[other] for p in own], color=f"C{number}", linestyle=":")
+            sizes = sorted({int(p["group"]) for p in fitted})
+            axes.set_xticks(sizes, list(map(str, sizes)))
+            axes.minorticks_off()
             axes.legend(title="tree (dotted: dense)" if other else "tree, forward and backward")
         canvas.savefig(folder / "growth-attention.png", dpi=110)
 

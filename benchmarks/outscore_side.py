@@ -115,7 +115,7 @@ def steps_of(
     clock = OptimizerClock()
     for step in range(1, steps + 1):
         clock.seconds = 0.0
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         collected = source.collect(step)
         collected_at = time.perf_counter()
         if work.kind == "step":
@@ -125,6 +125,7 @@ def steps_of(
         sampled = collected.seconds["sample"]
         line = {
             "seconds": ended - started if work.kind == "step" else sampled,
+            "cpu_seconds": time.process_time() - computed,
             "sample": sampled,
             "score": collected.seconds["score"],
             "backward": ended - collected_at - clock.seconds,

@@ -50,7 +50,7 @@ def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say) -
     ids = torch.tensor(tokenizer(work.prompts(tokenizer))["input_ids"]).repeat_interleave(work.group_size, 0)
     for _ in range(steps):
         forced = ForcedLengths(work.lengths(), work.prompt_tokens, tokenizer.eos_token_id)
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16-autocast"):
             loaded.generate(
                 input_ids=ids,
@@ -63,13 +63,14 @@ def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say) -
                 eos_token_id=tokenizer.eos_token_id,
             )
         taken = time.perf_counter() - started
-        say(step_line(work, seconds=taken, sample=taken))
+        say(step_line(work, seconds=taken, sample=taken, cpu=time.process_time() - computed))
 
 
 def step_line(work: Workload, **seconds: float) -> dict[str, Any]:
     """What is printed of a step."""
     return {
         "seconds": seconds["seconds"],
+        "cpu_seconds": seconds.get("cpu", 0.0),
         "sample": seconds["sample"],
         "score": seconds.get("score", 0.0),
         "backward": seconds.get("backward", 0.0),
@@ -86,14 +87,14 @@ def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> 
         sample_alone(model, work, steps, dtype, say)
         return
     tokenizer = AutoTokenizer.from_pretrained(model)
-    seconds = {"sample": 0.0, "collect": 0.0, "optimizer": 0.0, "started": 0.0, "stepped": 0.0}
+    seconds = {"sample": 0.0, "collect": 0.0, "optimizer": 0.0, "started": 0.0, "stepped": 0.0, "cpu": 0.0}
 
     def table(completions: Sequence[Any], **columns: Any) -> list[float]:
         return work.rewards()
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args: Any, **options: Any) -> None:
-            seconds.update(sample=0.0, collect=0.0, optimizer=0.0, started=time.perf_counter())
+            seconds.update(sample=0.0, collect=0.0, optimizer=0.0, started=time.perf_counter(), cpu=time.process_time())
 
         def on_step_end(self, *args: Any, **options: Any) -> None:
             total = time.perf_counter() - seconds["started"]
@@ -104,6 +105,7 @@ def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> 
                 score=seconds["collect"] - seconds["sample"],
                 backward=total - seconds["collect"] - seconds["optimizer"],
                 optimizer=seconds["optimizer"],
+                cpu=time.process_time() - seconds["cpu"],
             )
             say(line)
 
