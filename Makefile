@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := pyproject.toml constraints.txt
 MODEL ?= models/smollm2-135m
-WORKLOAD ?= short
+ROUNDS ?= 3
+WORKLOADS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install dev lint test test-learning bench format clean
@@ -31,9 +32,9 @@ test: lint  ## lint, types, and every test that takes seconds
 test-learning: dev  ## the long tests: train, and assert that something was learnt
 	$(BIN)/python -m pytest -m "(slow or learning) and not peer and not gpu"
 
-bench: dev  ## TRL and Outscore in turn on the same work: make bench MODEL=models/smollm2-135m WORKLOAD=short
+bench: dev  ## TRL and Outscore in turn on the same work, all workloads or those of WORKLOADS="short demo"; goes on where it stopped
 	$(PIP) install --quiet -c constraints.txt -e '.[peer]'
-	$(BIN)/python benchmarks/against_trl.py $(MODEL) --workload $(WORKLOAD)
+	$(BIN)/python benchmarks/against_trl.py $(MODEL) --rounds $(ROUNDS) $(if $(WORKLOADS),--workloads $(WORKLOADS))
 
 format: dev  ## let ruff fix and format
 	$(BIN)/ruff check --fix .

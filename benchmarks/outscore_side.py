@@ -1,4 +1,7 @@
-"""Steps of Outscore, a JSON line each: python benchmarks/outscore_side.py MODEL WORKLOAD STEPS."""
+"""Steps of Outscore, a JSON line each: python benchmarks/outscore_side.py MODEL WORKLOAD STEPS [PRECISION].
+
+Then one line with the limit: the matrix products of such a step alone (`limit`).
+"""
 
 import dataclasses
 import json
@@ -10,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from limit import step_limit
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import AutoTokenizer
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
 
 from outscore.config import parse_recipe
 from outscore.model.policy import Policy
 from outscore.records import SampledGroup, SampleRequest, SamplingParams
 from outscore.rewards import Rewards
-from outscore.rollout import Sampler, engine
-from outscore.rollout.completions import Draft, extend
+from outscore.rollout import Sampler, completions, engine
+from outscore.rollout.completions import Draft, take
 from outscore.tasks import make_task
 from outscore.train.build import build_stage
 from outscore.train.memory import peak_bytes
@@ -39,32 +44,48 @@ class ForcedSampler:
 
     @contextmanager
     def _forced(self) -> Iterator[None]:
-        stops = self.policy.stop_token_ids
+        stops, modules = self.policy.stop_token_ids, (completions, engine)
         end = min(stops)
 
-        def forced(rows: Sequence[Sequence[Draft]], *args: Any) -> None:
-            extend(rows, *args)
-            for draft in (draft for row in rows for draft in row):
-                last = len(draft.token_ids) == self.lengths[draft.request * self.group_size + draft.sample]
-                draft.finish = "stop" if last else None
-                if last:
-                    draft.token_ids[-1] = end
+        def forced(draft: Draft, token_id: int, *given: Any) -> None:
+            last = len(draft.token_ids) + 1 == self.lengths[draft.request * self.group_size + draft.sample]
+            take(draft, end if last else token_id, *given)
+            draft.finish = "stop" if last else None
 
         self.policy.stop_token_ids = frozenset()
-        engine.extend = forced
+        for module in modules:
+            module.take = forced
         try:
             yield
         finally:
-            self.policy.stop_token_ids, engine.extend = stops, extend
+            self.policy.stop_token_ids = stops
+            for module in modules:
+                module.take = take
 
 
-def main(model: str, name: str, steps: int) -> None:
-    """Take the steps and print what each took."""
-    work = WORKLOADS[name]
+class OptimizerClock:
+    """Seconds spent in steps of any optimizer."""
+
+    def __init__(self) -> None:
+        self.seconds = self._started = 0.0
+        register_optimizer_step_pre_hook(self._begin)
+        register_optimizer_step_post_hook(self._end)
+
+    def _begin(self, *args: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _end(self, *args: Any) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+def steps_of(
+    model: str, work: Workload, steps: int, precision: str = "auto", *, with_limit: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Take the steps; what each took, and the limit."""
     prompts = work.prompts(AutoTokenizer.from_pretrained(model))
     recipe = parse_recipe(
         {
-            "model": {"source": str(Path(model).resolve())},
+            "model": {"source": str(Path(model).resolve()), "precision": precision},
             "task": {"kind": "python", "name": "benchmark"},
             "prompt": {"template": "none"},
             "rewards": [{"kind": "python", "name": "table"}],
@@ -91,25 +112,36 @@ def main(model: str, name: str, steps: int) -> None:
     stage = build_stage(recipe, 0, workshop)
     sampler = ForcedSampler(stage.source.sampler, workshop.policy, work.lengths(), work.group_size)
     source = dataclasses.replace(stage.source, sampler=sampler)
+    clock = OptimizerClock()
     for step in range(1, steps + 1):
-        started = time.perf_counter()
+        clock.seconds = 0.0
+        started, computed = time.perf_counter(), time.process_time()
         collected = source.collect(step)
         collected_at = time.perf_counter()
-        update(stage.learner, collected.batch, stage.plan)
+        if work.kind == "step":
+            update(stage.learner, collected.batch, stage.plan)
         ended = time.perf_counter()
         distinct, tokens = collected.metrics["distinct_tokens"]
+        sampled = collected.seconds["sample"]
         line = {
-            "seconds": ended - started,
-            "sample": collected.seconds["sample"],
+            "seconds": ended - started if work.kind == "step" else sampled,
+            "cpu_seconds": time.process_time() - computed,
+            "sample": sampled,
             "score": collected.seconds["score"],
-            "update": ended - collected_at,
+            "backward": ended - collected_at - clock.seconds,
+            "optimizer": clock.seconds,
             "tokens": tokens,
             "distinct": distinct / tokens,
             "peak_bytes": peak_bytes().get("rss"),
             "threads": torch.get_num_threads(),
+            "precision": workshop.facts["precision"],
         }
-        print(json.dumps(line), flush=True)
+        yield line
+    if with_limit:
+        yield {"limit": step_limit(workshop.policy, work, recipe.stages[0].sampling.max_rows)}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    directory, name, number, *given = sys.argv[1:]
+    for printed in steps_of(directory, WORKLOADS[name], int(number), *given):
+        print(json.dumps(printed), flush=True)

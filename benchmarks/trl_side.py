@@ -1,7 +1,7 @@
 """Steps of TRL's GRPOTrainer, a JSON line each: python benchmarks/trl_side.py MODEL WORKLOAD STEPS DTYPE.
 
 What TRL's defaults add to the work is switched off: checkpoints, shuffling, logging of completions, gradient
-checkpointing, a reference model.
+checkpointing, a reference model. Sampling alone is a call of `generate` with the same lengths.
 """
 
 import json
@@ -9,14 +9,24 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LogitsProcessor, LogitsProcessorList, TrainerCallback
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
+
+Say = Callable[[dict[str, Any]], None]
+"""Hears a line about a step."""
 
 
 class ForcedLengths(LogitsProcessor):
@@ -33,31 +43,77 @@ class ForcedLengths(LogitsProcessor):
         return scores
 
 
-def main(model: str, name: str, steps: int, dtype: str) -> None:
-    """Take the steps and print what each took."""
-    work = WORKLOADS[name]
+def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say) -> None:
+    """`generate` as TRL calls it: every prompt repeated for its group."""
     tokenizer = AutoTokenizer.from_pretrained(model)
-    seconds = {"sample": 0.0, "started": 0.0}
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16" if dtype == "bf16" else "float32").eval()
+    ids = torch.tensor(tokenizer(work.prompts(tokenizer))["input_ids"]).repeat_interleave(work.group_size, 0)
+    for _ in range(steps):
+        forced = ForcedLengths(work.lengths(), work.prompt_tokens, tokenizer.eos_token_id)
+        started, computed = time.perf_counter(), time.process_time()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16-autocast"):
+            loaded.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=work.longest,
+                logits_processor=LogitsProcessorList([forced]),
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        taken = time.perf_counter() - started
+        say(step_line(work, seconds=taken, sample=taken, cpu=time.process_time() - computed))
+
+
+def step_line(work: Workload, **seconds: float) -> dict[str, Any]:
+    """What is printed of a step."""
+    return {
+        "seconds": seconds["seconds"],
+        "cpu_seconds": seconds.get("cpu", 0.0),
+        "sample": seconds["sample"],
+        "score": seconds.get("score", 0.0),
+        "backward": seconds.get("backward", 0.0),
+        "optimizer": seconds.get("optimizer", 0.0),
+        "tokens": sum(work.lengths()),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> None:
+    """Take the steps; `say` hears what each took when it is done."""
+    if work.kind == "sampling":
+        sample_alone(model, work, steps, dtype, say)
+        return
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    seconds = {"sample": 0.0, "collect": 0.0, "optimizer": 0.0, "started": 0.0, "stepped": 0.0, "cpu": 0.0}
 
     def table(completions: Sequence[Any], **columns: Any) -> list[float]:
         return work.rewards()
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args: Any, **options: Any) -> None:
-            seconds.update(sample=0.0, started=time.perf_counter())
+            seconds.update(sample=0.0, collect=0.0, optimizer=0.0, started=time.perf_counter(), cpu=time.process_time())
 
         def on_step_end(self, *args: Any, **options: Any) -> None:
             total = time.perf_counter() - seconds["started"]
-            line = {
-                "seconds": total,
-                "sample": seconds["sample"],
-                "update": total - seconds["sample"],
-                "tokens": sum(work.lengths()),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-                "threads": torch.get_num_threads(),
-            }
-            print(json.dumps(line), flush=True)
+            line = step_line(
+                work,
+                seconds=total,
+                sample=seconds["sample"],
+                score=seconds["collect"] - seconds["sample"],
+                backward=total - seconds["collect"] - seconds["optimizer"],
+                optimizer=seconds["optimizer"],
+                cpu=time.process_time() - seconds["cpu"],
+            )
+            say(line)
 
+    def stepped(*args: Any) -> None:
+        seconds["optimizer"] += time.perf_counter() - seconds["stepped"]
+
+    register_optimizer_step_pre_hook(lambda *args: seconds.update(stepped=time.perf_counter()))
+    register_optimizer_step_post_hook(stepped)
     with tempfile.TemporaryDirectory() as directory:
         trainer = GRPOTrainer(
             model=model,
@@ -96,9 +152,19 @@ def main(model: str, name: str, steps: int, dtype: str) -> None:
             seconds["sample"] += time.perf_counter() - started
             return made
 
+        collect = trainer._generate_and_score_completions
+
+        def collected(*args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            made = collect(*args, **options)
+            seconds["collect"] += time.perf_counter() - started
+            return made
+
         trainer.model.generate = timed
+        trainer._generate_and_score_completions = collected
         trainer.train()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    directory, name, number, given = sys.argv[1:]
+    take_steps(directory, WORKLOADS[name], int(number), given, lambda line: print(json.dumps(line), flush=True))

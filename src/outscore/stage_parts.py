@@ -38,6 +38,8 @@ class OptimizerSettings(Settings):
     """Added to the root of the second moment."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
+    states: Literal["fp32", "8bit"] = "fp32"
+    """Adam's moments: `8bit` takes a quarter of the memory, blocks of 256 quantised by bitsandbytes; on a GPU only."""
 
 
 class SamplingSettings(Settings):

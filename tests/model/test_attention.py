@@ -132,3 +132,12 @@ def test_a_completions_positions_continue_its_prompt():
 def test_rows_that_are_no_forest_are_refused(segments):
     with pytest.raises(ValueError, match="segment"):
         TreeAttention(segments)
+
+
+@pytest.mark.parametrize("length", [128, 256])
+def test_work_grows_with_the_group_and_with_the_square_of_the_length(length):
+    """Prompt and G completions of L tokens: each attends to itself, and each completion to the prompt. A dense mask
+    over the same row has ((G + 1) L)² pairs."""
+    for size in (1, 2, 8, 32):
+        tree = TreeAttention(forest((length, -1), *[(length, 0)] * size))
+        assert tree.num_pairs == (2 * size + 1) * length**2

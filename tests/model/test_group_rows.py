@@ -196,13 +196,30 @@ def test_the_head_in_chunks_is_the_head_in_one_piece(
     assert (gradient - in_pieces).norm() <= 1e-6 * gradient.norm()
 
 
-def test_activation_checkpointing_changes_no_gradient(groups: list[TrainingGroup]) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral"])
+def test_activation_checkpointing_changes_no_gradient(groups: list[TrainingGroup], family: str) -> None:
     gradients = []
     for recompute in (False, True):
-        model = build_family("llama").train()
+        model = build_family(family).train()
         if recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
         policy = policy_of(model, "group_rows")
         token_logprobs(policy, group_rows(groups, starts_of(groups))).logprobs.sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@each_family
+def test_a_gpu_gives_the_logprobs_and_gradients_of_a_cpu(groups: list[TrainingGroup], family: str) -> None:
+    """The tree in plain tensor operations against the CPU's flash kernel, in fp32."""
+    logprobs, gradients = [], []
+    for device in ("cpu", "cuda"):
+        model = build_family(family).to(device)  # type: ignore[arg-type]
+        found = token_logprobs(policy_of(model, "group_rows"), group_rows(groups, starts_of(groups), device)).logprobs
+        found.sum().backward()
+        logprobs.append(found.detach().cpu())
+        gradients.append([parameter.grad.cpu() for parameter in model.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(logprobs[0], logprobs[1], rtol=0, atol=2e-4)
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * ours.norm()

@@ -28,8 +28,18 @@ MAY_IMPORT = {
 }
 """Room -> the other rooms it may import. What is not listed here (`cli`, the package itself) may import any room."""
 
-HEAVY_OR_OPTIONAL = ["accelerate", "datasets", "gguf", "math_verify", "peft", "reasoning_gym", "tensorboard", "trackio"]
-HEAVY_OR_OPTIONAL += ["jsonschema", "matplotlib", "py3langid", "trl", "typer", "wandb"]
+HEAVY_OR_OPTIONAL = [
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "gguf",
+    "math_verify",
+    "peft",
+    "reasoning_gym",
+    "tensorboard",
+    "trackio",
+]
+HEAVY_OR_OPTIONAL += ["bitsandbytes", "jsonschema", "matplotlib", "py3langid", "trl", "typer", "wandb"]
 
 OWN_PROCESS = {"outscore.rewards.sandbox_warden"}
 """Modules that only ever run as a process of their own."""

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from train.building import learner_of, tiny_policy
 
+import outscore.train.checkpoint as checkpoint_module
+from outscore.config import parse_recipe
 from outscore.stage_parts import OptimizerSettings
-from outscore.train.optim import learning_rate, make_optimizer, take_step
+from outscore.train.checkpoint import Progress, load_trainer_state
+from outscore.train.optim import learning_rate, make_optimizer, moment_bytes, take_step
 from outscore.train.order import batch_indices, refill_index
+from outscore.train.setup import check_before_loading
 
 
 def rates(steps: int, **settings) -> list[float]:
@@ -46,6 +52,70 @@ def test_a_gradient_that_is_no_number_changes_nothing():
     with pytest.raises(FloatingPointError, match="not applied"):
         take_step(torch.optim.SGD([parameter], lr=1.0), [parameter], 1.0, 1.0)
     assert torch.equal(parameter, torch.zeros(2))
+
+
+def test_moments_in_8_bits_by_hand():
+    # 8 bytes a weight; or a byte for each moment with a scale for each 256, of tensors that are large enough.
+    assert moment_bytes([5000, 100], "fp32") == 8 * 5100
+    assert moment_bytes([5000, 100], "8bit") == 2 * 5000 + 2 * 4 * 20 + 8 * 100
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they work")
+def test_moments_in_8_bits_need_a_gpu_and_the_error_says_what_would_help():
+    recipe = {
+        "task": {"kind": "arithmetic"},
+        "rewards": ["last_number"],
+        "stages": [{"algorithm": "grpo", "steps": 1, "optimizer": {"states": "8bit"}}],
+    }
+    with pytest.raises(ValueError, match=r"stage `grpo`: optimizer.states = '8bit' needs a CUDA GPU.*model.lora"):
+        check_before_loading(parse_recipe(recipe))
+
+
+@pytest.mark.gpu
+def test_moments_in_8_bits_take_nearly_the_step_of_fp32():
+    pytest.importorskip("bitsandbytes")
+    moved = {}
+    for states in ("fp32", "8bit"):
+        weight = torch.nn.Parameter(torch.zeros(128, 128, device="cuda"))
+        optimizer = make_optimizer([weight], OptimizerSettings(lr=0.1, states=states))
+        generator = torch.Generator("cuda").manual_seed(0)
+        for _ in range(5):
+            weight.grad = torch.randn(128, 128, device="cuda", generator=generator)
+            take_step(optimizer, [weight], 0.1, 1e9)
+        moved[states] = weight.detach()
+    assert (moved["8bit"] - moved["fp32"]).norm() <= 0.1 * moved["fp32"].norm()
+
+
+class OneNumber(torch.optim.Optimizer):
+    """Keeps its state as bitsandbytes does: steps in a plain number, a table that parameters share."""
+
+    table = torch.arange(4.0)
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                before = self.state[parameter].get("step", 0)
+                state1 = torch.full_like(parameter, 7, dtype=torch.uint8)
+                self.state[parameter] = {"step": before + 1, "state1": state1, "qmap1": self.table}
+
+
+def test_states_of_any_optimizer_go_through_a_checkpoint(tmp_path):
+    policy = tiny_policy()
+    learner = learner_of(policy)
+    parameters = list(learner.masters.parameters.values())
+    learner.optimizer = OneNumber(parameters, {})
+    learner.optimizer.step()
+    learner.optimizer.step()
+    tensors = checkpoint_module._trainer_tensors(learner)
+    save_file(tensors, tmp_path / "trainer.safetensors")
+    other = learner_of(tiny_policy())
+    progress = Progress(stage="s", step=2, finished=False, policy_version=2, num_updates=2)
+    load_trainer_state(tmp_path, other, progress)
+    for parameter in other.masters.parameters.values():
+        state = other.optimizer.state[parameter]
+        assert state["step"] == 2 and isinstance(state["step"], int)
+        assert state["state1"].dtype is torch.uint8 and int(state["state1"].max()) == 7
+        assert torch.equal(state["qmap1"], OneNumber.table)
 
 
 def test_every_epoch_is_a_permutation_and_epochs_differ():

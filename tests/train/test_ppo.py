@@ -14,9 +14,9 @@ from outscore.model.heads import reward_model_from
 from outscore.report import RunDirectory
 from outscore.train.check import check_recipe
 from outscore.train.checkpoint import policy_checkpoints, read_progress
-from outscore.train.memory import stage_memory
+from outscore.train.plan import stage_memory
 from outscore.train.run import resume, run_recipe
-from outscore.train.setup import prepare, stage_algorithm
+from outscore.train.setup import prepare
 
 MODEL = {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"}
 PPO = {
@@ -98,6 +98,8 @@ def test_check_tries_a_critic_and_a_group_of_one() -> None:
 def test_memory_has_the_critic_with_its_moments_beside_the_policy() -> None:
     recipe = parse_recipe({**RECIPE, "stages": [PPO]})
     workshop = prepare(recipe)
-    counted = stage_memory(workshop, 0, recipe.stages[0], stage_algorithm(recipe.stages[0]), recomputed=False)
+    counted = stage_memory(recipe, 0, workshop)
     trained = sum(p.numel() for p in reward_model_from(workshop.policy, seed=0, end_token_id=None).model.parameters())
-    assert counted["critic"] == 16 * trained  # itself, its gradient, two moments, in fp32
+    assert all(parts["critic"] == 12 * trained for parts in counted.phases.values() if "critic" in parts)
+    # Itself and two moments in fp32; its gradient is there when the policy's is not.
+    assert counted.phases["critic ends"]["gradients"] == 4 * trained

@@ -43,6 +43,68 @@ def test_leaving_out_what_cannot_move_the_policy_changes_no_gradient(monkeypatch
     assert (thinned - everything).norm() <= 1e-12 * everything.norm()
 
 
+ROWS = {
+    "completion_mean": algorithm("grpo", kl_coef=0.0),
+    "token_mean": algorithm("dapo-loss"),
+    "constant": algorithm("dr-grpo", aggregation_constant=16),
+    "completion_sum": algorithm("grpo", kl_coef=0.0, aggregation="completion_sum"),
+    "sequence_ratio": algorithm("gspo"),
+    "capped_weight": algorithm("cispo"),
+    "mismatch": algorithm("grpo", kl_coef=0.0, mismatch_cap=1.5),
+    "kl_in_reward": algorithm("grpo", kl_coef=0.1, kl_place="reward"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_groups_without_advantage_cost_nothing_and_change_nothing_at_any_update(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later update of several (µ > 1): the anchor is not the policy. Every aggregation keeps its denominators."""
+    row, found = ROWS[name], []
+    forwarded: list[list[int]] = []
+    pack = step_module.pack
+
+    def watched(*given):  # type: ignore[no-untyped-def]
+        rows = pack(*given)
+        forwarded.append(sorted(set(rows.completion_index.tolist())))
+        return rows
+
+    for keeps_all in (False, True):
+        if keeps_all:
+            monkeypatch.setattr(step_module, "live_groups", lambda batch, groups, row: list(groups))
+        policy = tiny_policy(dtype=torch.float64)
+        learner, batch = learner_of(policy), batch_of(policy, ADVANTAGES, LENGTHS)
+        anchor = batch_logprobs(policy, batch, batch.groups, 10_000)
+        noise = torch.rand(len(anchor), generator=torch.Generator().manual_seed(1), dtype=anchor.dtype)
+        known = {
+            "advantages": batch.advantages,
+            "sampler_logprobs": batch.sampler_logprobs,
+            "anchor_logprobs": anchor + 0.2 * (noise - 0.5),
+        }
+        with monkeypatch.context() as patched:
+            patched.setattr(step_module, "pack", watched)
+            accumulate(learner, batch, batch.groups, plan_of(row, epochs=2, minibatches=1), known)
+        found.append(torch.cat([p.grad.flatten() for p in learner.masters.parameters.values()]))
+    assert (found[0] - found[1]).norm() <= 1e-12 * found[1].norm() and found[1].norm() > 0
+    # The second group is not forwarded at all, nor the completion of the third that is worth nothing.
+    assert forwarded == [[0, 1, 2, 6, 8], list(range(9))]
+
+
+def test_whatever_else_is_in_the_loss_keeps_every_group() -> None:
+    policy = tiny_policy()
+    batch = batch_of(policy, ADVANTAGES, LENGTHS)
+    everything = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
+    for cells in (
+        {"kl_coef": 0.1},
+        {"kl_coef": 0.1, "kl_to": "teacher"},
+        {"kl_coef": 0.1, "kl_to": "anchor"},
+        {"kl_coef": 0.0, "entropy_coef": 0.01},
+        {"kl_coef": 0.0, "entropy_coef": -0.01},
+    ):
+        kept = live_groups(batch, batch.groups, algorithm("grpo", **cells))
+        assert [group.completion_index for group in kept] == everything, cells
+
+
 def test_what_is_left_out() -> None:
     policy = tiny_policy()
     batch = batch_of(policy, ADVANTAGES, LENGTHS)

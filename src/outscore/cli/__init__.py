@@ -8,6 +8,7 @@ import typer
 from outscore.cli.looking import chat, evaluate, score, show
 from outscore.cli.making import export, fetch, init, label
 from outscore.cli.methods import STUDIES_IN_A_LINE, algorithms, reproduce
+from outscore.cli.planning import plan
 from outscore.cli.searching import search
 from outscore.cli.training import check, demo, resume, train
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "resume": resume,
     "check": check,
+    "plan": plan,
     "eval": evaluate,
     "search": search,
     "score": score,

@@ -173,6 +173,12 @@ class TreeAttention:
         for _, (queries, keys) in sorted(buckets.items()):
             yield self._piece(queries, keys, branching=None)
 
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of a query and a key whose score is computed, padding and what causality hides included; each costs
+        2 · dim multiply-adds a head."""
+        return sum(piece.query_index.numel() * piece.key_index.shape[1] for piece in self.pieces())
+
     def pieces(self) -> tuple[_Piece, ...]:
         """All pieces; together the own pieces come first and cover every token once."""
         return self._own + self._cross

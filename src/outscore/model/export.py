@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,17 +45,21 @@ def is_adapter(path: Path) -> bool:
     return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
 
 
-def load_with_adapter(directory: Path, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> LoadedModel:
-    """The base model an adapter directory names, in fp32, with the adapter put in (not merged).
+def load_with_adapter(
+    directory: Path,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    load: Callable[..., LoadedModel] = load_model,
+) -> LoadedModel:
+    """The base model an adapter directory names, in fp32, with the adapter put in (not merged); `load` loads the base.
 
     The tokenizer is the directory's own if it has one. The SHA-256 is the base model's.
     """
     base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{directory / 'adapter_config.json'} names no base model (base_model_name_or_path)")
-    loaded = load_model(
-        base, precision_dtype=torch.float32, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
+    loaded = load(base, precision_dtype=torch.float32, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     with quiet_transformers():
         load_lora(loaded.model, directory)
     tokenizer = loaded.tokenizer

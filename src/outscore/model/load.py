@@ -93,6 +93,35 @@ def load_model(
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, sha256=weights_sha256(model), source=text)
 
 
+def outline_model(
+    source: str | Path,
+    *,
+    precision_dtype: torch.dtype | None = torch.float32,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """What `load_model` loads, without its weights: parameters on the device `meta`, which have shapes and no numbers.
+
+    A directory needs a config and a tokenizer only. The SHA-256 is empty. ValueError as of `load_model`.
+    """
+    text = str(source)
+    kind = source_kind(text)
+    if kind == "directory":
+        _check_is_model(Path(text).expanduser())
+    location = _locate(text, kind, trust_remote_code)
+    with quiet_transformers(), _explained(text, kind):
+        config = AutoConfig.from_pretrained(**location)
+        _check_config(text, config)
+        disable_dropout(config)
+        tokenizer = load_tokenizer(text, location)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=precision_dtype or torch.float32, trust_remote_code=trust_remote_code
+            )
+    _check_vocabulary(text, model, tokenizer)
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer, sha256="", source=text)
+
+
 def source_kind(source: str) -> SourceKind:
     """Say what a model source is; ValueError when it is neither an existing model path nor possibly a hub id."""
     path = Path(source).expanduser()
@@ -188,8 +217,8 @@ def require_gguf() -> None:
         raise ImportError("reading a .gguf model needs `pip install 'outscore[gguf]'`") from error
 
 
-def _check_directory(path: Path, *, allow_pickle: bool) -> None:
-    """Refuse a directory that is no full model, before transformers looks for the rest of it elsewhere."""
+def _check_is_model(path: Path) -> None:
+    """Refuse a directory that is no model's, before transformers looks for it elsewhere."""
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise ValueError(
             f"{path} holds a LoRA adapter, not a whole model: `outscore export` merges it into its base model"
@@ -198,6 +227,11 @@ def _check_directory(path: Path, *, allow_pickle: bool) -> None:
         ggufs = sorted(p.name for p in path.glob("*.gguf"))
         hint = f"; for the GGUF file in it give {str(path / ggufs[0])!r}" if ggufs else ""
         raise ValueError(f"{path} has no config.json, so it is no Hugging Face model directory{hint}")
+
+
+def _check_directory(path: Path, *, allow_pickle: bool) -> None:
+    """Refuse a directory that is no full model, before transformers looks for the rest of it elsewhere."""
+    _check_is_model(path)
     if any(path.glob("*.safetensors")):
         return
     pickled = sorted(p.name for pattern in _PICKLED for p in path.glob(pattern))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from outscore.model.policy import Policy
@@ -97,23 +97,38 @@ def extend(
     """
     every = [draft for row in rows for draft in row]
     owners = torch.tensor([index for index, row in enumerate(rows) for _ in row], device=logits.device)
-    token_index = np.array([len(draft.token_ids) for draft in every])
-    draws = uniforms(np.array([draft.key for draft in every]), token_index)
-    ids, logprobs = choose(logits, torch.from_numpy(draws).to(logits.device), owners, params)
+    draws = torch.from_numpy(upcoming(every, 1)[0]).to(logits.device)
+    ids, logprobs = choose(logits, draws, owners, params)
     for draft, token_id, logprob in zip(every, ids.tolist(), logprobs.tolist(), strict=True):
-        if math.isnan(logprob):
-            raise ValueError(
-                f"the model's logits are not finite at token {len(draft.token_ids)} of sample {draft.sample}: its "
-                f"weights hold NaN or infinity, or its precision ({policy.compute_dtype}) overflows"
-            )
-        draft.token_ids.append(token_id)
-        draft.logprobs.append(logprob)
-        if token_id in policy.stop_token_ids:
-            draft.finish = "stop"
-        elif len(draft.token_ids) == draft.limit:
-            draft.finish = "length"
-        elif params.until and wrote_one_of(params.until, draft.token_ids, policy.tokenizer.decode):
-            draft.finish = "pause"
+        take(draft, token_id, logprob, policy, params)
+
+
+def upcoming(every: Sequence[Draft], num_tokens: int) -> Float64[np.ndarray, "token draft"]:
+    """The uniform numbers that draw the next tokens of every draft."""
+    keys = np.array([draft.key for draft in every])
+    first = np.array([len(draft.token_ids) for draft in every])
+    return np.stack([uniforms(keys, first + ahead) for ahead in range(num_tokens)])
+
+
+def take(draft: Draft, token_id: int, logprob: float, policy: Policy, params: SamplingParams) -> None:
+    """Give a draft its next token, and mark it where it ends with that.
+
+    Raises:
+        ValueError: if the model's logits were not finite.
+    """
+    if math.isnan(logprob):
+        raise ValueError(
+            f"the model's logits are not finite at token {len(draft.token_ids)} of sample {draft.sample}: its "
+            f"weights hold NaN or infinity, or its precision ({policy.compute_dtype}) overflows"
+        )
+    draft.token_ids.append(token_id)
+    draft.logprobs.append(logprob)
+    if token_id in policy.stop_token_ids:
+        draft.finish = "stop"
+    elif len(draft.token_ids) == draft.limit:
+        draft.finish = "length"
+    elif params.until and wrote_one_of(params.until, draft.token_ids, policy.tokenizer.decode):
+        draft.finish = "pause"
 
 
 TAIL = 16

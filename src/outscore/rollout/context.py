@@ -27,6 +27,16 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _SMALLEST_BLOCK = 64
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for what the device is doing."""
+    return tensor.to(device, non_blocking=True)
+
+
+def block_tokens(length: int) -> int:
+    """Tokens that the block of a prompt has room for."""
+    return max(_SMALLEST_BLOCK, 1 << (length - 1).bit_length())
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class StoredPrompt:
     """Where the keys and values of a prompt are."""
@@ -152,9 +162,10 @@ class _BlockStep:
         if window is None and min(self.lengths) == self.longest:
             return None
         places = torch.arange(self.longest, device=self._device)
-        visible = (places < torch.tensor(self.lengths, device=self._device)[:, None])[:, None]
+        visible = (places < on_device(torch.tensor(self.lengths), self._device)[:, None])[:, None]
         if window is not None:
-            positions = torch.tensor(self._positions, device=self._device).view(self.num_prompts, self.num_seats, 1)
+            positions = on_device(torch.tensor(self._positions), self._device)
+            positions = positions.view(self.num_prompts, self.num_seats, 1)
             visible = (visible & (positions - places < window)).repeat_interleave(num_shared, 1)
         return _additive(visible, dtype)[:, None]
 
@@ -193,7 +204,7 @@ class DecodeContext:
 
     def add_prompt(self, length: int) -> StoredPrompt:
         """Make a place for a prompt."""
-        size = max(_SMALLEST_BLOCK, 1 << (length - 1).bit_length())
+        size = block_tokens(length)
         return self.blocks.setdefault(size, PromptBlock(size)).add(length)
 
     def remove_prompt(self, prompt: StoredPrompt) -> None:
@@ -223,12 +234,13 @@ class DecodeContext:
         self._longest = max(counts)
         self._make_room(len(rows), self._longest)
         self._equal = min(counts) == self._longest
-        self._counts = torch.tensor(counts, device=self._device)
+        self._counts = on_device(torch.tensor(counts), self._device)
         self._at = self._counts - 1
         self._entries = torch.arange(len(rows), device=self._device)
         self._own_biases: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
         self._seat(rows)
-        return torch.tensor([[row.prompt.length + row.num_tokens - 1 for row in rows]], device=self._device)
+        positions = torch.tensor([[row.prompt.length + row.num_tokens - 1 for row in rows]])
+        return on_device(positions, self._device)
 
     def _seat(self, rows: Sequence[LiveRow]) -> None:
         seats: dict[int, list[list[int]]] = {size: [[] for _ in block.prompts] for size, block in self.blocks.items()}
@@ -244,8 +256,8 @@ class DecodeContext:
                     for seat, index in enumerate(taken, first + place * step.num_seats):
                         row_seats[index] = seat
                 first += len(step.rows)
-            self._seat_rows = torch.tensor(seat_rows, device=self._device)
-            self._row_seats = torch.tensor(row_seats, device=self._device)
+            self._seat_rows = on_device(torch.tensor(seat_rows), self._device)
+            self._row_seats = on_device(torch.tensor(row_seats), self._device)
 
     def _own_bias(self, window: int | None, dtype: torch.dtype) -> Float[Tensor, "row 1 1 token"] | None:
         window = None if window is None or self._longest <= window else window

@@ -4,6 +4,9 @@ A group is a tree that grows: as long as samples agree they are one row, compute
 differ. A policy that is sure of most tokens is sampled for a fraction of the cost, and a larger group costs what is new
 in it.
 
+On a GPU the host looks at what was drawn once in several tokens (`BURST`), because each look waits for the device: rows
+that end in between go on until then, and what they wrote beyond their end is dropped.
+
 Scheduling is a function of ids and tokens, never of time: completions wait in request and sample order, and whenever
 there is room the next ones begin. A row that ends leaves at once; the last row moves into its place. A prompt's keys
 and values are stored from the first of its samples to the last, so a group may be larger than the batch.
@@ -19,14 +22,27 @@ from torch import Tensor
 
 from outscore.model.policy import Policy
 from outscore.records import SampledCompletion, SampledGroup, SampleRequest, SamplingParams
-from outscore.rollout.completions import Draft, check_requests, completed, drafts, extend, groups
-from outscore.rollout.context import DecodeContext, PrefillContext, StoredPrompt
+from outscore.rollout.completions import (
+    Draft,
+    check_requests,
+    completed,
+    drafts,
+    extend,
+    groups,
+    take,
+    upcoming,
+)
+from outscore.rollout.context import DecodeContext, PrefillContext, StoredPrompt, on_device
 from outscore.rollout.kv import compaction
 from outscore.rollout.linear import turned_round
 from outscore.rollout.protocol import OnFinished
+from outscore.rollout.sampling import choose
 
 PREFILL_TOKENS = 4096
 """Prompt tokens that are prefilled together; a longer prompt is prefilled alone."""
+
+BURST = 16
+"""Tokens that a GPU draws between two looks of the host at them."""
 
 
 class GroupEngine:
@@ -35,18 +51,21 @@ class GroupEngine:
     Args:
         policy: the model, its tokenizer and its stop tokens.
         max_rows: how many completions are decoded at once. Memory for their keys and values grows with it.
+        burst: tokens drawn between two looks of the host at them; None is 1 on a CPU, and `BURST` on a GPU. The draws
+            are the same. Above 1, samples that agree so far are computed apart.
 
     >>> engine = GroupEngine(policy, max_rows=64)
     >>> [group] = engine.sample([SampleRequest(prompt=prompt, num_samples=8, slot=0)], params, seed=0, step=1)
     """
 
-    def __init__(self, policy: Policy, *, max_rows: int) -> None:
+    def __init__(self, policy: Policy, *, max_rows: int, burst: int | None = None) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows: must be at least 1, got {max_rows}")
         if policy.layout != "group_rows":
             raise ValueError(f"this model cannot take group rows (layout {policy.layout!r}); use make_sampler")
         self.policy = policy
         self.max_rows = max_rows
+        self.burst = burst or (1 if policy.device.type == "cpu" else BURST)
 
     def sample(
         self,
@@ -64,8 +83,10 @@ class GroupEngine:
             while rollout.waiting or rollout.rows:
                 if rollout.waiting and rollout.num_live < self.max_rows:
                     rollout.admit()
-                else:
+                elif self.burst == 1:
                     rollout.decode()
+                else:
+                    rollout.decode_burst(self.burst)
         return groups(requests, rollout.finished)
 
 
@@ -86,10 +107,11 @@ class _Row:
 
     prompt: StoredPrompt
     drafts: list[Draft]
+    ahead: int = 0  # tokens that were drawn and that the host has not seen
 
     @property
     def num_tokens(self) -> int:
-        return len(self.drafts[0].token_ids)
+        return len(self.drafts[0].token_ids) + self.ahead
 
     def branches(self) -> list["_Row"]:
         """Rows of those that have not ended, apart by the token drawn last."""
@@ -149,6 +171,46 @@ class _Rollout:
         hidden = self.policy.hidden(token_ids, positions, self.context)[0]
         fed = self.rows
         extend([row.drafts for row in fed], self.policy.logits(hidden), self.policy, self.params)
+        self._go_on(fed)
+
+    def decode_burst(self, burst: int) -> None:
+        """Draw several tokens for every sample before the host sees one: nothing in between waits for the device.
+
+        A sample goes on to the end of the burst wherever it ends. None goes beyond its limit.
+        """
+        self._part()
+        every = [row.drafts[0] for row in self.rows]
+        num_tokens = min(burst, *(draft.limit - len(draft.token_ids) for draft in every))
+        draws = on_device(torch.from_numpy(upcoming(every, num_tokens)), self.device)
+        owners = torch.arange(len(every), device=self.device)
+        last = on_device(torch.tensor([draft.token_ids[-1] for draft in every]), self.device)
+        drawn: list[tuple[Tensor, Tensor]] = []
+        for ahead in range(num_tokens):
+            for row in self.rows:
+                row.ahead = ahead
+            positions = self.context.begin_step(self.rows)
+            hidden = self.policy.hidden(last[None], positions, self.context)[0]
+            drawn.append(choose(self.policy.logits(hidden), draws[ahead], owners, self.params))
+            last = drawn[-1][0]
+        ids, logprobs = (torch.stack(column).tolist() for column in zip(*drawn, strict=True))
+        for place, draft in enumerate(every):
+            for token in range(num_tokens):
+                if draft.finish is None:
+                    take(draft, ids[token][place], logprobs[token][place], self.policy, self.params)
+        self._go_on(self.rows)
+
+    def _part(self) -> None:
+        """Give every sample a row of its own."""
+        copies: list[tuple[int, int]] = []
+        for place, row in enumerate(list(self.rows)):
+            for draft in row.drafts[1:]:
+                copies.append((place, len(self.rows)))
+                self.rows.append(_Row(prompt=row.prompt, drafts=[draft]))
+            row.drafts = row.drafts[:1]
+        self.context.copy_rows(copies)
+
+    def _go_on(self, fed: Sequence[_Row]) -> None:
+        """Go on with the rows that the samples of these ones now need, and hand out those that have ended."""
         branches = [row.branches() for row in fed]
         # The first branch keeps its row's place, the others get places behind, and the last rows fill what is left.
         copies: list[tuple[int, int]] = []

@@ -129,7 +129,9 @@ def _nucleus_cutoff(
     weights = tempered.exp().masked_fill_(tempered < floor, 0)
     total = weights.sum(-1, keepdim=True, dtype=torch.float64)
     negligible = total * ((1 - top_p) / tempered.shape[1] / 2)
-    width = max(int((weights > negligible).sum(-1).max()), 1)
+    width = tempered.shape[1]
+    if tempered.device.type == "cpu":  # how many there are is not worth waiting for a GPU
+        width = max(int((weights > negligible).sum(-1).max()), 1)
     largest = weights.topk(width)
     reached = largest.values.double().cumsum(-1) >= top_p * total
     # Where rounding keeps the sum from reaching it, the set is everything that was sorted.

@@ -15,7 +15,8 @@ from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
 from outscore.train.build import build_stage
 from outscore.train.label_stage import locate_models
-from outscore.train.memory import device_bytes, in_words, stage_memory
+from outscore.train.memory import device_bytes, in_words
+from outscore.train.plan import plan_stages
 from outscore.train.plateaus import check_plateaus
 from outscore.train.populations import populations_in_words
 from outscore.train.rejection import RejectionSource
@@ -169,17 +170,12 @@ def _population_findings(recipe: Recipe, workshop: Workshop) -> list[Finding]:
 
 
 def _memory(recipe: Recipe, workshop: Workshop) -> Finding:
-    recomputed = recipe.model.activation_checkpointing
-    stages = {
-        stage.label: stage_memory(workshop, index, stage, stage_algorithm(stage), recomputed=recomputed)
-        for index, stage in enumerate(recipe.stages)
-    }
-    largest = max(stages, key=lambda label: sum(stages[label].values()))
-    detail = f"stage {largest}: {in_words(stages[largest])}"
+    largest = max(plan_stages(recipe, workshop), key=lambda stage: stage.total)
+    detail = f"stage {largest.label}, {largest.peak}: {in_words(largest.parts)}"
     there = device_bytes(workshop.policy.device)
-    if sum(stages[largest].values()) <= there:
+    if largest.total <= there:
         return Finding(what="memory", status="ok", detail=detail)
-    advice = "lower token_budget, or set model.activation_checkpointing or model.lora"
+    advice = "lower token_budget, or set model.activation_checkpointing or model.lora; `outscore plan` has every phase"
     return Finding(what="memory", status="warn", detail=f"{detail}; there are {there / 2**30:.1f} GiB: {advice}")
 
 

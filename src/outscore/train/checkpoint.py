@@ -220,7 +220,7 @@ def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None
         own = _below(moments, name + "|")
         if own:
             learner.optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+                key: _counted(value) if key == "step" else value.to(parameter.device) for key, value in own.items()
             }
     if learner.reference is not None:
         weights = safetensors.torch.load_file(path / REFERENCE_FILE)
@@ -247,10 +247,16 @@ def _trainer_tensors(learner: Learner) -> dict[str, Tensor]:
         tensors = {f"master.{name}": tensor for name, tensor in learner.masters.state_dict().items()}
     for name, parameter in learner.masters.parameters.items():
         for key, value in learner.optimizer.state.get(parameter, {}).items():
-            tensors[f"adam.{name}|{key}"] = value
+            # 8-bit states count their steps in a plain number, and share a table (`qmap`) among parameters.
+            tensors[f"adam.{name}|{key}"] = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
     if learner.populations is not None:
         tensors |= {f"population.{name}": value for name, value in learner.populations.state().items()}
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _counted(step: Tensor) -> Tensor | int:
+    """The number of steps as the optimizer that saved it counts them."""
+    return step if step.is_floating_point() else int(step)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""How much memory a stage will need, counted before it runs, and how much the process has needed so far.
+"""What memory things take, counted from shapes, and how much the process has needed so far.
 
-The counts are of what grows with the model and the recipe. Not in them: the interpreter with its libraries (about half
-a GiB), and the attention scores of devices and architectures without a fused kernel.
+`outscore.train.plan` puts these counts together for the phases of a stage. They are of tensors: what the interpreter
+and its libraries take is measured, not counted.
 """
 
 import os
@@ -15,24 +15,13 @@ import torch
 
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import Algorithm
-from outscore.stages import (
-    OutcomeRewardModelSettings,
-    PolicySettings,
-    PreferenceSettings,
-    RejectionSettings,
-    SamplingStage,
-    SftSettings,
-    StageSettings,
-    TextSettings,
-    sampling_of,
-)
-from outscore.train.materials import Materials
-from outscore.train.rejection import BLOCK
-from outscore.train.setup import Workshop
 
 LOGIT_ARRAYS = 4
-"""Arrays of a chunk's logits alive at once: logits, log-probs, their product with probabilities, a gradient."""
+"""Arrays of a chunk's logits alive at once in the backward pass: log-probs, probabilities, a gradient and the next."""
+EVALUATED_ARRAYS = 3
+"""The same without a backward pass: log-probs, probabilities and their product."""
+DRAWN_ARRAYS = 3
+"""The same when sampling: logits, weights, and what a filter or the head's own type takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +38,8 @@ class DecoderShape:
     """Queries of all heads."""
     key_value: int
     """Keys of all key-value heads; values are as wide."""
+    num_heads: int
+    """Query heads: as many scores has a pair of tokens."""
     vocab: int
     """Logits."""
 
@@ -56,11 +47,11 @@ class DecoderShape:
 def state_bytes(
     num_parameters: int, num_trained: int, *, bytes_per_weight: int = 4, reference: bool = False
 ) -> dict[str, int]:
-    """Bytes that one model holds throughout a stage, by what they are for.
+    """Bytes that one model holds when it is trained, by what they are for.
 
     A trained fp32 weight costs 16 bytes (itself, its gradient, two moments), a frozen one 4; a trained bf16 weight 20:
     its fp32 master has gradient and moments, and it has a gradient of its own. Several models (a critic, a reward
-    model) add up.
+    model) add up, but for gradients, of which one model at a time has any.
 
     Args:
         num_parameters: all weights.
@@ -81,18 +72,35 @@ def state_bytes(
 def activation_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int, recomputed: bool = False) -> int:
     """Bytes that the layers keep of `num_tokens` tokens for the backward pass.
 
-    Per layer and token: both norms keep their input, the normalised input and their output; attention keeps queries,
-    keys, values, its output and a copy of that for the projection; the gated network four inner values. With
-    activations `recomputed`, every layer keeps its input, and only one at a time the rest.
+    Per layer and token: both norms keep their input, in fp32 at least, the normalised input and their output; attention
+    keeps queries, keys, values, its output, a copy of that for the projection and a log-sum-exp for each head; the
+    gated network four inner values. With activations `recomputed`, every layer keeps its input, and only one at a time
+    the rest.
     """
-    layer = 6 * shape.hidden + 3 * shape.query + 2 * shape.key_value + 4 * shape.intermediate
-    per_token = shape.num_layers * shape.hidden + layer if recomputed else shape.num_layers * layer
-    return per_token * num_tokens * bytes_per_value
+    norms = 2 * shape.hidden * (max(bytes_per_value, 4) + 2 * bytes_per_value)
+    inner = 3 * shape.query + 2 * shape.key_value + 4 * shape.intermediate
+    layer = norms + inner * bytes_per_value + 4 * shape.num_heads
+    kept = shape.num_layers * shape.hidden * bytes_per_value + layer if recomputed else shape.num_layers * layer
+    return kept * num_tokens
 
 
-def logit_bytes(shape: DecoderShape, num_tokens: int) -> int:
+def score_bytes(shape: DecoderShape, num_pairs: int, *, recomputed: bool = False) -> int:
+    """Bytes of attention scores that are kept for the backward pass where no fused kernel does without them: scores and
+    weights in fp32, for every head and pair of tokens (see `outscore.model.attention.TreeAttention.num_pairs`)."""
+    return 2 * 4 * shape.num_heads * num_pairs * (1 if recomputed else shape.num_layers)
+
+
+def working_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int) -> int:
+    """Bytes that one layer needs of `num_tokens` tokens while it computes: its input and the normalised input, beside
+    either the gated network's inner values or attention's states, rotated and gathered."""
+    inner = max(3 * shape.intermediate, 5 * shape.query + 6 * shape.key_value)
+    return (2 * shape.hidden + inner) * num_tokens * bytes_per_value
+
+
+def logit_bytes(shape: DecoderShape, num_tokens: int, *, arrays: int = LOGIT_ARRAYS) -> int:
     """Bytes of the chunk of logits in hand, which are fp32 whatever the model computes in."""
-    return LOGIT_ARRAYS * 4 * min(num_tokens * shape.vocab, CHUNK_LOGITS)
+    chunk = max(CHUNK_LOGITS // shape.vocab, 1)
+    return arrays * 4 * min(num_tokens, chunk) * shape.vocab
 
 
 def cache_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int) -> int:
@@ -100,42 +108,15 @@ def cache_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int) -
     return 2 * shape.key_value * shape.num_layers * num_tokens * bytes_per_value
 
 
-def stage_memory(
-    workshop: Workshop, index: int, stage: StageSettings, row: Algorithm, *, recomputed: bool
-) -> dict[str, int]:
-    """Bytes at the peak of a stage, by what they are for.
-
-    Training and sampling take turns: `activations` is the larger of what a micro-batch keeps, logits included, and of
-    the sampler's keys and values.
-    """
-    policy = workshop.policy
-    shape, size = decoder_shape(policy.config, policy.vocab_size), policy.compute_dtype.itemsize
-    states = state_bytes(
-        sum(parameter.numel() for parameter in policy.model.parameters()),
-        sum(parameter.numel() for parameter in workshop.masters.parameters.values()),
-        bytes_per_weight=size,
-        reference=row.needs_reference,
-    )
-    if row.trains == "reward_model":  # a model of its own, beside the policy
-        states["policy"] = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
-    if row.has_critic:  # all of it is trained, also where the policy has adapters
-        size_of_critic = num_scalar_parameters(policy)
-        states["critic"] = sum(state_bytes(size_of_critic, size_of_critic, bytes_per_weight=size).values())
-    if row.needs_teacher or (isinstance(stage, RejectionSettings) and stage.samples_another_model):
-        # As if it were as large as the policy.
-        states["teacher"] = sum(parameter.numel() for parameter in policy.model.parameters()) * size
-    materials = workshop.materials[index]
-    num_tokens = _micro_batch(workshop.policy, materials, stage)
-    kept = activation_bytes(shape, num_tokens, bytes_per_value=size, recomputed=recomputed)
-    kept += logit_bytes(shape, num_tokens)
-    cached = cache_bytes(shape, _sampled_at_once(materials, stage), bytes_per_value=size)
-    return {**states, "activations": max(kept, cached)}
+def scalar_sizes(policy: Policy) -> list[int]:
+    """Weights of each tensor of a copy of the policy, adapters merged, with a scalar head."""
+    backbone = policy.base.base_model.named_parameters()
+    return [*(weight.numel() for name, weight in backbone if "lora_" not in name), int(policy.config.hidden_size)]
 
 
 def num_scalar_parameters(policy: Policy) -> int:
     """Weights of a copy of the policy, adapters merged, with a scalar head."""
-    backbone = policy.base.base_model.named_parameters()
-    return sum(weight.numel() for name, weight in backbone if "lora_" not in name) + int(policy.config.hidden_size)
+    return sum(scalar_sizes(policy))
 
 
 def decoder_shape(config: Any, vocab_size: int) -> DecoderShape:
@@ -149,6 +130,7 @@ def decoder_shape(config: Any, vocab_size: int) -> DecoderShape:
         intermediate=getattr(config, "intermediate_size", None) or 4 * hidden,
         query=heads * dim,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * dim,
+        num_heads=heads,
         vocab=vocab_size,
     )
 
@@ -179,51 +161,10 @@ def peak_bytes() -> dict[str, int]:
     return found
 
 
-def _micro_batch(policy: Policy, materials: Materials, stage: StageSettings) -> int:
-    """The most tokens forwarded at once: what the budget allows, or all that an update has."""
-    if isinstance(stage, SftSettings | TextSettings):
-        sizes = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in materials.demonstrations]
-        return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
-    if isinstance(stage, PreferenceSettings):
-        # A group stays whole; without shared beginnings, which is the most it can take.
-        grouped = policy.layout == "group_rows"
-        sizes = [
-            len(g.prompt.token_ids) * (1 if grouped else len(g.completions))
-            + sum(len(c.token_ids) for c in g.completions)
-            for g in materials.rankings
-        ]
-        return max(min(stage.token_budget, stage.batch_size * max(sizes)), *sizes)
-    if isinstance(stage, OutcomeRewardModelSettings):
-        given = [len(g.prompt.token_ids) + len(g.completion.token_ids) for g in materials.labelled]
-        sampled = _longest_prompt(materials) + stage.sample.sampling.max_new_tokens if stage.sample else 0
-        longest = max(*given, sampled, 1)
-        return max(min(stage.token_budget, stage.batch_size * longest), longest)
-    if isinstance(stage, RejectionSettings):
-        longest = _longest_prompt(materials) + stage.sampling.max_new_tokens
-        return max(min(stage.token_budget, stage.batch_size * longest), longest)
-    assert isinstance(stage, PolicySettings)
-    prompt, new = _longest_prompt(materials), stage.sampling.max_new_tokens
-    groups = -(-stage.prompts_per_step // stage.minibatches)
-    texts = [1 + len(piece.completion.token_ids) for piece in materials.texts]
-    beside = max(min(stage.token_budget, stage.ptx.batch_size * max(texts)), *texts) if stage.ptx and texts else 0
-    if policy.layout == "group_rows":
-        return max(min(stage.token_budget, groups * (prompt + stage.group_size * new)), prompt + new, beside)
-    # The budget counts a prompt once; rows of their own repeat it.
-    rows = min(groups * stage.group_size, max((stage.token_budget - prompt) // new, 1))
-    return max(rows * (prompt + new), beside)
-
-
-def _sampled_at_once(materials: Materials, stage: StageSettings) -> int:
-    sampling = sampling_of(stage)
-    if sampling is None:
-        return 0
-    num_prompts = stage.prompts_per_step if isinstance(stage, PolicySettings) else BLOCK
-    size = stage.sample.group_size if isinstance(stage, OutcomeRewardModelSettings) and stage.sample else 1
-    size = stage.group_size if isinstance(stage, SamplingStage) else size
-    rows = min(sampling.max_rows, num_prompts * size)
-    prompts = -(-rows // size) * _longest_prompt(materials)
-    return prompts + rows * sampling.max_new_tokens
-
-
-def _longest_prompt(materials: Materials) -> int:
-    return max(len(prompt.token_ids) for prompt in materials.train_prompts)
+def resident_bytes() -> int:
+    """The memory the process holds now; where the system does not say (it is not Linux), the most it has held."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return peak_bytes()["rss"]

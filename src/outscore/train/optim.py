@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -27,8 +28,39 @@ def learning_rate(settings: OptimizerSettings, update: int, num_updates: int) ->
     return settings.lr * (1 - (1 - settings.final_fraction) * fall)
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW in the fused kernel; weight decay on matrices only, never on norms and biases."""
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256
+"""bitsandbytes keeps moments of smaller tensors in fp32, and has a scale in fp32 for each block of others."""
+
+
+def require_8bit(where: str) -> Any:
+    """bitsandbytes, for optimizer states in 8 bits.
+
+    Raises:
+        ValueError: naming `where` they are asked for, if there is no GPU: they have no CPU kernel.
+        ImportError: if it is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"{where}: optimizer.states = '8bit' needs a CUDA GPU, and there is none here; leave it out, or train "
+            "adapters (model.lora), which have moments for themselves alone"
+        )
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ImportError("optimizer.states = '8bit' needs `pip install 'outscore[bits]'`") from error
+    return bitsandbytes
+
+
+def moment_bytes(sizes: Iterable[int], states: str) -> int:
+    """Bytes of both moments of tensors of so many weights."""
+    return sum(
+        2 * (size + 4 * -(-size // BLOCK_8BIT)) if states == "8bit" and size >= SMALLEST_8BIT else 8 * size
+        for size in sizes
+    )
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """AdamW in a fused kernel; weight decay on matrices only, never on norms and biases."""
     trained = list(parameters)
     matrices = [parameter for parameter in trained if parameter.dim() >= 2]
     vectors = [parameter for parameter in trained if parameter.dim() < 2]
@@ -37,7 +69,11 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettin
         for members, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
         if members
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    common: dict[str, Any] = {"lr": settings.lr, "betas": settings.betas, "eps": settings.eps}
+    if settings.states == "8bit":
+        made: torch.optim.Optimizer = require_8bit("optimizer").optim.AdamW8bit(groups, **common)
+        return made
+    return torch.optim.AdamW(groups, fused=True, **common)
 
 
 class NotFiniteError(FloatingPointError):

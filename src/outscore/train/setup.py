@@ -2,6 +2,7 @@
 any work."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from outscore.config import ModelSettings, Recipe
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
-from outscore.model.load import LoadedModel, load_model, stop_token_ids, weights_sha256
+from outscore.model.load import LoadedModel, load_model, outline_model, stop_token_ids, weights_sha256
 from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
@@ -47,6 +48,7 @@ from outscore.train.materials import (
     text_groups,
 )
 from outscore.train.named_models import check_models
+from outscore.train.optim import require_8bit
 from outscore.train.order import Strata
 from outscore.train.populations import (
     PopulationWeights,
@@ -177,6 +179,8 @@ def check_before_loading(recipe: Recipe) -> None:
     evaluation_column(recipe.stages)
     for place, stage in enumerate(recipe.stages):
         check_models(stage, stage_algorithm(stage), [each.label for each in recipe.stages[:place]])
+        if stage.optimizer.states == "8bit":
+            require_8bit(f"stage `{stage.label}`")
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
@@ -190,6 +194,7 @@ def prepare(
     evaluation_only: bool = False,
     task: Task | None = None,
     rewards: Rewards | None = None,
+    outlined: bool = False,
 ) -> Workshop:
     """Build everything a run works with.
 
@@ -200,6 +205,7 @@ def prepare(
         evaluation_only: leave training prompts and demonstrations out.
         task: a task object instead of the one the recipe names.
         rewards: rewards instead of those the recipe names.
+        outlined: for counting alone: the model has shapes and no weights, and no worker starts.
 
     Raises:
         ValueError: if the model, the task, the template, a reward or their combination cannot work.
@@ -211,13 +217,14 @@ def prepare(
     corpora = [_corpus(stage, own_task) for stage, own_task in zip(recipe.stages, tasks, strict=True)]
     scoring = partial(Rewards, on_failure=recipe.on_reward_failure, scoring=recipe.scoring)
     rewards = scoring(recipe.rewards) if rewards is None else rewards
-    rewards.start()  # workers load while the model does
+    if not outlined:
+        rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed)
+    known = _different((task, *tasks, *corpora))
+    load = partial(load_policy, recipe.model, known, recipe.seed, outlined=outlined)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
-    held_out = task.eval_problems()
-    unseen = {question_text(problem) for problem in held_out}
+    unseen = {question_text(problem) for problem in task.eval_problems()}
     materials = []
     for stage, own_task, corpus in zip(() if evaluation_only else recipe.stages, tasks, corpora, strict=False):
         scorers = rewards if stage.rewards is None else scoring(stage.rewards)
@@ -227,7 +234,7 @@ def prepare(
         others = set() if own_task is task else unseen
         made = partial(stage_materials, stage, own_task, scorers, verdicts, policy, recipe)
         materials.append(made(unseen=others, corpus=corpus))
-    asked = _asked(recipe, held_out) if recipe.rewards else []
+    asked = _asked(recipe, task.eval_problems()) if recipe.rewards else []
     return Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
@@ -303,12 +310,14 @@ def load_policy(
     *,
     weights: Path | None = None,
     facts: Mapping[str, Any] | None = None,
+    outlined: bool = False,
 ) -> tuple[Policy, dict[str, Any]]:
     """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen.
 
-    `task`, or several, gives a `tiny` model its tokenizer's characters.
+    `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights.
     """
-    facts = facts or {}
+    granted: Mapping[str, Any] = {"layout": "group_rows", "layout_probe": "not probed: no weights"} if outlined else {}
+    facts = facts or granted
     precision = settings.precision if settings.precision != "auto" else facts.get("precision")
     probed = facts.get("precision_probe", "given")
     if precision is None:
@@ -316,7 +325,8 @@ def load_policy(
         precision, probed = probe.precision, probe.reason
     source = str(weights) if weights is not None and settings.lora is None else settings.source
     tasks = [task] if isinstance(task, Task) else [] if task is None else task
-    loaded = _load(source, settings, tasks, seed)
+    with torch.device("meta") if outlined else nullcontext():
+        loaded = _load(source, settings, tasks, seed, outline_model if outlined else load_model)
     model, tokenizer = loaded.model, loaded.tokenizer
     stops = stop_token_ids(model, tokenizer)
     if "layout_probe" in facts:
@@ -326,7 +336,8 @@ def load_policy(
         layout, tried = found_layout.layout, found_layout.reason
     if settings.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    torch.nn.Module.to(model, default_device())
+    if not outlined:
+        torch.nn.Module.to(model, default_device())
     if settings.lora is not None:
         add_lora(model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed)
     policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout)
@@ -340,7 +351,9 @@ def load_policy(
     return policy, found
 
 
-def _load(source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int) -> LoadedModel:
+def _load(
+    source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int, load: Callable[..., LoadedModel]
+) -> LoadedModel:
     if source == "tiny":
         if not tasks:
             raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
@@ -348,17 +361,12 @@ def _load(source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int
         characters = known[0] if len(known) == 1 else "".join(sorted(set("".join(known))))
         strings = tuple(dict.fromkeys(text for task in tasks for text in getattr(task, "special_strings", ())))
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
-        return LoadedModel(model=model, tokenizer=tokenizer, sha256=weights_sha256(model), source=source)
+        digest = "" if model.device.type == "meta" else weights_sha256(model)
+        return LoadedModel(model=model, tokenizer=tokenizer, sha256=digest, source=source)
+    allowed = {"trust_remote_code": settings.trust_remote_code, "allow_pickle": settings.allow_pickle}
     if is_adapter(Path(source)):
-        return load_with_adapter(
-            Path(source), trust_remote_code=settings.trust_remote_code, allow_pickle=settings.allow_pickle
-        )
-    return load_model(
-        source,
-        precision_dtype=torch.float32,
-        trust_remote_code=settings.trust_remote_code,
-        allow_pickle=settings.allow_pickle,
-    )
+        return load_with_adapter(Path(source), load=load, **allowed)
+    return load(source, precision_dtype=torch.float32, **allowed)
 
 
 def default_device() -> torch.device:
