@@ -32,6 +32,13 @@ STUDIES = {
             num_seeds=3,
         ),
         Study(
+            name="process-supervision",
+            summary="GRPO paid for the answer, and for each step of the solution where it ends",
+            source="DeepSeekMath, arXiv 2402.03300, figure 5; spec A47",
+            module="outscore.studies.supervision",
+            num_seeds=5,
+        ),
+        Study(
             name="reward-noise",
             summary="accuracy against the rate at which a reward is wrong, with the backward correction and without",
             source="arXiv 2510.00915; spec A33, A54",
