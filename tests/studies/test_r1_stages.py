@@ -8,8 +8,8 @@ import pytest
 
 from outscore.config import load_recipe
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import interval
-from outscore.studies.r1_stages import MEASURES, claims, collected, with_seed
+from outscore.studies.over_seeds import interval, with_seed
+from outscore.studies.r1_stages import MEASURES, claims, collected
 
 RECIPE = load_recipe(Path(str(files("outscore") / "recipes" / "r1.yaml")))
 POLICIES = ("pretrain", "zero", "dev1", "dev2", "dev3", "scenarios", "r1")

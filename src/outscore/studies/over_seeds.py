@@ -1,9 +1,12 @@
-"""What studies that repeat a run over seeds share: a mean's uncertainty, claims judged by it, a stage's evaluation."""
+"""What studies that repeat a run over seeds share: a recipe's seed, a stage's evaluation, a mean's uncertainty, and
+claims judged by it."""
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import Any
 
+from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Evaluation
 from outscore.studies.records import Claim
 
@@ -48,3 +51,13 @@ def above(
 def gains(before: Sequence[float], after: Sequence[float]) -> list[float]:
     """The difference of each seed."""
     return [later - earlier for earlier, later in zip(before, after, strict=True)]
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with another seed, for the run and for the questions of every task in it."""
+    data: dict[str, Any] = dump_recipe(recipe)
+    data["seed"] = seed
+    for part in (data, *data["stages"]):
+        if part.get("task"):
+            part["task"] = {**part["task"], "seed": seed}
+    return parse_recipe(data)

@@ -10,12 +10,11 @@ from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from outscore.config import Recipe, load_recipe
 from outscore.report import Evaluation
 from outscore.stages import RewardModelSettings
-from outscore.studies.over_seeds import after, interval, sem
+from outscore.studies.over_seeds import after, interval, sem, with_seed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.train.run import run_recipe
 
@@ -51,16 +50,6 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
             *(f"Reward model {name}: {text} of held-out pairs, which have no noise." for name, text in agreement),
         ],
     )
-
-
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The recipe with another seed, for the run and for the questions of every task in it."""
-    data: dict[str, Any] = dump_recipe(recipe)
-    data["seed"] = seed
-    for part in (data, *data["stages"]):
-        if part.get("task"):
-            part["task"] = {**part["task"], "seed": seed}
-    return parse_recipe(data)
 
 
 def collected(recipe: Recipe, found: Sequence[Sequence[Evaluation]]) -> Table:

@@ -39,6 +39,13 @@ STUDIES = {
             num_seeds=5,
         ),
         Study(
+            name="refreshed-reward",
+            summary="iterative GRPO: a reward model trained on with the policy's samples, against one that stays",
+            source="DeepSeekMath, arXiv 2402.03300, Algorithm 1 and figure 6; spec A48",
+            module="outscore.studies.refreshed",
+            num_seeds=3,
+        ),
+        Study(
             name="reward-noise",
             summary="accuracy against the rate at which a reward is wrong, with the backward correction and without",
             source="arXiv 2510.00915; spec A33, A54",
