@@ -60,6 +60,13 @@ STUDIES = {
             num_seeds=3,
         ),
         Study(
+            name="reward-generalisation",
+            summary="what a reward model says of other questions, of later policies, and of what it chooses itself",
+            source="DeepSeekMath, arXiv 2402.03300, 5.2.3; spec A56",
+            module="outscore.studies.reward_quality.generalisation",
+            num_seeds=3,
+        ),
+        Study(
             name="group-robust-opinions",
             summary="opinions of five countries, a small language model: GR-IPO against IPO and importance sampling",
             source="Group Robust Preference Optimization, arXiv 2405.20304, section 5.2, on data made here",
