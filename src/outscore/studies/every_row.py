@@ -14,9 +14,8 @@ from typing import Any
 
 from outscore.objectives.algorithms import ALGORITHMS
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, gains, interval, sem
+from outscore.studies.over_seeds import above, after, completed, gains, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.train.run import run_recipe
 
 STEPS, PROMPTS, GROUP_SIZE = 40, 32, 8
 LR = 2e-4
@@ -38,7 +37,7 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     with TemporaryDirectory() as folder:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
-            found.append(run_recipe(recipe(seed), Path(folder) / str(seed)).evaluations)
+            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
     progress("done", num_seeds, num_seeds)
     table = collected(found)
     return StudyResult(

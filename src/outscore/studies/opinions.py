@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from outscore.report import Evaluation, RunDirectory
+from outscore.studies.over_seeds import completed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.tasks.synthetic_opinions import DIFFERENCES, SIZES
-from outscore.train.run import run_recipe
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "IPO": {"weights": "shares"},
@@ -138,7 +138,7 @@ def recipe(seed: int, sft_steps: int, steps: int, num_eval: int, hidden_size: in
 def outcomes(settings: Mapping[str, Any]) -> dict[str, Outcome]:
     """Run a recipe of this study and read what each method did."""
     with TemporaryDirectory() as folder:
-        done = RunDirectory.open(run_recipe(settings, Path(folder) / "run").path)
+        done = RunDirectory.open(completed(settings, Path(folder) / "run").path)
         every = done.evaluations()
         return {
             name: Outcome(

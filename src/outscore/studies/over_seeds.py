@@ -2,16 +2,26 @@
 claims judged by it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Evaluation
 from outscore.studies.records import Claim
+from outscore.train.run import RunResult, run_recipe
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Degrees of freedom -> the quantile of Student's t that a 95 % interval takes."""
+
+
+def completed(recipe: Recipe | Mapping[str, Any], path: Path) -> RunResult:
+    """Run a recipe to its end. KeyboardInterrupt where it was asked to stop: half a run is no result."""
+    result = run_recipe(recipe, path)
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result
 
 
 def sem(values: Sequence[float]) -> float:

@@ -18,9 +18,8 @@ from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, interval, sem, with_seed
+from outscore.studies.over_seeds import above, after, completed, interval, sem, with_seed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.train.run import run_recipe
 
 POLICIES: Mapping[str, str] = {
     "sft": "SFT",
@@ -45,7 +44,7 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     with TemporaryDirectory() as folder:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
-            found.append(run_recipe(with_seed(made, seed), Path(folder) / str(seed)).evaluations)
+            found.append(completed(with_seed(made, seed), Path(folder) / str(seed)).evaluations)
     progress("done", num_seeds, num_seeds)
     table = {
         stage: {key: [after(each, stage).metrics[key] for each in found] for key in MEASURES} for stage in POLICIES

@@ -19,17 +19,17 @@ from typing import Any
 from outscore.model.steps import Decode, decoder, split_steps, step_ends
 from outscore.model.tiny import character_tokenizer
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, interval, sem
+from outscore.studies.over_seeds import above, after, completed, interval, sem
 from outscore.studies.records import Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.tasks.arithmetic import RESPONSE, ArithmeticTask, columns
-from outscore.train.run import run_recipe
 
 SEPARATORS = (" ", "\n</reasoning>\n")
 """What ends a step: the blank between columns, and the end of the reasoning; the answer is the last step."""
+SFT_STEPS = 140
 STEPS, PROMPTS, GROUP_SIZE = 60, 32, 8
 LR = 3e-4
 PROBLEMS, SAMPLES = 400, 4
-POINTS = 4
+POINTS = 2
 """Evaluations on the way of an arm."""
 START = "sft"
 OUTCOME, PROCESS, SUM = "outcome", "process", "steps at the end"
@@ -68,7 +68,7 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     with TemporaryDirectory() as folder:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
-            found.append(run_recipe(recipe(seed), Path(folder) / str(seed)).evaluations)
+            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
     progress("done", num_seeds, num_seeds)
     table = {name: {key: [after(each, name).metrics[key] for each in found] for key in MEASURES} for name in _names()}
     return StudyResult(
@@ -100,7 +100,7 @@ def recipe(seed: int) -> dict[str, Any]:
     }
     stages: list[dict[str, Any]] = [
         {
-            **{"name": START, "algorithm": "sft", "steps": 140, "batch_size": 32},
+            **{"name": START, "algorithm": "sft", "steps": SFT_STEPS, "batch_size": 32},
             "optimizer": {"lr": 2e-3, "schedule": "cosine", "warmup_steps": 10, "weight_decay": 0.1},
         },
     ]

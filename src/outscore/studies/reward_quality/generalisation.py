@@ -25,16 +25,17 @@ from outscore.report import RunDirectory
 from outscore.report.run import FACTS
 from outscore.rewards import Rewards
 from outscore.rollout import make_sampler
-from outscore.studies.over_seeds import above, interval, sem
+from outscore.studies.over_seeds import above, completed, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.train.evaluate import EVALUATION_SEED
-from outscore.train.run import run_recipe
 from outscore.train.setup import prepare
 
 PROBLEMS, SAMPLES = 400, 8
 """Held-out problems, about half of them sums, and samples of each."""
 MAX_NEW_TOKENS = 32
-GRPO_STEPS = 40
+SFT_STEPS, RM_STEPS, GRPO_STEPS = 140, 80, 40
+RM_PROBLEMS = 1000
+"""Problems whose samples, four of each, the reward model learns from."""
 
 TRAINED, OTHER, STRONGER, PAID, CHOSEN = "as trained on", "other questions", "stronger", "paid by it", "best of 8"
 KINDS: Mapping[str, tuple[str, str]] = {
@@ -110,13 +111,13 @@ def recipe(seed: int) -> dict[str, Any]:
         "rewards": ["tag_answer"],
         "stages": [
             {
-                **{"name": "sft", "algorithm": "sft", "steps": 140, "batch_size": 32},
+                **{"name": "sft", "algorithm": "sft", "steps": SFT_STEPS, "batch_size": 32},
                 "optimizer": {"lr": 2e-3, "schedule": "cosine", "warmup_steps": 10, "weight_decay": 0.1},
             },
             {
-                **{"name": "judge", "algorithm": "outcome-reward-model", "steps": 80, "batch_size": 64},
+                **{"name": "judge", "algorithm": "outcome-reward-model", "steps": RM_STEPS, "batch_size": 64},
                 **{"token_budget": 8192, "task": {**task, "operations": ["+"], "num_eval": 1}},
-                "sample": {"num_prompts": 1000, "group_size": 4, "sampling": sampling},
+                "sample": {"num_prompts": RM_PROBLEMS, "group_size": 4, "sampling": sampling},
                 "optimizer": {"lr": 3e-4, "schedule": "linear", "warmup_steps": 5},
             },
             {**grpo, "name": "rule"},
@@ -153,7 +154,7 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     for seed in range(num_seeds):
         progress(f"seed {seed}", seed, num_seeds)
         with TemporaryDirectory() as folder:
-            done = RunDirectory.open(run_recipe(recipe(seed), Path(folder) / "run").path)
+            done = RunDirectory.open(completed(recipe(seed), Path(folder) / "run").path)
             samples = {stage: judged(done, stage) for stage in dict.fromkeys(stage for stage, _ in KINDS.values())}
         for kind, (stage, operation) in KINDS.items():
             own = samples[stage][operation]
