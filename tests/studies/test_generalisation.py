@@ -48,3 +48,17 @@ def test_claims_are_about_the_kind_it_was_trained_on() -> None:
     worse |= {"as trained on": [found(0.9, 0.5), found(0.91, 0.5)], CHOSEN: [found(0.9, 0.8), found(0.9, 0.81)]}
     assert [claim.holds for claim in claims(worse)] == [True] * 4
     assert not any(claim.holds for claim in claims({kind: [found(0.6, 0.5)] * 2 for kind in KINDS}))
+    # A seed without a pair of right and wrong counts for nothing; one seed alone says nothing.
+    unranked = {**found(0.6, 0.5), "ranking": None}
+    [first, *_] = claims(
+        worse
+        | {
+            "other questions": [found(0.6, 0.5), found(0.62, 0.5), unranked],
+            "as trained on": [found(0.9, 0.5), found(0.91, 0.5), found(0.9, 0.5)],
+            "stronger": [unranked] * 3,
+            "paid by it": [unranked] * 3,
+        }
+    )
+    assert first.holds
+    [_, second, *_] = claims({kind: [found(0.6, 0.5), unranked] for kind in KINDS})
+    assert not second.holds and second.measured == "nothing to rank in most seeds"

@@ -26,8 +26,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         *((supervision, "SFT_STEPS", 4), (supervision, "STEPS", 4), (supervision, "PROBLEMS", 8)),
         (supervision, "PROMPTS", 2),
-        *((generalisation, "SFT_STEPS", 30), (generalisation, "RM_STEPS", 2), (generalisation, "GRPO_STEPS", 2)),
-        *((generalisation, "RM_PROBLEMS", 20), (generalisation, "PROBLEMS", 60)),
+        *((generalisation, "SFT_STEPS", 4), (generalisation, "RM_STEPS", 2), (generalisation, "GRPO_STEPS", 2)),
+        *((generalisation, "RM_PROBLEMS", 10), (generalisation, "PROBLEMS", 12), (generalisation, "PROMPTS", 2)),
     ):
         monkeypatch.setattr(module, name, value)
 

@@ -34,6 +34,7 @@ PROBLEMS, SAMPLES = 400, 8
 """Held-out problems, about half of them sums, and samples of each."""
 MAX_NEW_TOKENS = 32
 SFT_STEPS, RM_STEPS, GRPO_STEPS = 140, 80, 40
+PROMPTS = 32
 RM_PROBLEMS = 1000
 """Problems whose samples, four of each, the reward model learns from."""
 
@@ -46,6 +47,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     CHOSEN: ("sft", "+"),
 }
 """Kind -> the stage whose policy sampled, and which questions."""
+WHERE = "DeepSeekMath, 5.2.3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +102,7 @@ def recipe(seed: int) -> dict[str, Any]:
     sampling = {"max_new_tokens": MAX_NEW_TOKENS, "max_rows": 512}
     task = {"kind": "arithmetic", "num_train": 3000, "num_eval": PROBLEMS, "num_demonstrations": 500, "seed": seed}
     grpo = {
-        **{"algorithm": "grpo", "start": "sft", "steps": GRPO_STEPS, "prompts_per_step": 32, "group_size": 8},
+        **{"algorithm": "grpo", "start": "sft", "steps": GRPO_STEPS, "prompts_per_step": PROMPTS, "group_size": 8},
         **{"token_budget": 16384, "sampling": sampling, "cells": {"kl_coef": 0.01}},
         "optimizer": {"lr": 3e-4, "warmup_steps": 5, "betas": [0.9, 0.99]},
     }
@@ -180,16 +182,11 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
 
 def claims(found: Mapping[str, Sequence[Found]]) -> list[Claim]:
     """Where a reward model should be expected to judge worse, by the differences of each seed."""
-    trained = _values(found[TRAINED], "ranking")
-    where = "DeepSeekMath, 5.2.3"
     chosen = found[CHOSEN]
     return [
-        *(
-            above(where, f"it ranks worse: {kind}", kind, _values(found[kind], "ranking"), TRAINED, trained)
-            for kind in (OTHER, STRONGER, PAID)
-        ),
+        *(_ranks_worse(kind, found[kind], found[TRAINED]) for kind in (OTHER, STRONGER, PAID)),
         above(
-            where,
+            WHERE,
             "what it chooses is less often right than it says",
             "right",
             _values(chosen, "right"),
@@ -197,6 +194,16 @@ def claims(found: Mapping[str, Sequence[Found]]) -> list[Claim]:
             _values(chosen, "said"),
         ),
     ]
+
+
+def _ranks_worse(kind: str, own: Sequence[Found], trained: Sequence[Found]) -> Claim:
+    """Over the seeds in which there is something to rank in both."""
+    ranked = [(each["ranking"], other["ranking"]) for each, other in zip(own, trained, strict=True)]
+    both = [(low, high) for low, high in ranked if low is not None and high is not None]
+    claim = f"it ranks worse: {kind}"
+    if len(both) < 2:
+        return Claim(where=WHERE, claim=claim, measured="nothing to rank in most seeds", holds=False)
+    return above(WHERE, claim, kind, [low for low, _ in both], TRAINED, [high for _, high in both])
 
 
 def _judged(group: ScoredGroup) -> Judged:
