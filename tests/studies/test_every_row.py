@@ -5,10 +5,12 @@ from outscore.objectives.algorithms import ALGORITHMS
 from outscore.report import Evaluation
 from outscore.stages import PolicySettings, RejectionSettings
 from outscore.studies.every_row import GROUP_SIZE, MEASURES, PROMPTS, STEPS, claims, collected, recipe, rows, variants
+from outscore.train.setup import check_before_loading
 
 
 def test_every_row_starts_at_the_same_weights_and_has_as_many_samples() -> None:
     made = parse_recipe(recipe(0))
+    check_before_loading(made)
     assert {*rows(), "distillation"} == {name for name, row in ALGORITHMS.items() if row.source == "policy"}
     assert [stage.label for stage in made.stages] == ["sft", "rft", *variants()]
     assert {stage.start for stage in made.stages[1:]} == {"sft"}
