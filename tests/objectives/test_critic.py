@@ -62,6 +62,8 @@ def test_explained_variance() -> None:
         ("ppo", {"kl_adapt_to": 6.0, "kl_coef": 0.0}, "kl_adapt_to=6.0 steers a kl_coef above 0"),
         ("grpo", {"kl_adapt_to": 6.0}, "use kl_place='token_reward'"),
         ("grpo", {"critic_lambda": 1.0}, "critic_lambda=1.0 has no effect without a critic"),
+        ("grpo", {"gae_lambda": 1.0}, "gae_lambda=1.0 has no effect without a critic"),
+        ("grpo", {"value_clip": math.inf}, "value_clip=inf has no effect without a critic"),
         ("grpo", {"whiten_rewards": True}, "whiten_rewards=True has no effect without a critic"),
         ("sft", {"baseline": "critic"}, "source='demonstrations'"),
     ],

@@ -147,7 +147,7 @@ def test_every_ranking_comes_once_in_an_epoch() -> None:
 def test_a_ranking_that_is_all_ties_is_named_where_ties_are_dropped() -> None:
     tied = [ranked(tiny_policy(), "1+1=", ["2", "33"], (0, 0))]
     PreferenceSource(rankings=tied, batch_size=1, ties="half", seed=0, stage=0)
-    with pytest.raises(ValueError, match="preference 'p0': all its completions rank alike"):
+    with pytest.raises(ValueError, match=r"preference 'p0' \('1\+1='\): all its completions rank alike"):
         PreferenceSource(rankings=tied, batch_size=1, ties="drop", seed=0, stage=0)
 
 
@@ -214,6 +214,14 @@ def test_a_preference_too_long_for_the_model_is_named() -> None:
     task = {"kind": "data", "rows": rows, "eval_fraction": 0.5}
     with pytest.raises(ValueError, match=r"preference 'rows/.*' has 513 tokens .* context of 512"):
         prepare(parse_recipe({**RECIPE, "task": task}))
+
+
+def test_a_preference_of_equals_is_refused_before_any_work() -> None:
+    rows = [{"prompt": f"{n}+1=", "completions": ["1", "2"], "ranking": "A = B"} for n in range(4)]
+    task = {"kind": "data", "rows": rows, "eval_fraction": 0.5}
+    with pytest.raises(ValueError, match=r"\('\d\+1='\): all its completions rank alike, .*set ties: half"):
+        prepare(parse_recipe({**RECIPE, "task": task}))
+    prepare(parse_recipe({**RECIPE, "task": task, "stages": [{**DPO, "ties": "half"}]}))
 
 
 def test_a_built_stage_has_the_reference_of_the_policy_as_it_stands() -> None:

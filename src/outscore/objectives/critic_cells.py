@@ -14,6 +14,11 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("kl_horizon", 1.0, sys.float_info.max),
 )
 """Cell, least and greatest value."""
+_WITHOUT_CRITIC = {
+    **{"gae_lambda": 0.95, "critic_lambda": None, "lambda_alpha": None},
+    **{"value_clip": 0.2, "whiten_rewards": False},
+}
+"""What cells about a critic are in rows that have none: the defaults."""
 _OPTIONAL = ("critic_lambda", "lambda_alpha", "kl_adapt_to")
 """Those that may be None."""
 
@@ -42,8 +47,7 @@ def check_critic(cells: Mapping[str, Any]) -> None:
                 f"lambda_alpha={cells['lambda_alpha']} is the policy's alone; give critic_lambda too, 1.0 in VAPO"
             )
     else:
-        unused = {"critic_lambda": None, "lambda_alpha": None, "whiten_rewards": False}
-        for key, without in unused.items():
+        for key, without in _WITHOUT_CRITIC.items():
             if cells[key] != without:
                 raise ValueError(f"{key}={cells[key]!r} has no effect without a critic; use baseline='critic'")
     if cells["kl_adapt_to"] is not None and (cells["kl_place"] == "loss" or not cells["kl_coef"] > 0.0):

@@ -16,9 +16,8 @@ from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import after, interval, sem, with_seed
+from outscore.studies.over_seeds import after, completed, interval, sem, with_seed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.train.run import run_recipe
 
 STUDENT_SAMPLES = 25 * 32 * 8
 TEACHER_GRPO = {"steps": 40, "prompts_per_step": 32}
@@ -39,8 +38,8 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
             place = Path(folder) / f"teacher-{seed}"
-            taught = run_recipe(teacher(seed), place).evaluations
-            learnt = run_recipe(student(seed, place / "checkpoints" / "grpo"), Path(folder) / f"student-{seed}")
+            taught = completed(teacher(seed), place).evaluations
+            learnt = completed(student(seed, place / "checkpoints" / "grpo"), Path(folder) / f"student-{seed}")
             found.append((taught, learnt.evaluations))
     progress("done", num_seeds, num_seeds)
     table = collected(found)

@@ -14,9 +14,8 @@ from typing import Any
 
 from outscore.objectives.algorithms import ALGORITHMS
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import after, interval, sem
+from outscore.studies.over_seeds import above, after, completed, gains, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.train.run import run_recipe
 
 STEPS, PROMPTS, GROUP_SIZE = 40, 32, 8
 LR = 2e-4
@@ -25,6 +24,8 @@ RFT_STEPS, RFT_BATCH, RFT_LR = 60, 64, 5e-4
 SAMPLES = 8
 MEASURES = ("pass@1", f"maj@{SAMPLES}", f"pass@{SAMPLES}", "greedy")
 START = "sft"
+ABOUT = 0.05
+"""Two rows that differ by no more in the mean are about the same."""
 
 Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Row -> measure -> its value for each seed."""
@@ -36,7 +37,7 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     with TemporaryDirectory() as folder:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
-            found.append(run_recipe(recipe(seed), Path(folder) / str(seed)).evaluations)
+            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
     progress("done", num_seeds, num_seeds)
     table = collected(found)
     return StudyResult(
@@ -109,7 +110,7 @@ def collected(found: Sequence[Sequence[Evaluation]]) -> Table:
 
 
 def claims(table: Table) -> list[Claim]:
-    """What the sources found, on means over seeds."""
+    """What the sources found, by the differences of each seed."""
     said = [
         ("DeepSeekMath, fig. 5", "online RFT ends above RFT", "rft", "online-rft", "pass@1"),
         ("DeepSeekMath, 5.2.1", "GRPO above online RFT", "online-rft", "grpo", "pass@1"),
@@ -118,22 +119,23 @@ def claims(table: Table) -> list[Claim]:
         ("DeepSeekMath, fig. 7", f"RL raises maj@{SAMPLES}", START, "grpo", f"maj@{SAMPLES}"),
     ]
     judged = [
-        Claim(
-            where=where,
-            claim=claim,
-            measured=f"{low} {fmean(table[low][name]):.3f}, {high} {fmean(table[high][name]):.3f}",
-            holds=fmean(table[high][name]) > fmean(table[low][name]),
-        )
-        for where, claim, low, high, name in said
+        above(where, claim, low, table[low][name], high, table[high][name]) for where, claim, low, high, name in said
     ]
+    likeness = gains(table["grpo"]["pass@1"], table["ppo-lambda-1"]["pass@1"])
     best = f"pass@{SAMPLES}"
-    gained = [later - before for before, later in zip(table[START][best], table["grpo"][best], strict=True)]
+    gained = gains(table[START][best], table["grpo"][best])
     return [
         *judged,
         Claim(
+            where="DeepSeek-R1, app. A.3",
+            claim=f"PPO with lambda 1 is about GRPO: within {100 * ABOUT:g} points",
+            measured=f"{100 * fmean(likeness):+.1f} ± {100 * interval(likeness):.1f}",
+            holds=abs(fmean(likeness)) <= ABOUT,
+        ),
+        Claim(
             where="DeepSeekMath, fig. 7",
             claim=f"and does not raise {best}",
-            measured=f"{fmean(gained):+.3f} ± {interval(gained):.3f}",
+            measured=f"{100 * fmean(gained):+.1f} ± {100 * interval(gained):.1f}",
             holds=fmean(gained) <= interval(gained),
         ),
     ]

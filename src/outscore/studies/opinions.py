@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from outscore.report import Evaluation, RunDirectory
+from outscore.studies.over_seeds import completed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.tasks.synthetic_opinions import DIFFERENCES, SIZES
 from outscore.train.inspect import evaluate_target
-from outscore.train.run import run_recipe
 
 BETA = 0.01
 BATCH = 32
@@ -159,7 +159,7 @@ def _stage(name: str, steps: int) -> dict[str, Any]:
 def outcomes(settings: Mapping[str, Any]) -> dict[str, Outcome]:
     """Run a recipe of this study and read what each method did."""
     with TemporaryDirectory() as folder:
-        done = RunDirectory.open(run_recipe(settings, Path(folder) / "run").path)
+        done = RunDirectory.open(completed(settings, Path(folder) / "run").path)
         return {
             name: Outcome(
                 evaluations=[found for found in done.evaluations() if found.stage == name],

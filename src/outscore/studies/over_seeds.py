@@ -1,16 +1,27 @@
-"""What studies that repeat a run over seeds share: the run of a seed, the evaluation after a stage, and a mean's
-uncertainty."""
+"""What studies that repeat a run over seeds share: a recipe's seed, a stage's evaluation, a mean's uncertainty, and
+claims judged by it."""
 
 import math
-from collections.abc import Sequence
-from statistics import stdev
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Evaluation
+from outscore.studies.records import Claim
+from outscore.train.run import RunResult, run_recipe
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Degrees of freedom -> the quantile of Student's t that a 95 % interval takes."""
+
+
+def completed(recipe: Recipe | Mapping[str, Any], path: Path) -> RunResult:
+    """Run a recipe to its end. KeyboardInterrupt where it was asked to stop: half a run is no result."""
+    result = run_recipe(recipe, path)
+    if not result.finished:
+        raise KeyboardInterrupt
+    return result
 
 
 def sem(values: Sequence[float]) -> float:
@@ -26,6 +37,30 @@ def interval(values: Sequence[float]) -> float:
 def after(run: Sequence[Evaluation], stage: str) -> Evaluation:
     """A run's evaluation at the end of a stage."""
     return next(each for each in run if each.label == f"after {stage}")
+
+
+def above(
+    where: str, claim: str, low: str, low_shares: Sequence[float], high: str, high_shares: Sequence[float]
+) -> Claim:
+    """The claim that what is called `high` lies above what is called `low`, by the differences of each seed.
+
+    Shares, one for each seed and in the same order. It holds where the 95 % interval of the mean difference lies above
+    0; where 0 is in it, the two were not told apart, and the text says so.
+    """
+    gained = gains(low_shares, high_shares)
+    told_apart = abs(fmean(gained)) > interval(gained)
+    return Claim(
+        where=where,
+        claim=claim,
+        measured=f"{low} {100 * fmean(low_shares):.1f} %, {high} {100 * fmean(high_shares):.1f} %: "
+        f"{100 * fmean(gained):+.1f} ± {100 * interval(gained):.1f}{'' if told_apart else ', not told apart'}",
+        holds=told_apart and fmean(gained) > 0.0,
+    )
+
+
+def gains(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """The difference of each seed."""
+    return [later - earlier for earlier, later in zip(before, after, strict=True)]
 
 
 def with_seed(recipe: Recipe, seed: int) -> Recipe:

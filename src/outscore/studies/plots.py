@@ -9,6 +9,7 @@ from outscore.studies.records import Figure, Panel
 
 FORMATS = ("png", "svg")
 _PANEL_INCHES = (4.2, 3.2)
+_BAR_INCHES = 0.4
 _DPI = 110
 # A fixed salt and no date: the same numbers give the same SVG, byte for byte.
 _STYLE: dict[Any, Any] = {
@@ -41,18 +42,22 @@ def draw(figures: Sequence[Figure], directory: Path) -> list[Path]:
     paths = []
     with matplotlib.rc_context(_STYLE):
         for figure in figures:
-            width, height = _PANEL_INCHES
-            canvas = Canvas(figsize=(width * len(figure.panels), height), layout="constrained")
+            widths = [_width(panel) for panel in figure.panels]
+            canvas = Canvas(figsize=(sum(widths), _PANEL_INCHES[1]), layout="constrained")
             canvas.suptitle(figure.title)
-            for axes, panel in zip(
-                canvas.subplots(1, len(figure.panels), squeeze=False)[0], figure.panels, strict=True
-            ):
+            places = canvas.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+            for axes, panel in zip(places, figure.panels, strict=True):
                 _draw_panel(axes, panel, colours)
             for suffix in FORMATS:
                 path = directory / f"{figure.name}.{suffix}"
                 canvas.savefig(path, dpi=_DPI, metadata={"Date": None} if suffix == "svg" else None)
                 paths.append(path)
     return paths
+
+
+def _width(panel: Panel) -> float:
+    """In inches; many bars need room for their names."""
+    return max(_PANEL_INCHES[0], _BAR_INCHES * len(panel.series)) if panel.kind == "bars" else _PANEL_INCHES[0]
 
 
 def _labels(figures: Sequence[Figure]) -> list[str]:

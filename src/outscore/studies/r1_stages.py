@@ -14,9 +14,8 @@ from tempfile import TemporaryDirectory
 from outscore.config import Recipe, load_recipe
 from outscore.report import Evaluation
 from outscore.stages import RewardModelSettings
-from outscore.studies.over_seeds import after, interval, sem, with_seed
+from outscore.studies.over_seeds import after, completed, interval, sem, with_seed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
-from outscore.train.run import run_recipe
 
 MEASURES = ("reasoning", "instructions", "language", "helpful", "safe")
 """The recipe's rewards, as evaluations measure them."""
@@ -31,7 +30,7 @@ def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     with TemporaryDirectory() as folder:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
-            found.append(run_recipe(with_seed(recipe, seed), Path(folder) / str(seed)).evaluations)
+            found.append(completed(with_seed(recipe, seed), Path(folder) / str(seed)).evaluations)
     progress("done", num_seeds, num_seeds)
     table = collected(recipe, found)
     agreement = _agreement(recipe, found)

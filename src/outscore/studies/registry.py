@@ -39,6 +39,20 @@ STUDIES = {
             num_seeds=3,
         ),
         Study(
+            name="process-supervision",
+            summary="GRPO paid for the answer, and for each step of the solution where it ends",
+            source="DeepSeekMath, arXiv 2402.03300, figure 5; spec A47",
+            module="outscore.studies.supervision",
+            num_seeds=5,
+        ),
+        Study(
+            name="refreshed-reward",
+            summary="iterative GRPO: a reward model trained on with the policy's samples, against one that stays",
+            source="DeepSeekMath, arXiv 2402.03300, Algorithm 1 and figure 6; spec A48",
+            module="outscore.studies.refreshed",
+            num_seeds=3,
+        ),
+        Study(
             name="reward-noise",
             summary="accuracy against the rate at which a reward is wrong, with the backward correction and without",
             source="arXiv 2510.00915; spec A33, A54",
@@ -50,6 +64,13 @@ STUDIES = {
             summary="a policy paid by a learned reward, by an ensemble's lower bound, and by a rule",
             source="spec A41, A57; arXiv 2310.02743",
             module="outscore.studies.reward_quality.hacking",
+            num_seeds=3,
+        ),
+        Study(
+            name="reward-generalisation",
+            summary="what a reward model says of other questions, of later policies, and of what it chooses itself",
+            source="DeepSeekMath, arXiv 2402.03300, 5.2.3; spec A56",
+            module="outscore.studies.reward_quality.generalisation",
             num_seeds=3,
         ),
         Study(

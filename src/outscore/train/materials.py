@@ -38,6 +38,7 @@ from outscore.tasks.base import CorpusTask, LabelledTask, question_text
 from outscore.tasks.templates import check_template
 from outscore.train.evaluate import Judge
 from outscore.train.populations import evaluation_column, in_population, placed
+from outscore.train.preferences import check_ties
 
 Shown = TypeVar("Shown", Ranking, LabelledSolution | Rating)
 
@@ -120,8 +121,10 @@ def stage_materials(
     if isinstance(stage, PreferenceSettings):
         known = [each for each in train_rankings(task) if question_text(each.problem) not in unseen]
         rankings = [replace(each, problem=placed(each.problem, stage)) for each in known]
+        groups = ranked_groups(rankings, policy, recipe)
+        check_ties(groups, stage.ties)
         return Materials(
-            rankings=ranked_groups(rankings, policy, recipe),
+            rankings=groups,
             eval_rankings=ranked_groups(eval_rankings(task, recipe, stage), policy, recipe),
             rewards=rewards,
             judge=judge,
@@ -132,8 +135,8 @@ def stage_materials(
     if isinstance(stage, OutcomeRewardModelSettings):
         return labelled_materials(stage, task, policy, recipe, Materials(rewards=rewards, judge=judge), unseen=unseen)
     assert isinstance(stage, SftSettings)
-    groups = demonstration_groups(task, policy, recipe, stage)
-    return Materials(demonstrations=_apart(groups, unseen), rewards=rewards, judge=judge)
+    shown = demonstration_groups(task, policy, recipe, stage)
+    return Materials(demonstrations=_apart(shown, unseen), rewards=rewards, judge=judge)
 
 
 def _apart(groups: Sequence[DemonstrationGroup], unseen: set[str]) -> list[DemonstrationGroup]:

@@ -25,6 +25,8 @@ from outscore.objectives.preferences import (
 from outscore.objectives.ratios import completion_sums
 from outscore.records import RankedGroup
 from outscore.report.populations import means_by_population
+from outscore.report.text import shorten
+from outscore.tasks.base import question_text
 from outscore.train.activity import Tell, tell_nobody
 from outscore.train.order import Strata, batch_indices
 from outscore.train.sources import Collected
@@ -52,12 +54,7 @@ class PreferenceSource:
     """Which of them are of which population, where that decides what is drawn."""
 
     def __post_init__(self) -> None:
-        for group in self.rankings:
-            if self.ties == "drop" and len(set(group.ranks)) == 1:
-                raise ValueError(
-                    f"preference {group.prompt.problem.id!r}: all its completions rank alike, which says nothing where "
-                    "ties are dropped; leave it out, or set ties: half"
-                )
+        check_ties(self.rankings, self.ties)
 
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """The rankings of a step; they are there, so there is nothing to tell."""
@@ -70,6 +67,18 @@ class PreferenceSource:
             "pairs": (float(batch.pairs.better.numel()), float(len(batch.groups))),
         }
         return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
+
+
+def check_ties(rankings: Sequence[RankedGroup], ties: Ties) -> None:
+    """ValueError naming the first ranking that has no pair to learn from: one that is all ties, where these are
+    dropped."""
+    for group in rankings:
+        if ties == "drop" and len(set(group.ranks)) == 1:
+            problem = group.prompt.problem
+            raise ValueError(
+                f"preference {problem.id!r} ({shorten(question_text(problem), 60)!r}): all its completions rank alike, "
+                "which says nothing where ties are dropped; leave it out, or set ties: half"
+            )
 
 
 def ranked_batch(groups: Sequence[RankedGroup], *, ties: Ties) -> Batch:
