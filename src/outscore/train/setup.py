@@ -220,20 +220,18 @@ def prepare(
     if not outlined:
         rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    known = _different((task, *tasks, *corpora))
-    load = partial(load_policy, recipe.model, known, recipe.seed, outlined=outlined)
+    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed, outlined=outlined)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
-    unseen = {question_text(problem) for problem in task.eval_problems()}
-    materials = []
+    materials, unseen = [], {question_text(problem) for problem in task.eval_problems()}
     for stage, own_task, corpus in zip(() if evaluation_only else recipe.stages, tasks, corpora, strict=False):
         scorers = rewards if stage.rewards is None else scoring(stage.rewards)
         verdicts = judge if stage.rewards is None else make_judge(recipe, scorers, own=True)
         _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
-        others = set() if own_task is task else unseen
-        made = partial(stage_materials, stage, own_task, scorers, verdicts, policy, recipe)
-        materials.append(made(unseen=others, corpus=corpus))
+        others: set[str] = set() if own_task is task else unseen
+        made = partial(stage_materials, unseen=others, corpus=corpus)
+        materials.append(made(stage, own_task, scorers, verdicts, policy, recipe))
     asked = _asked(recipe, task.eval_problems()) if recipe.rewards else []
     return Workshop(
         policy=policy,
