@@ -1,6 +1,7 @@
 """A recipe's first line is the comment with the command that runs it, and the rest is a valid recipe."""
 
 import pytest
+import yaml
 from repo.tree import ROOT, name_of
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -27,3 +28,16 @@ def test_grpo_takes_the_place_of_ppo_by_one_override():
     check_before_loading(recipe)
     assert recipe.stages[-1].algorithm == "grpo" and recipe.stages[-1].critic is None
     assert load_recipe(ROOT / "recipes" / "instructgpt.yaml").stages[-1].critic is not None
+
+
+def test_the_judge_that_the_r1_recipe_leaves_out_can_be_put_in_as_it_says():
+    from outscore.config import parse_recipe
+    from outscore.rewards import Rewards
+
+    text = (ROOT / "recipes" / "r1.yaml").read_text(encoding="utf-8")
+    judged = text.replace("# - {name: llm_judge", "- {name: llm_judge").replace(
+        "filters: {tag_answer: 1,", "filters: {llm_judge: 1, tag_answer: 1,"
+    )
+    stage = next(each for each in parse_recipe(yaml.safe_load(judged)).stages if each.label == "dev3")
+    assert "llm_judge" in stage.filters
+    assert Rewards(stage.rewards).named("llm_judge").where == {"domain": "reasoning"}
