@@ -12,10 +12,13 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "code.yaml"
 
 @pytest.mark.learning
 def test_grpo_lifts_the_share_of_held_out_programs_that_pass_all_their_tests(tmp_path: Path) -> None:
+    box = Sandbox()
     try:
-        Sandbox().check()
+        box.check()
     except IsolationError as error:
         pytest.skip(str(error))
+    finally:
+        box.close()
     result = run_recipe(load_recipe(RECIPE), tmp_path / "run")
     before, after = (
         next(found.metrics["pass@1"] for found in result.evaluations if found.label == label)

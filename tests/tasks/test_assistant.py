@@ -203,3 +203,10 @@ def test_gold_answers_score_full_and_options_that_do_not_fit_are_refused(task) -
     ):
         with pytest.raises(ValueError, match=said):
             make_task("toy_assistant", **options)
+
+
+def test_only_the_domains_that_are_taken_need_as_many_questions_as_are_held_out():
+    task = AssistantTask(domains=["reasoning"], num_eval=200, num_train=400, num_texts=20)
+    assert len(task.eval_problems()) == 200 and len(task.eval_texts()) == 200 and len(task.train_texts()) == 20
+    with pytest.raises(ValueError, match="half of the questions of requests"):
+        AssistantTask(domains=["reasoning", "requests"], num_eval=200)

@@ -115,9 +115,11 @@ class AssistantTask:
         if not domains or any(domain not in known for domain in domains):
             raise ValueError(f"task toy_assistant: domains={list(domains)!r} must be of {', '.join(known)}")
         self._seed, self._noise, self._careless, self._rambling = seed, noise, careless, rambling
+        self._num_eval = num_eval
         self._train: dict[str, list[Question]] = {}
         self._eval: dict[str, list[Question]] = {}
-        for domain in known:
+        self._domains = [domain for domain in known if domain in domains]
+        for domain in self._domains:
             questions = _questions(domain, seed, num_train + num_eval)
             if not 1 <= num_eval <= len(questions) // 2:
                 raise ValueError(
@@ -125,7 +127,6 @@ class AssistantTask:
                     f"questions of {domain}"
                 )
             self._eval[domain], self._train[domain] = questions[:num_eval], questions[num_eval:][:num_train]
-        self._domains = [domain for domain in known if domain in domains]
         self._counts = {"demonstrations": num_demonstrations, "preferences": num_preferences, "texts": num_texts}
 
     @property
@@ -163,7 +164,7 @@ class AssistantTask:
 
     def eval_rankings(self) -> Sequence[Ranking]:
         """The same of held-out problems, by the hidden rules without noise; none where there are none to train on."""
-        count = min(self._counts["preferences"], len(self._eval["requests"]))
+        count = min(self._counts["preferences"], self._num_eval)
         return self._rankings(self._eval, count, 0.0)
 
     def train_texts(self) -> Sequence[str]:
@@ -172,7 +173,7 @@ class AssistantTask:
 
     def eval_texts(self) -> Sequence[str]:
         """The same of held-out problems."""
-        return self._texts(self._eval, len(self._eval["reasoning"]) if self._counts["texts"] else 0)
+        return self._texts(self._eval, self._num_eval if self._counts["texts"] else 0)
 
     def _rankings(self, questions: dict[str, list[Question]], count: int, noise: float) -> list[Ranking]:
         compared = [domain for domain in self._domains if domain in RULES]
