@@ -1,5 +1,6 @@
 """Rejection sampling: what is kept of the samples, that all are on record, and that a resume finds them again."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from outscore.records import (
 )
 from outscore.report import RunDirectory, completion_rows
 from outscore.report.rows import read_parquet
+from outscore.rewards.endpoint import Endpoint
 from outscore.stages import RejectionSettings
 from outscore.train import rejection
 from outscore.train.build import build_stage
@@ -287,3 +289,24 @@ def test_check_leaves_alone_what_a_reward_model_is_to_judge_that_is_not_there_ye
         parse_recipe({**RECIPE, "rewards": ["tag_answer"], "task": task, "stages": [scorer, judged], "evaluation": {}})
     )
     assert {"memory", "preferences"} <= {each.what for each in found} and "samples" not in {each.what for each in found}
+
+
+def test_a_judge_at_an_address_decides_with_r1_s_verdict_what_is_imitated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge is scripted behind the endpoint's own reading of replies: it finds answers of even length correct."""
+
+    def judged(self: Endpoint, asked: dict[str, Any], patience: Any) -> dict[str, Any]:
+        response = asked["messages"][-1]["content"].partition("<response>\n")[2].partition("\n</response>")[0]
+        word = "incorrect" if len(response) % 2 else "correct"
+        return {"choices": [{"message": {"content": json.dumps({"analysis": "its length", "correctness": word})}}]}
+
+    monkeypatch.setattr(Endpoint, "_call", judged)
+    sft, rft = RECIPE["stages"]
+    judge = {"name": "llm_judge", "url": "http://localhost/v1", "model": "scripted"}
+    passes = {"rewards": ["tag_answer", judge], "filters": {"llm_judge": 1}, "min_reward": -100, "keep": 0}
+    done = run_recipe({**RECIPE, "rewards": ["tag_answer"], "stages": [sft, {**rft, **passes}]}, tmp_path / "run")
+    rows = read_parquet(RunDirectory.open(done.path).groups_path("rft", 0))
+    whole = {row.response for row in rows if row.finish == "stop"}  # what was cut off is not imitated
+    assert {row.response for row in rows if row.advantage} == {text for text in whole if len(text) % 2 == 0}
+    assert {len(text) % 2 for text in whole} == {0, 1}
