@@ -99,8 +99,8 @@ def _timed(finish: Finish) -> Finish:
 
 
 def _retried(finish: Finish, again: Finish, retries: int) -> Reply:
-    lost = 0.0
-    for failed in range(retries + 1):
+    lost, failed = 0.0, 0
+    while True:
         try:
             return replace(finish(), seconds_lost=lost)
         except CallFailed as failure:
@@ -109,8 +109,8 @@ def _retried(finish: Finish, again: Finish, retries: int) -> Reply:
                 raise
         time.sleep(pause(failed))
         lost += pause(failed)
+        failed += 1
         finish = again
-    raise AssertionError("the last try returns or raises")
 
 
 def pause(failed: int) -> float:

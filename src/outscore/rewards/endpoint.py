@@ -178,8 +178,7 @@ class Endpoint:
         different = dict(zip(keys, questions, strict=True))
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="outscore-judge") as threads:
             found = dict(zip(different, threads.map(asked, different.values()), strict=True))
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        return [found[key] if first[key] == place else _known(found[key]) for place, key in enumerate(keys)]
+        return told_once(keys, found)
 
     def ask(self, messages: Sequence[Message], *, attempt: int = 0, patience: "_Patience | None" = None) -> Reply:
         """The model's answer, at temperature 0.
@@ -239,9 +238,17 @@ class Endpoint:
         raise RuntimeError(f"{self._url} did not answer, asked {often}; at last {reason}")
 
 
-def _known(answer: Reply | Exception) -> Reply | Exception:
-    """The same for a question that was asked beside its equal."""
-    return answer if isinstance(answer, Exception) else replace(answer, num_tokens=0, cached=True)
+def told_once(keys: Sequence[str], answers: Mapping[str, Reply | Exception]) -> list[Reply | Exception]:
+    """The answer to each question, of which equal ones have the same key: one that came before was known."""
+    replies: list[Reply | Exception] = []
+    seen: set[str] = set()
+    for key in keys:
+        answer = answers[key]
+        if key in seen and isinstance(answer, Reply):
+            answer = replace(answer, num_tokens=0, cached=True)
+        replies.append(answer)
+        seen.add(key)
+    return replies
 
 
 class _Patience:

@@ -220,9 +220,9 @@ def _told(reply: Reply, places: Sequence[int]) -> dict[int, str]:
 
 def _tolerate(trial: Trial, faults: Mapping[int, str]) -> None:
     """RewardError for the first of these faults, if the policy is to stop."""
-    for place, reason in faults.items():
-        if trial.on_failure == "stop":
-            raise trial.items[place].error(trial.reward.name, reason)
+    if faults and trial.on_failure == "stop":
+        place, reason = next(iter(faults.items()))
+        raise trial.items[place].error(trial.reward.name, reason)
 
 
 def _is_std(value: Any) -> bool:

@@ -8,7 +8,7 @@ from outscore.model.frozen import load_frozen
 from outscore.model.load import encode, weights_sha256
 from outscore.model.policy import Policy
 from outscore.records import Message, Problem, Prompt, SampleRequest, SamplingParams
-from outscore.rewards.endpoint import Budget, KeptAnswers, Reply
+from outscore.rewards.endpoint import Budget, KeptAnswers, Reply, told_once
 from outscore.rollout import make_sampler
 
 ROWS = 64
@@ -57,13 +57,7 @@ class LocalModel:
                 said[text] = error
                 asked.pop(text, None)
         said |= self._answered(asked)
-        replies = []
-        for text in texts:
-            reply = said[text]
-            replies.append(reply)
-            if isinstance(reply, Reply):
-                said[text] = Reply(text=reply.text, num_tokens=0, cached=True)
-        return replies
+        return told_once(texts, said)
 
     def _answered(self, asked: dict[str, tuple[int, ...]]) -> dict[str, Reply]:
         if not asked:

@@ -143,6 +143,7 @@ class Pool:
             while calls := self._take():
                 if worker is None or worker.has_ended:
                     worker, outage = self._replacement(number, worker)
+                # What the first call has waited for a new worker is lost.
                 calls[0].spent += max(0.0, outage[1] - max(outage[0], calls[0].queued))
                 outage = (0.0, 0.0)
                 if worker is None:

@@ -78,7 +78,7 @@ class WorkerProcess:
         for stream in (ours, self._output):
             os.set_blocking(stream.fileno(), False)
             self._selector.register(stream, selectors.EVENT_READ)
-        self._memory_bytes = memory_bytes
+        self._memory_bytes, self._next_glance = memory_bytes, 0.0
         setup = {"parcel": parcel, "memory_bytes": memory_bytes}
         try:
             self.send(pickle.dumps(setup))
@@ -120,8 +120,7 @@ class WorkerProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise WorkerFault(None)
-            if (held := shared_bytes(self.pid)) > self._memory_bytes:
-                raise WorkerFault(f"shares {held / 2**30:.1f} GiB of memory")
+            self._glance()
             for key, _ in self._selector.select(min(left, _GLANCE_SECONDS)):
                 if key.fileobj is self._output:
                     self._drain()
@@ -142,6 +141,14 @@ class WorkerProcess:
         self._selector.close()
         self._channel.close()
         self._output.close()
+
+    def _glance(self) -> None:
+        """Now and then see what memory the process shares. WorkerFault if it is more than its limit."""
+        if time.monotonic() < self._next_glance:
+            return
+        self._next_glance = time.monotonic() + _GLANCE_SECONDS
+        if (held := shared_bytes(self.pid)) > self._memory_bytes:
+            raise WorkerFault(f"shares {held / 2**30:.1f} GiB of memory")
 
     def _go_on_sending(self) -> None:
         """Send what fits, and be woken when there is room for more."""

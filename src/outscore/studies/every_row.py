@@ -7,14 +7,12 @@ own. Seeds 0, 1, 2, … and the budget were fixed before the first run, and ever
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.objectives.algorithms import ALGORITHMS
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, completed, gains, interval, sem
+from outscore.studies.over_seeds import above, after, evaluated, gains, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 
 STEPS, PROMPTS, GROUP_SIZE = 40, 32, 8
@@ -33,12 +31,7 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 
 def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     """One run for each seed, and their evaluations together."""
-    found: list[Sequence[Evaluation]] = []
-    with TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            progress(f"seed {seed}", seed, num_seeds)
-            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
-    progress("done", num_seeds, num_seeds)
+    found = evaluated(recipe, num_seeds, progress)
     table = collected(found)
     return StudyResult(
         settings={"study": "every-row", "steps": STEPS, "samples": STEPS * PROMPTS * GROUP_SIZE, "seeds": num_seeds},

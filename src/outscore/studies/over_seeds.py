@@ -2,14 +2,15 @@
 claims judged by it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Evaluation
-from outscore.studies.records import Claim
+from outscore.studies.records import Claim, Progress
 from outscore.train.run import RunResult, run_recipe
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -22,6 +23,19 @@ def completed(recipe: Recipe | Mapping[str, Any], path: Path) -> RunResult:
     if not result.finished:
         raise KeyboardInterrupt
     return result
+
+
+def evaluated(
+    recipe: Callable[[int], Recipe | Mapping[str, Any]], num_seeds: int, progress: Progress
+) -> list[Sequence[Evaluation]]:
+    """The evaluations of a run for each seed, which is not kept."""
+    found: list[Sequence[Evaluation]] = []
+    with TemporaryDirectory() as folder:
+        for seed in range(num_seeds):
+            progress(f"seed {seed}", seed, num_seeds)
+            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
+    progress("done", num_seeds, num_seeds)
+    return found
 
 
 def sem(values: Sequence[float]) -> float:

@@ -6,15 +6,15 @@ sampling. Seeds 0, 1, 2, … and the recipe's budget were fixed before the first
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 
 from outscore.config import Recipe, load_recipe
 from outscore.report import Evaluation
 from outscore.stages import RewardModelSettings
-from outscore.studies.over_seeds import after, completed, interval, sem, with_seed
+from outscore.studies.over_seeds import after, evaluated, interval, sem, with_seed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 
 MEASURES = ("reasoning", "instructions", "language", "helpful", "safe")
@@ -26,12 +26,7 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     """Run the pipeline for each seed and put its evaluations together."""
     recipe = load_recipe(Path(str(files("outscore") / "recipes" / "r1.yaml")))
-    found: list[Sequence[Evaluation]] = []
-    with TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            progress(f"seed {seed}", seed, num_seeds)
-            found.append(completed(with_seed(recipe, seed), Path(folder) / str(seed)).evaluations)
-    progress("done", num_seeds, num_seeds)
+    found = evaluated(partial(with_seed, recipe), num_seeds, progress)
     table = collected(recipe, found)
     agreement = _agreement(recipe, found)
     return StudyResult(

@@ -10,15 +10,14 @@ Seeds 0, 1, 2, … and the recipe's budget were fixed before the first run on th
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
-from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, completed, interval, sem, with_seed
+from outscore.studies.over_seeds import above, after, evaluated, interval, sem, with_seed
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult
 
 POLICIES: Mapping[str, str] = {
@@ -40,12 +39,7 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     """One run for each seed, and their evaluations together."""
     made = branches(load_recipe(Path(str(files("outscore") / "recipes" / "iterative.yaml"))))
-    found: list[Sequence[Evaluation]] = []
-    with TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            progress(f"seed {seed}", seed, num_seeds)
-            found.append(completed(with_seed(made, seed), Path(folder) / str(seed)).evaluations)
-    progress("done", num_seeds, num_seeds)
+    found = evaluated(partial(with_seed, made), num_seeds, progress)
     table = {
         stage: {key: [after(each, stage).metrics[key] for each in found] for key in MEASURES} for stage in POLICIES
     }

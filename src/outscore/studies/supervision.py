@@ -11,15 +11,13 @@ Seeds 0, 1, 2, … and all sizes were fixed before the first run on them; whethe
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.model.steps import Decode, decoder, split_steps, step_ends
 from outscore.model.tiny import character_tokenizer
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, completed, interval, sem
+from outscore.studies.over_seeds import above, after, evaluated, interval, sem
 from outscore.studies.records import Figure, Panel, Progress, Row, Series, StudyResult
 from outscore.tasks.arithmetic import RESPONSE, ArithmeticTask, columns
 
@@ -64,12 +62,7 @@ def steps(
 
 def run(*, num_seeds: int, progress: Progress) -> StudyResult:
     """One run for each seed, and their evaluations together."""
-    found: list[Sequence[Evaluation]] = []
-    with TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            progress(f"seed {seed}", seed, num_seeds)
-            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
-    progress("done", num_seeds, num_seeds)
+    found = evaluated(recipe, num_seeds, progress)
     table = {name: {key: [after(each, name).metrics[key] for each in found] for key in MEASURES} for name in _names()}
     return StudyResult(
         settings={"study": "process-supervision", "steps": STEPS, "samples": PROMPTS * GROUP_SIZE, "seeds": num_seeds},
