@@ -3,7 +3,7 @@
     python benchmarks/reward_costs.py
 
 Prints a Markdown table. The completion is prose with two sums, a tagged answer, and for the rewards that look for it a
-block of JSON. Rewards that ask a model cost what that does; what running a program costs measures benchmarks/sandbox.py.
+block of JSON. Rewards that ask a model cost what that does, and benchmarks/sandbox.py measures what programs cost.
 """
 
 import time
