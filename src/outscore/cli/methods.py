@@ -26,7 +26,9 @@ def reproduce(
 ) -> None:
     """Repeat a published experiment: its figures and tables, and what the paper says held against what was measured.
 
-    Figures are drawn by matplotlib (the extra `plots`). The directory must not exist.
+    Figures are drawn by matplotlib (the extra `plots`). The directory must not exist. A study that trains by recipes
+    keeps its runs in DIRECTORY-runs, to be looked at with `outscore show`; where it was stopped, the same command goes
+    on with them.
     """
     with explained():
         from outscore.studies.output import as_data, view, write_result
@@ -36,8 +38,14 @@ def reproduce(
 
         require_matplotlib()
         path = out or free_path(Path("reproduced") / name)
-        with progress_bar() as progress:
-            result = run_study(name, num_seeds=seeds, overrides=overrides or (), progress=progress)
+        runs = path.with_name(f"{path.name}-runs")
+        try:
+            with progress_bar() as progress:
+                result = run_study(name, num_seeds=seeds, overrides=overrides or (), runs=runs, progress=progress)
+        except KeyboardInterrupt:
+            if runs.is_dir():
+                typer.echo(f"stopped; {runs} holds what is done, and the same command goes on", err=True)
+            raise
         write_result(result, path)
         if as_json:
             print_json({**as_data(result), "directory": str(path)})

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
@@ -31,16 +30,15 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Model -> measure -> its value for each seed."""
 
 
-def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
     """Train a teacher and a student for each seed, and put their evaluations together."""
     found: list[tuple[Sequence[Evaluation], Sequence[Evaluation]]] = []
-    with TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            progress(f"seed {seed}", seed, num_seeds)
-            place = Path(folder) / f"teacher-{seed}"
-            taught = completed(teacher(seed), place).evaluations
-            learnt = completed(student(seed, place / "checkpoints" / "grpo"), Path(folder) / f"student-{seed}")
-            found.append((taught, learnt.evaluations))
+    for seed in range(num_seeds):
+        progress(f"seed {seed}", seed, num_seeds)
+        place = runs / f"teacher-{seed}"
+        taught = completed(teacher(seed), place)
+        learnt = completed(student(seed, place / "checkpoints" / "grpo"), runs / f"student-{seed}")
+        found.append((taught.evaluations(), learnt.evaluations()))
     progress("done", num_seeds, num_seeds)
     table = collected(found)
     return StudyResult(

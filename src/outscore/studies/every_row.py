@@ -7,6 +7,7 @@ own. Seeds 0, 1, 2, … and the budget were fixed before the first run, and ever
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -29,9 +30,9 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Row -> measure -> its value for each seed."""
 
 
-def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
     """One run for each seed, and their evaluations together."""
-    found = evaluated(recipe, num_seeds, progress)
+    found = evaluated(recipe, num_seeds, progress, runs)
     table = collected(found)
     return StudyResult(
         settings={"study": "every-row", "steps": STEPS, "samples": STEPS * PROMPTS * GROUP_SIZE, "seeds": num_seeds},

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -79,6 +78,7 @@ def run(
     *,
     num_seeds: int,
     progress: Progress,
+    runs: Path,
     sft_steps: int = SFT_STEPS,
     steps: int = STEPS,
     num_eval: int = NUM_EVAL,
@@ -95,7 +95,8 @@ def run(
     try:
         for seed in range(num_seeds):
             progress(f"seed {seed}", seed, num_seeds)
-            for name, outcome in outcomes(recipe(seed, sft_steps, steps, num_eval, hidden_size)).items():
+            settings = recipe(seed, sft_steps, steps, num_eval, hidden_size)
+            for name, outcome in outcomes(settings, runs / str(seed)).items():
                 found[name].append(outcome)
     finally:
         torch.set_num_threads(before)
@@ -156,18 +157,17 @@ def _stage(name: str, steps: int) -> dict[str, Any]:
     }
 
 
-def outcomes(settings: Mapping[str, Any]) -> dict[str, Outcome]:
-    """Run a recipe of this study and read what each method did."""
-    with TemporaryDirectory() as folder:
-        done = RunDirectory.open(completed(settings, Path(folder) / "run").path)
-        return {
-            name: Outcome(
-                evaluations=[found for found in done.evaluations() if found.stage == name],
-                test=_tested(done, name, settings["stages"][-1]["steps"]),
-                weights=_last_weights(done, name),
-            )
-            for name in METHODS
-        }
+def outcomes(settings: Mapping[str, Any], path: Path) -> dict[str, Outcome]:
+    """Run a recipe of this study at `path` and read what each method did."""
+    done = completed(settings, path)
+    return {
+        name: Outcome(
+            evaluations=[found for found in done.evaluations() if found.stage == name],
+            test=_tested(done, name, settings["stages"][-1]["steps"]),
+            weights=_last_weights(done, name),
+        )
+        for name in METHODS
+    }
 
 
 def _tested(done: RunDirectory, name: str, step: int) -> Evaluation:

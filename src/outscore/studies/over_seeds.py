@@ -5,35 +5,50 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.config import Recipe, dump_recipe, parse_recipe
-from outscore.report import Evaluation
+from outscore.report import Evaluation, RunDirectory
+from outscore.report.run import FACTS
 from outscore.studies.records import Claim, Progress
-from outscore.train.run import RunResult, run_recipe
+from outscore.train.run import resume, run_recipe
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Degrees of freedom -> the quantile of Student's t that a 95 % interval takes."""
 
 
-def completed(recipe: Recipe | Mapping[str, Any], path: Path) -> RunResult:
-    """Run a recipe to its end. KeyboardInterrupt where it was asked to stop: half a run is no result."""
-    result = run_recipe(recipe, path)
+def completed(recipe: Recipe | Mapping[str, Any], path: Path) -> RunDirectory:
+    """A recipe's run, to its end; one that is there already goes on from where it was left.
+
+    Raises:
+        ValueError: if the run that is there is of another recipe.
+        KeyboardInterrupt: where it was asked to stop: half a run is no result.
+    """
+    wanted = parse_recipe(dump_recipe(recipe)) if isinstance(recipe, Recipe) else parse_recipe(recipe)
+    if not path.exists():
+        result = run_recipe(wanted, path)
+    elif _recipe_of(path) == wanted:
+        result = resume(path)
+    else:
+        raise ValueError(f"{path} is a run of another recipe: remove it, or have the study's results elsewhere (--out)")
     if not result.finished:
         raise KeyboardInterrupt
-    return result
+    return RunDirectory.open(path)
+
+
+def _recipe_of(path: Path) -> Recipe:
+    written = RunDirectory.open(path).config()
+    return parse_recipe({key: value for key, value in written.items() if key != FACTS})
 
 
 def evaluated(
-    recipe: Callable[[int], Recipe | Mapping[str, Any]], num_seeds: int, progress: Progress
+    recipe: Callable[[int], Recipe | Mapping[str, Any]], num_seeds: int, progress: Progress, runs: Path
 ) -> list[Sequence[Evaluation]]:
-    """The evaluations of a run for each seed, which is not kept."""
+    """The evaluations of a run for each seed, which is `runs`/SEED."""
     found: list[Sequence[Evaluation]] = []
-    with TemporaryDirectory() as folder:
-        for seed in range(num_seeds):
-            progress(f"seed {seed}", seed, num_seeds)
-            found.append(completed(recipe(seed), Path(folder) / str(seed)).evaluations)
+    for seed in range(num_seeds):
+        progress(f"seed {seed}", seed, num_seeds)
+        found.append(completed(recipe(seed), runs / str(seed)).evaluations())
     progress("done", num_seeds, num_seeds)
     return found
 

@@ -23,10 +23,10 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Stage -> measure -> its value for each seed."""
 
 
-def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
     """Run the pipeline for each seed and put its evaluations together."""
     recipe = load_recipe(Path(str(files("outscore") / "recipes" / "r1.yaml")))
-    found = evaluated(partial(with_seed, recipe), num_seeds, progress)
+    found = evaluated(partial(with_seed, recipe), num_seeds, progress, runs)
     table = collected(recipe, found)
     agreement = _agreement(recipe, found)
     return StudyResult(

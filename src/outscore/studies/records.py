@@ -98,6 +98,7 @@ class Study:
     source: str
     """The paper."""
     module: str
-    """Whose function `run(*, num_seeds, progress, **options)` does it; its other parameters are the study's options."""
+    """Whose function `run(*, num_seeds, progress, **options)` does it; its other parameters are the study's options.
+    One that trains by recipes has `runs` as well: the directory of its runs."""
     num_seeds: int
     """How many seeds the paper took, and the default."""

@@ -36,10 +36,10 @@ Table = Mapping[str, Mapping[str, Sequence[float]]]
 """Stage -> measure -> its value for each seed."""
 
 
-def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
     """One run for each seed, and their evaluations together."""
     made = branches(load_recipe(Path(str(files("outscore") / "recipes" / "iterative.yaml"))))
-    found = evaluated(partial(with_seed, made), num_seeds, progress)
+    found = evaluated(partial(with_seed, made), num_seeds, progress, runs)
     table = {
         stage: {key: [after(each, stage).metrics[key] for each in found] for key in MEASURES} for stage in POLICIES
     }

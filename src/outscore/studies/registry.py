@@ -1,7 +1,10 @@
 """The table of studies. A new one is a module with a function `run`, and a row here."""
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from outscore.inputs import apply_overrides, checked_options, nearest
@@ -93,9 +96,12 @@ def run_study(
     *,
     num_seeds: int | None = None,
     overrides: Sequence[str] = (),
+    runs: Path | None = None,
     progress: Progress = lambda part, done, total: None,
 ) -> StudyResult:
     """Run a study with its default options but for `overrides`, given as `key=value`.
+
+    Its runs are kept in the directory `runs`, where a later call goes on with them; without one, nothing is kept.
 
     Raises ValueError naming the nearest right word for an unknown study or option, and for a value of the wrong type or
     fewer than two seeds.
@@ -108,8 +114,11 @@ def run_study(
         raise ValueError(f"--seeds {seeds}: a standard error needs at least {MIN_SEEDS}")
     run: Callable[..., StudyResult] = importlib.import_module(study.module).run
     given: Mapping[str, Any] = apply_overrides({}, overrides)
-    for key in ("num_seeds", "progress"):
+    for key in ("num_seeds", "progress", "runs"):
         if key in given:
             raise ValueError(f"study {name!r} has no option {key!r}; the number of seeds is --seeds")
     options = checked_options(run, given, where=f"study {name!r}")
-    return run(num_seeds=seeds, progress=progress, **options)
+    if "runs" not in inspect.signature(run).parameters:
+        return run(num_seeds=seeds, progress=progress, **options)
+    with TemporaryDirectory() as scratch:
+        return run(num_seeds=seeds, progress=progress, runs=runs or Path(scratch), **options)

@@ -11,6 +11,7 @@ Seeds 0, 1, 2, … and all sizes were fixed before the first run on them; whethe
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -60,9 +61,9 @@ def steps(
     ]
 
 
-def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
     """One run for each seed, and their evaluations together."""
-    found = evaluated(recipe, num_seeds, progress)
+    found = evaluated(recipe, num_seeds, progress, runs)
     table = {name: {key: [after(each, name).metrics[key] for each in found] for key in MEASURES} for name in _names()}
     return StudyResult(
         settings={"study": "process-supervision", "steps": STEPS, "samples": PROMPTS * GROUP_SIZE, "seeds": num_seeds},

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -150,14 +149,13 @@ def judged(run: RunDirectory, stage: str) -> Mapping[str, list[Judged]]:
     return found
 
 
-def run(*, num_seeds: int, progress: Progress) -> StudyResult:
+def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
     """One run for each seed, and what its reward model says of five kinds of samples."""
     found: dict[str, list[Found]] = {kind: [] for kind in KINDS}
     for seed in range(num_seeds):
         progress(f"seed {seed}", seed, num_seeds)
-        with TemporaryDirectory() as folder:
-            done = RunDirectory.open(completed(recipe(seed), Path(folder) / "run").path)
-            samples = {stage: judged(done, stage) for stage in dict.fromkeys(stage for stage, _ in KINDS.values())}
+        done = completed(recipe(seed), runs / str(seed))
+        samples = {stage: judged(done, stage) for stage in dict.fromkeys(stage for stage, _ in KINDS.values())}
         for kind, (stage, operation) in KINDS.items():
             own = samples[stage][operation]
             found[kind].append(measures([each.best for each in own] if kind == CHOSEN else own))
