@@ -5,7 +5,8 @@ from outscore.model.load import encode
 from outscore.model.tiny import character_tokenizer
 from outscore.report import Evaluation
 from outscore.stages import PolicySettings
-from outscore.studies.supervision import ARMS, PROCESS, SUM, course, recipe, steps
+from outscore.studies.over_seeds import course
+from outscore.studies.supervision import ARMS, PROCESS, SUM, recipe, steps
 from outscore.tasks.arithmetic import ArithmeticTask
 
 TOKENIZER = character_tokenizer(ArithmeticTask.characters, ArithmeticTask.special_strings)
@@ -59,4 +60,4 @@ def test_a_course_begins_with_sft() -> None:
         found("after process", "process", 60, **{"greedy": 0.8, "pass@1": 0.7}),
         found("after outcome", "outcome", 60, **{"greedy": 0.1, "pass@1": 0.1}),
     ]
-    assert course(evaluations, PROCESS) == [(0, 0.5, 0.4), (15, 0.6, None), (60, 0.8, 0.7)]
+    assert course(evaluations, "sft", PROCESS) == [(0, 0.5, 0.4), (15, 0.6, None), (60, 0.8, 0.7)]

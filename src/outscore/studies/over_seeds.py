@@ -10,7 +10,7 @@ from typing import Any
 from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Evaluation, RunDirectory
 from outscore.report.run import FACTS
-from outscore.studies.records import Claim, Progress
+from outscore.studies.records import Claim, Panel, Progress, Series
 from outscore.train.run import resume, run_recipe
 
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -68,6 +68,24 @@ def after(run: Sequence[Evaluation], stage: str) -> Evaluation:
     return next(each for each in run if each.label == f"after {stage}")
 
 
+def course(run: Sequence[Evaluation], start: str, stage: str) -> list[tuple[int, float, float | None]]:
+    """(step, greedy accuracy, pass@1 where it was sampled for) of a stage, from the end of the stage it started at."""
+    own = [each for each in run if each.stage == stage and not each.label.startswith("before ")]
+    by_step = {0: after(run, start)} | {each.step: each for each in own}
+    return [(step, each.metrics["greedy"], each.metrics.get("pass@1")) for step, each in by_step.items()]
+
+
+def courses(found: Sequence[Sequence[Evaluation]], start: str, stages: Mapping[str, str]) -> Panel:
+    """Greedy accuracy by step, a line for each label with the stage that it is of; bands are of one standard error."""
+    series = []
+    for label, stage in stages.items():
+        by_step = list(zip(*(course(run, start, stage) for run in found), strict=True))
+        values = [[greedy for _, greedy, _ in points] for points in by_step]
+        steps = [points[0][0] for points in by_step]
+        series.append(Series(label=label, x=steps, mean=list(map(fmean, values)), sem=list(map(sem, values))))
+    return Panel(title="greedy, on held-out problems", x_label="step", y_label="share right", series=series)
+
+
 def above(
     where: str, claim: str, low: str, low_shares: Sequence[float], high: str, high_shares: Sequence[float]
 ) -> Claim:
@@ -84,6 +102,30 @@ def above(
         measured=f"{low} {100 * fmean(low_shares):.1f} %, {high} {100 * fmean(high_shares):.1f} %: "
         f"{100 * fmean(gained):+.1f} ± {100 * interval(gained):.1f}{'' if told_apart else ', not told apart'}",
         holds=told_apart and fmean(gained) > 0.0,
+    )
+
+
+def within(
+    where: str,
+    claim: str,
+    margin: float,
+    low: str,
+    low_shares: Sequence[float],
+    high: str,
+    high_shares: Sequence[float],
+) -> Claim:
+    """The claim that two are no further apart than `margin`: it holds where the whole 95 % interval of the mean
+    difference over seeds lies between -margin and margin, so that few seeds do not make two things alike."""
+    gained = gains(low_shares, high_shares)
+    mean, half = fmean(gained), interval(gained)
+    holds = abs(mean) + half <= margin
+    apart = abs(mean) - half > margin
+    return Claim(
+        where=where,
+        claim=f"{claim}: within {100 * margin:g} points",
+        measured=f"{low} {100 * fmean(low_shares):.1f} %, {high} {100 * fmean(high_shares):.1f} %: "
+        f"{100 * mean:+.1f} ± {100 * half:.1f}{'' if holds or apart else ', not told'}",
+        holds=holds,
     )
 
 

@@ -28,9 +28,16 @@ STUDIES = {
             num_seeds=3,
         ),
         Study(
+            name="paradigm",
+            summary="online and offline, with and without negative advantages, PPO's lambda, maj@k and pass@k",
+            source="DeepSeekMath, arXiv 2402.03300, figures 5 and 7; DeepSeek-R1, arXiv 2501.12948, A.3; spec A46, A49",
+            module="outscore.studies.paradigm",
+            num_seeds=5,
+        ),
+        Study(
             name="every-row",
             summary="each row that learns from samples, from one SFT checkpoint, with equal numbers of them",
-            source="DeepSeekMath, arXiv 2402.03300, figures 5 and 7; DeepSeek-R1, arXiv 2501.12948, appendix",
+            source="DeepSeekMath, arXiv 2402.03300, section 5",
             module="outscore.studies.every_row",
             num_seeds=3,
         ),
@@ -53,7 +60,7 @@ STUDIES = {
             summary="iterative GRPO: a reward model trained on with the policy's samples, against one that stays",
             source="DeepSeekMath, arXiv 2402.03300, Algorithm 1 and figure 6; spec A48",
             module="outscore.studies.refreshed",
-            num_seeds=3,
+            num_seeds=5,
         ),
         Study(
             name="reward-noise",

@@ -18,8 +18,8 @@ from typing import Any
 from outscore.model.steps import Decode, decoder, split_steps, step_ends
 from outscore.model.tiny import character_tokenizer
 from outscore.report import Evaluation
-from outscore.studies.over_seeds import above, after, evaluated, interval, sem
-from outscore.studies.records import Figure, Panel, Progress, Row, Series, StudyResult
+from outscore.studies.over_seeds import above, after, course, courses, evaluated, interval
+from outscore.studies.records import Figure, Progress, Row, StudyResult
 from outscore.tasks.arithmetic import RESPONSE, ArithmeticTask, columns
 
 SEPARATORS = (" ", "\n</reasoning>\n")
@@ -72,7 +72,7 @@ def run(*, num_seeds: int, progress: Progress, runs: Path) -> StudyResult:
             {"arm": arm, "seed": seed, "step": step, "greedy": greedy, "pass@1": sampled}
             for arm in ARMS
             for seed, each in enumerate(found)
-            for step, greedy, sampled in course(each, arm)
+            for step, greedy, sampled in course(each, START, _stage(arm))
         ],
         claims=[
             above("DeepSeekMath, fig. 5", "process supervision above outcome supervision", *_pair(table, OUTCOME)),
@@ -121,14 +121,6 @@ def recipe(seed: int) -> dict[str, Any]:
     }
 
 
-def course(evaluations: Sequence[Evaluation], arm: str) -> list[tuple[int, float, float | None]]:
-    """(step, greedy accuracy, pass@1 where it was sampled for) of an arm, from SFT on."""
-    start = after(evaluations, START)
-    own = [each for each in evaluations if each.stage == _stage(arm)]
-    by_step = {0: start} | {each.step: each for each in own}
-    return [(step, each.metrics["greedy"], each.metrics.get("pass@1")) for step, each in by_step.items()]
-
-
 def _stage(name: str) -> str:
     return name.replace(" ", "-")
 
@@ -160,18 +152,5 @@ def _row(name: str, measures: Mapping[str, Sequence[float]]) -> Row:
 
 
 def _figure(found: Sequence[Sequence[Evaluation]]) -> Figure:
-    series = []
-    for arm in ARMS:
-        courses = [course(each, arm) for each in found]
-        by_step = list(zip(*courses, strict=True))
-        values = [[point[1] for point in points] for points in by_step]
-        series.append(
-            Series(
-                label=arm,
-                x=[points[0][0] for points in by_step],
-                mean=list(map(fmean, values)),
-                sem=list(map(sem, values)),
-            )
-        )
-    panel = Panel(title="greedy, on held-out problems", x_label="step", y_label="share right", series=series)
+    panel = courses(found, START, {arm: _stage(arm) for arm in ARMS})
     return Figure(name="process-supervision", title="GRPO paid for the answer, or for each step", panels=[panel])
