@@ -1,4 +1,4 @@
-"""The study of the unified paradigm: its arms differ in what they are about alone, and claims are judged by the means."""
+"""The study of the unified paradigm: its arms differ in what they are about alone; how its claims are judged."""
 
 from outscore.config import parse_recipe
 from outscore.stages import PolicySettings, RejectionSettings
