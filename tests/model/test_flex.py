@@ -3,6 +3,7 @@ is that of a dense mask, gradients too. What its kernels compute on a GPU is ask
 
 import random
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,9 @@ from outscore.records import Completion
 # PyTorch looks at the gradients of a kernel's inputs when it traces it, and hides the warning unless it is an error.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
+compiles = pytest.mark.filterwarnings("default")
+"""PyTorch's compiler warns of itself."""
+
 CPU = torch.device("cpu")
 HEADS = Heads(device=CPU, dtype=torch.float32, num_heads=4, num_kv_heads=2, dim=16, value_dim=16, softcap=None)
 
@@ -46,7 +50,9 @@ def any_forest(draw: random.Random, num_tokens: int) -> list[Segment]:
 
 
 def lists(counts: Tensor, numbers: Tensor) -> Tensor:
-    """Lists of blocks as a dense matrix; no block may stand in a list twice."""
+    """Lists of blocks as a dense matrix; no block may stand in a list twice. The kernels read them without asking for
+    strides."""
+    assert counts.is_contiguous() and numbers.is_contiguous()
     blocks = torch.zeros(numbers.shape[2:], dtype=torch.int)
     for row, (count, listed) in enumerate(zip(counts[0, 0], numbers[0, 0], strict=True)):
         for number in listed[:count].tolist():
@@ -258,6 +264,26 @@ def test_a_kernel_serves_rows_of_any_length(graphs, monkeypatch):
     assert len(graphs) == before + 3
 
 
+@compiles
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles kernels for a CPU with it")
+def test_a_compiled_kernel_reads_the_lists_of_blocks(monkeypatch):
+    """PyTorch's kernel for a CPU, forward only: a block that is in no list is one that it does not compute, and one in
+    the list of full ones is one that it does not mask."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(kernels, "FORCED", "flex")
+    for lengths in ([200, 300], [40] * 9, [1, 700, 128, 5]):
+        segments = forest((300, -1), *[(length, 0) for length in lengths], (150, len(lengths)))
+        inputs = [each.detach().float() for each in states(segments, 16)]
+        tree = TreeAttention(segments)
+        with torch.no_grad():
+            out = tree.attend(torch.nn.Identity(), *inputs, scaling=0.25, sliding_window=420, softcap=None)
+        blocks = tree._flex.mask(420)
+        assert blocks.full_kv_num_blocks is not None and int(blocks.full_kv_num_blocks.sum()) > 0
+        assert int((blocks.kv_num_blocks + blocks.full_kv_num_blocks).sum()) < blocks.kv_indices.numel()
+        torch.testing.assert_close(out, dense(*inputs, visible(segments, 420), 0.25, None), rtol=0, atol=2e-5)
+
+
 class TestChoice:
     def test_a_cpu_has_its_own_kernel_which_has_no_soft_cap(self):
         query, key, value = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8)
@@ -326,6 +352,7 @@ class TestChoice:
         )
 
 
+@compiles
 @pytest.mark.gpu
 class TestOnGpu:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

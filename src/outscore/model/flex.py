@@ -140,8 +140,9 @@ def visible_blocks(
 def _listed(
     blocks: Bool[Tensor, "query_block key_block"],
 ) -> tuple[Int[Tensor, "1 1 query_block"], Int[Tensor, "1 1 query_block key_block"]]:
-    """How many blocks each block of queries has, and their numbers, followed by those that it does not have."""
-    numbers = blocks.int().argsort(dim=1, descending=True, stable=True).int()
+    """How many blocks each block of queries has, and their numbers, followed by those that it does not have. Both
+    contiguous, which the kernels take for granted."""
+    numbers = blocks.int().argsort(dim=1, descending=True, stable=True).int().contiguous()
     return blocks.sum(1, dtype=torch.int32)[None, None], numbers[None, None]
 
 
