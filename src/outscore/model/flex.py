@@ -14,7 +14,7 @@ of another length needs no other kernel.
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, no_type_check
+from typing import Any, cast, no_type_check
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -79,7 +79,7 @@ class FlexTree:
         states = (pad(each, (0, 0, 0, self.padding)) if self.padding else each for each in (query, key, value))
         # Constants of a kernel are compiled into it: PyTorch cannot take scale or soft cap for symbols.
         with torch._dynamo.config.patch(specialize_float=True, recompile_limit=MAX_KERNELS):
-            out = compiled()(*states, self.mask(window), scaling, softcap)
+            out: Tensor = compiled()(*states, self.mask(window), scaling, softcap)
         return out[:, :, : self.num_tokens].transpose(1, 2)
 
 
@@ -105,14 +105,14 @@ def visibility(seen_until: Int[Tensor, " token"], positions: Int[Tensor, " token
         return (key <= query) & (query < seen_until[key])
 
     if window is None:
-        return sees
+        return cast(Visibility, sees)
     outrun = positions - window  # a query's window begins behind this position
 
     @no_type_check
     def sees_near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < seen_until[key]) & (positions[key] > outrun[query])
 
-    return sees_near
+    return cast(Visibility, sees_near)
 
 
 def visible_blocks(
