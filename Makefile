@@ -7,6 +7,7 @@ PINNED := pyproject.toml constraints.txt
 MODEL ?= models/smollm2-135m
 ROUNDS ?= 3
 WORKLOADS ?=
+DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install dev lint test test-learning bench format clean
@@ -32,9 +33,13 @@ test: lint  ## lint, types, and every test that takes seconds
 test-learning: dev  ## the long tests: train, and assert that something was learnt
 	$(BIN)/python -m pytest -m "(slow or learning) and not peer and not gpu"
 
-bench: dev  ## TRL and Outscore in turn on the same work, all workloads or those of WORKLOADS="short demo"; goes on where it stopped
+bench: dev  ## TRL and Outscore in turn on the same work, all workloads or those of WORKLOADS="short demo"; goes on where it stopped; DEVICE=cuda: sizes for a GPU
 	$(PIP) install --quiet -c constraints.txt -e '.[peer]'
+ifeq ($(DEVICE),cuda)
+	$(BIN)/python benchmarks/on_gpu.py --rounds $(ROUNDS)
+else
 	$(BIN)/python benchmarks/against_trl.py $(MODEL) --rounds $(ROUNDS) $(if $(WORKLOADS),--workloads $(WORKLOADS))
+endif
 
 format: dev  ## let ruff fix and format
 	$(BIN)/ruff check --fix .

@@ -6,10 +6,10 @@ once; the optimizer's step on tensors of the same sizes. Attention, norms, sampl
 no implementation that computes these products can reach it.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
+from device import now
 from torch import Tensor, nn
 from workloads import Workload
 
@@ -36,9 +36,9 @@ def step_limit(policy: Policy, work: Workload, max_rows: int) -> dict[str, float
 def timed(work: Callable[[], None]) -> float:
     """Seconds of the second time."""
     work()
-    started = time.perf_counter()
+    started = now()
     work()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def live_rows(work: Workload, max_rows: int) -> list[int]:
@@ -95,7 +95,7 @@ def _update(layers: Sequence[Tensor], head: Tensor, work: Workload) -> None:
 
 
 def _optimizer(parameters: Sequence[Tensor]) -> float:
-    copies = [nn.Parameter(torch.ones(parameter.shape)) for parameter in parameters]
+    copies = [nn.Parameter(torch.ones(parameter.shape, device=parameter.device)) for parameter in parameters]
     for copy in copies:
         copy.grad = torch.ones_like(copy)
     optimizer = torch.optim.AdamW(copies, lr=1e-6, fused=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device import now, peak_bytes
+from gpu_workloads import GPU_WORKLOADS
 from limit import step_limit
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import AutoTokenizer
@@ -26,7 +28,6 @@ from outscore.rollout import Sampler, completions, engine
 from outscore.rollout.completions import Draft, take
 from outscore.tasks import make_task
 from outscore.train.build import build_stage
-from outscore.train.memory import peak_bytes
 from outscore.train.setup import prepare
 from outscore.train.step import update
 
@@ -72,10 +73,10 @@ class OptimizerClock:
         register_optimizer_step_post_hook(self._end)
 
     def _begin(self, *args: Any) -> None:
-        self._started = time.perf_counter()
+        self._started = now()
 
     def _end(self, *args: Any) -> None:
-        self.seconds += time.perf_counter() - self._started
+        self.seconds += now() - self._started
 
 
 def steps_of(
@@ -83,6 +84,10 @@ def steps_of(
 ) -> Iterator[dict[str, Any]]:
     """Take the steps; what each took, and the limit."""
     prompts = work.prompts(AutoTokenizer.from_pretrained(model))
+
+    def given(name: str, value: int | None) -> dict[str, int]:
+        return {} if value is None else {name: value}
+
     recipe = parse_recipe(
         {
             "model": {"source": str(Path(model).resolve()), "precision": precision},
@@ -96,7 +101,8 @@ def steps_of(
                     "steps": steps,
                     "prompts_per_step": work.num_prompts,
                     "group_size": work.group_size,
-                    "sampling": {"max_new_tokens": work.longest},
+                    "sampling": {"max_new_tokens": work.longest, **given("max_rows", work.max_rows)},
+                    **given("token_budget", work.token_budget),
                     "optimizer": {"lr": 1e-6, "warmup_steps": 0},
                     "cells": {"kl_coef": 0.0},
                 }
@@ -115,12 +121,12 @@ def steps_of(
     clock = OptimizerClock()
     for step in range(1, steps + 1):
         clock.seconds = 0.0
-        started, computed = time.perf_counter(), time.process_time()
+        started, computed = now(), time.process_time()
         collected = source.collect(step)
-        collected_at = time.perf_counter()
+        collected_at = now()
         if work.kind == "step":
             update(stage.learner, collected.batch, stage.plan)
-        ended = time.perf_counter()
+        ended = now()
         distinct, tokens = collected.metrics["distinct_tokens"]
         sampled = collected.seconds["sample"]
         line = {
@@ -132,7 +138,7 @@ def steps_of(
             "optimizer": clock.seconds,
             "tokens": tokens,
             "distinct": distinct / tokens,
-            "peak_bytes": peak_bytes().get("rss"),
+            "peak_bytes": peak_bytes(),
             "threads": torch.get_num_threads(),
             "precision": workshop.facts["precision"],
         }
@@ -142,6 +148,7 @@ def steps_of(
 
 
 if __name__ == "__main__":
-    directory, name, number, *given = sys.argv[1:]
-    for printed in steps_of(directory, WORKLOADS[name], int(number), *given):
+    directory, name, number, *more = sys.argv[1:]
+    chosen = (WORKLOADS | GPU_WORKLOADS)[name]
+    for printed in steps_of(directory, chosen, int(number), *more, with_limit=name in WORKLOADS):
         print(json.dumps(printed), flush=True)

@@ -1,11 +1,11 @@
-"""Steps of TRL's GRPOTrainer, a JSON line each: python benchmarks/trl_side.py MODEL WORKLOAD STEPS DTYPE.
+"""Steps of TRL's GRPOTrainer, a JSON line each: python benchmarks/trl_side.py MODEL WORKLOAD STEPS DTYPE [batching].
 
 What TRL's defaults add to the work is switched off: checkpoints, shuffling, logging of completions, gradient
-checkpointing, a reference model. Sampling alone is a call of `generate` with the same lengths.
+checkpointing, a reference model. Sampling alone is a call of `generate` with the same lengths. `batching` samples by
+transformers' continuous batching instead, which draws no end token, so that all completions are as long as they may be.
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from device import now, peak_bytes
+from gpu_workloads import GPU_WORKLOADS
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     TrainerCallback,
@@ -36,6 +40,7 @@ class ForcedLengths(LogitsProcessor):
         self.lengths, self.prompt_tokens, self.end = torch.tensor(lengths), prompt_tokens, end
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.lengths = self.lengths.to(scores.device)
         last = self.lengths == input_ids.shape[1] - self.prompt_tokens + 1
         scores[:, self.end] = -torch.inf
         scores[last] = -torch.inf
@@ -43,15 +48,25 @@ class ForcedLengths(LogitsProcessor):
         return scores
 
 
-def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say) -> None:
-    """`generate` as TRL calls it: every prompt repeated for its group."""
+def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say, *, batching: bool) -> None:
+    """`generate`, or `generate_batch`, as TRL calls it: every prompt repeated for its group."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model)
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16" if dtype == "bf16" else "float32").eval()
-    ids = torch.tensor(tokenizer(work.prompts(tokenizer))["input_ids"]).repeat_interleave(work.group_size, 0)
+    loaded.to(device)
+    ids = torch.tensor(tokenizer(work.prompts(tokenizer))["input_ids"]).repeat_interleave(work.group_size, 0).to(device)
+    pad = tokenizer.pad_token_id or tokenizer.eos_token_id
+    endless = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=work.longest, pad_token_id=pad, eos_token_id=-1)
     for _ in range(steps):
         forced = ForcedLengths(work.lengths(), work.prompt_tokens, tokenizer.eos_token_id)
-        started, computed = time.perf_counter(), time.process_time()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16-autocast"):
+        started, computed = now(), time.process_time()
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16-autocast"):
+            if batching:
+                loaded.generate_batch(
+                    ids.tolist(), endless, ContinuousBatchingConfig(max_memory_percent=0.5), progress_bar=False
+                )
+                say(_sampled(work, now() - started, computed))
+                continue
             loaded.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -59,11 +74,14 @@ def sample_alone(model: str, work: Workload, steps: int, dtype: str, say: Say) -
                 top_k=0,
                 max_new_tokens=work.longest,
                 logits_processor=LogitsProcessorList([forced]),
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+                pad_token_id=pad,
                 eos_token_id=tokenizer.eos_token_id,
             )
-        taken = time.perf_counter() - started
-        say(step_line(work, seconds=taken, sample=taken, cpu=time.process_time() - computed))
+        say(_sampled(work, now() - started, computed))
+
+
+def _sampled(work: Workload, taken: float, computed: float) -> dict[str, Any]:
+    return step_line(work, seconds=taken, sample=taken, cpu=time.process_time() - computed)
 
 
 def step_line(work: Workload, **seconds: float) -> dict[str, Any]:
@@ -76,15 +94,15 @@ def step_line(work: Workload, **seconds: float) -> dict[str, Any]:
         "backward": seconds.get("backward", 0.0),
         "optimizer": seconds.get("optimizer", 0.0),
         "tokens": sum(work.lengths()),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": peak_bytes(),
         "threads": torch.get_num_threads(),
     }
 
 
-def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> None:
+def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say, *, batching: bool = False) -> None:
     """Take the steps; `say` hears what each took when it is done."""
     if work.kind == "sampling":
-        sample_alone(model, work, steps, dtype, say)
+        sample_alone(model, work, steps, dtype, say, batching=batching)
         return
     tokenizer = AutoTokenizer.from_pretrained(model)
     seconds = {"sample": 0.0, "collect": 0.0, "optimizer": 0.0, "started": 0.0, "stepped": 0.0, "cpu": 0.0}
@@ -94,10 +112,10 @@ def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> 
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *args: Any, **options: Any) -> None:
-            seconds.update(sample=0.0, collect=0.0, optimizer=0.0, started=time.perf_counter(), cpu=time.process_time())
+            seconds.update(sample=0.0, collect=0.0, optimizer=0.0, started=now(), cpu=time.process_time())
 
         def on_step_end(self, *args: Any, **options: Any) -> None:
-            total = time.perf_counter() - seconds["started"]
+            total = now() - seconds["started"]
             line = step_line(
                 work,
                 seconds=total,
@@ -110,9 +128,9 @@ def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> 
             say(line)
 
     def stepped(*args: Any) -> None:
-        seconds["optimizer"] += time.perf_counter() - seconds["stepped"]
+        seconds["optimizer"] += now() - seconds["stepped"]
 
-    register_optimizer_step_pre_hook(lambda *args: seconds.update(stepped=time.perf_counter()))
+    register_optimizer_step_pre_hook(lambda *args: seconds.update(stepped=now()))
     register_optimizer_step_post_hook(stepped)
     with tempfile.TemporaryDirectory() as directory:
         trainer = GRPOTrainer(
@@ -123,7 +141,9 @@ def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> 
             callbacks=[Clock()],
             args=GRPOConfig(
                 output_dir=directory,
-                per_device_train_batch_size=work.num_completions,
+                per_device_train_batch_size=work.trl_batch or work.num_completions,
+                gradient_accumulation_steps=work.num_completions // (work.trl_batch or work.num_completions),
+                use_transformers_continuous_batching=batching,
                 num_generations=work.group_size,
                 max_completion_length=work.longest,
                 max_steps=steps,
@@ -143,28 +163,39 @@ def take_steps(model: str, work: Workload, steps: int, dtype: str, say: Say) -> 
                 model_init_kwargs={"dtype": "bfloat16" if dtype == "bf16" else "float32"},
             ),
         )
-        generate = trainer.model.generate
         forced = ForcedLengths(work.lengths(), work.prompt_tokens, tokenizer.eos_token_id)
+        options_of = {} if batching else {"logits_processor": LogitsProcessorList([forced])}
+        name = "generate_batch" if batching else "generate"
+        generate = getattr(trainer.model, name)
+        if batching:
+            trainer.generation_config.eos_token_id = -1
 
         def timed(*args: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            made = generate(*args, logits_processor=LogitsProcessorList([forced]), **options)
-            seconds["sample"] += time.perf_counter() - started
+            started = now()
+            made = generate(*args, **options_of, **options)
+            seconds["sample"] += now() - started
             return made
 
         collect = trainer._generate_and_score_completions
 
         def collected(*args: Any, **options: Any) -> Any:
-            started = time.perf_counter()
+            started = now()
             made = collect(*args, **options)
-            seconds["collect"] += time.perf_counter() - started
+            seconds["collect"] += now() - started
             return made
 
-        trainer.model.generate = timed
+        setattr(trainer.model, name, timed)
         trainer._generate_and_score_completions = collected
         trainer.train()
 
 
 if __name__ == "__main__":
-    directory, name, number, given = sys.argv[1:]
-    take_steps(directory, WORKLOADS[name], int(number), given, lambda line: print(json.dumps(line), flush=True))
+    directory, name, number, given, *more = sys.argv[1:]
+    take_steps(
+        directory,
+        (WORKLOADS | GPU_WORKLOADS)[name],
+        int(number),
+        given,
+        lambda line: print(json.dumps(line), flush=True),
+        batching=more == ["batching"],
+    )

@@ -32,6 +32,12 @@ class Workload:
     """Groups whose rewards are all equal, which teach nothing."""
     demo_model: bool = False
     """Whether the model is of the demo's size, with random weights, instead of the one that is given."""
+    max_rows: int | None = None
+    """Completions that Outscore decodes at once; None for its default."""
+    token_budget: int | None = None
+    """Tokens of one backward pass of Outscore; None for its default."""
+    trl_batch: int | None = None
+    """Completions of one backward pass of TRL; None for all."""
 
     @property
     def num_completions(self) -> int:

@@ -133,17 +133,17 @@ def test_other_precisions_sample_what_they_compute(dtype, tolerance):
 def test_memory_is_released_as_groups_end(monkeypatch):
     """When the last row of a block's prompts has ended, the block is gone; after the call nothing is held."""
     contexts: list[DecodeContext] = []
-    begin_step = DecodeContext.begin_step
+    begin = DecodeContext.begin
 
-    def spied(self, rows):
+    def spied(self, rows, num_tokens=1):
         contexts.append(self)
         assert {row.prompt.block for row in rows} <= set(self.blocks.values())
         live = {prompt for block in self.blocks.values() for prompt in block.prompts}
         assert {row.prompt for row in rows} <= live
         assert len(live) <= 2  # two rows live: at most two prompts stored
-        return begin_step(self, rows)
+        return begin(self, rows, num_tokens)
 
-    monkeypatch.setattr(DecodeContext, "begin_step", spied)
+    monkeypatch.setattr(DecodeContext, "begin", spied)
     GroupEngine(make_policy(), max_rows=2).sample(requests(), PARAMS, seed=1, step=1)
     assert contexts[-1].blocks == {}
 

@@ -13,19 +13,24 @@ log-sum-exp, because p = exp(score − lse) and δ = Σ dout · out are those of
 
 Sliding windows count *positions*, not row indices: a completion's first token is one position after its prompt's last
 token, however far apart the two lie in the row.
+
+So on a CPU, and in plain tensor operations; on a GPU one fused kernel does the same (`outscore.model.flex`), and
+`outscore.model.kernels` says which is taken.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
+from outscore.model import kernels
+from outscore.model.flex import FlexTree
 from outscore.model.forest import Segment, check_forest, segment_positions, subtree_ends
 
 ATTENTION_NAME = "outscore"
@@ -74,12 +79,9 @@ def _context_attention(
     return out, None
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    """A context knows who sees whom; transformers need not build a mask."""
-
-
+# No mask function beside it: a context knows who sees whom, and transformers then makes no mask. With one they would
+# first look whether positions restart, and wait for a GPU in every forward pass.
 AttentionInterface.register(ATTENTION_NAME, _context_attention)
-AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,10 +119,19 @@ class TreeAttention:
         lengths = torch.tensor([segment.length for segment in segments])
         # A token is seen from itself to the end of its segment's subtree.
         self._seen_until = torch.tensor(self._ends).repeat_interleave(lengths).to(self.device)
-        whole = self._small_subtrees()
-        self._own = tuple(self._own_pieces(whole))
-        self._cross = tuple(self._cross_pieces(whole))
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor | None] = {}
+
+    @cached_property
+    def _flex(self) -> FlexTree:
+        return FlexTree(self.segments, self.device)
+
+    @cached_property
+    def _own(self) -> tuple[_Piece, ...]:
+        return tuple(self._own_pieces(self._small_subtrees()))
+
+    @cached_property
+    def _cross(self) -> tuple[_Piece, ...]:
+        return tuple(self._cross_pieces(self._small_subtrees()))
 
     def _small_subtrees(self) -> list[bool]:
         """For each segment, whether it lies in a subtree that is one problem: the largest that are small."""
@@ -219,9 +230,12 @@ class TreeAttention:
         softcap: float | None,
     ) -> Float[Tensor, "1 token head dim"]:
         """Attend over the forest; see `AttentionContext.attend`."""
+        kernel = kernels.kernel_for(query, key, value, softcap)
+        if kernel == "flex":
+            return self._flex.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
         # Token first, as projections lay it out in memory: picking a token then copies one run of memory.
         queries, keys, values = (states[0].transpose(0, 1) for states in (query, key, value))
-        if query.device.type == "cpu" and softcap is None and query.shape[-1] == value.shape[-1]:
+        if kernel == "flash":
             out: Tensor = _FlashTree.apply(  # type: ignore[no-untyped-call]
                 queries, keys, values, self, scaling, sliding_window
             )

@@ -13,10 +13,11 @@ each has the same number of *seats* there, and a seat that no row needs repeats 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, cast
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from outscore.model.attention import TreeAttention
@@ -130,10 +131,15 @@ class PrefillContext:
 
 
 class _BlockStep:
-    """One block's part in a decoding step."""
+    """One block's part in decoding some rows' next tokens, of which there are at most `num_tokens`."""
 
     def __init__(
-        self, block: PromptBlock, taken: list[list[int]], rows: Sequence[LiveRow], device: torch.device
+        self,
+        block: PromptBlock,
+        taken: list[list[int]],
+        rows: Sequence[LiveRow],
+        num_tokens: int,
+        device: torch.device,
     ) -> None:
         self.table = block.table
         self.taken = taken  # for each prompt, the rows that continue it
@@ -141,11 +147,16 @@ class _BlockStep:
         self.rows = [row for own in taken for row in (*own, *([0] * (self.num_seats - len(own))))]  # for each seat
         self.lengths = [prompt.length for prompt in block.prompts]
         self.longest = max(self.lengths)
-        # The farthest a live row of the block is from the start of its prompt: no window this wide hides anything.
-        self._reach = max(rows[row].prompt.length + rows[row].num_tokens for own in taken for row in own)
-        self._positions = [rows[row].prompt.length + rows[row].num_tokens - 1 for row in self.rows]
+        # The farthest a live row of the block gets from the start of its prompt: no window this wide hides anything.
+        own = (rows[row] for places in taken for row in places)
+        self._reach = max(row.prompt.length + row.num_tokens for row in own) + num_tokens - 1
         self._device = device
         self._biases: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
+
+    def begin_token(self, positions: Int64[Tensor, " row"]) -> None:
+        """Go on to the rows' next token, given where it stands: a window moves with it."""
+        self._positions = positions
+        self._biases = {key: bias for key, bias in self._biases.items() if key[0] is None}
 
     def bias(
         self, window: int | None, num_shared: int, dtype: torch.dtype
@@ -158,15 +169,26 @@ class _BlockStep:
             self._biases[key] = self._make_bias(window, num_shared, dtype)
         return self._biases[key]
 
+    @cached_property
+    def _places(self) -> Int64[Tensor, " token"]:
+        return torch.arange(self.longest, device=self._device)
+
+    @cached_property
+    def _there(self) -> Bool[Tensor, "prompt 1 token"]:
+        lengths = on_device(torch.tensor(self.lengths), self._device)
+        return (self._places < lengths[:, None])[:, None]
+
+    @cached_property
+    def _seats(self) -> Int64[Tensor, "prompt seat"]:
+        return on_device(torch.tensor(self.rows), self._device).view(self.num_prompts, self.num_seats)
+
     def _make_bias(self, window: int | None, num_shared: int, dtype: torch.dtype) -> Tensor | None:
         if window is None and min(self.lengths) == self.longest:
             return None
-        places = torch.arange(self.longest, device=self._device)
-        visible = (places < on_device(torch.tensor(self.lengths), self._device)[:, None])[:, None]
+        visible = self._there
         if window is not None:
-            positions = on_device(torch.tensor(self._positions), self._device)
-            positions = positions.view(self.num_prompts, self.num_seats, 1)
-            visible = (visible & (positions - places < window)).repeat_interleave(num_shared, 1)
+            positions = self._positions[self._seats][..., None]
+            visible = (visible & (positions - self._places < window)).repeat_interleave(num_shared, 1)
         return _additive(visible, dtype)[:, None]
 
     def attend(
@@ -228,25 +250,44 @@ class DecodeContext:
                 own.num_tokens if num_tokens <= own.num_tokens else min(max(2 * num_tokens, 32), self._max_tokens),
             )
 
-    def begin_step(self, rows: Sequence[LiveRow]) -> Int64[Tensor, "1 row"]:
-        """Prepare to attend for these rows, in this order, and return the positions of their new tokens."""
+    def begin(self, rows: Sequence[LiveRow], num_tokens: int = 1) -> None:
+        """Prepare to attend for these rows, in this order, and for so many of their next tokens.
+
+        There is room for all of them then, and their places are attended to from the first token on, hidden until they
+        are written: between tokens nothing changes but `positions`, which are counted on the device. What hides keys is
+        made by the first token that needs it, as far as it does not move with them.
+        """
         counts = [row.num_tokens for row in rows]
-        self._longest = max(counts)
+        self._longest = max(counts) + num_tokens - 1
         self._make_room(len(rows), self._longest)
         self._equal = min(counts) == self._longest
         self._counts = on_device(torch.tensor(counts), self._device)
-        self._at = self._counts - 1
+        self._begins = on_device(torch.tensor([row.prompt.length for row in rows]), self._device)
         self._entries = torch.arange(len(rows), device=self._device)
-        self._own_biases: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
-        self._seat(rows)
-        positions = torch.tensor([[row.prompt.length + row.num_tokens - 1 for row in rows]])
-        return on_device(positions, self._device)
+        self._seat(rows, num_tokens)
 
-    def _seat(self, rows: Sequence[LiveRow]) -> None:
+    def positions(self) -> Int64[Tensor, "1 row"]:
+        """Where the token stands that the rows are fed now. To be asked for once for each token, before it is fed."""
+        self._at = self._counts - 1
+        positions = self._begins + self._at
+        self._own_biases: dict[tuple[int | None, torch.dtype], Tensor | None] = {}
+        for step in self._steps:
+            step.begin_token(positions)
+        return positions[None]
+
+    def advance(self) -> None:
+        """Go on to the next token of every row."""
+        self._counts.add_(1)
+
+    def _seat(self, rows: Sequence[LiveRow], num_tokens: int) -> None:
         seats: dict[int, list[list[int]]] = {size: [[] for _ in block.prompts] for size, block in self.blocks.items()}
         for index, row in enumerate(rows):
             seats[row.prompt.block.num_tokens][row.prompt.entry].append(index)
-        self._steps = [_BlockStep(self.blocks[s], seats[s], rows, self._device) for s in seats if any(seats[s])]
+        self._steps = [
+            _BlockStep(self.blocks[size], seats[size], rows, num_tokens, self._device)
+            for size in seats
+            if any(seats[size])
+        ]
         seat_rows = [row for step in self._steps for row in step.rows]
         self._seat_rows: Tensor | None = None
         if seat_rows != list(range(len(rows))):
@@ -282,7 +323,7 @@ class DecodeContext:
         sliding_window: int | None,
         softcap: float | None,
     ) -> Float[Tensor, "1 row head value_dim"]:
-        """See `outscore.model.attention.AttentionContext`; the tokens here are the rows given to `begin_step`."""
+        """See `outscore.model.attention.AttentionContext`; the tokens here are the rows given to `begin`."""
         layer = cast(int, module.layer_idx)
         num_rows, num_heads = query.shape[2], key.shape[1]
         # The kernels read runs of memory: a query may come as a transposed product (`outscore.rollout.linear`).

@@ -4,8 +4,9 @@ A group is a tree that grows: as long as samples agree they are one row, compute
 differ. A policy that is sure of most tokens is sampled for a fraction of the cost, and a larger group costs what is new
 in it.
 
-On a GPU the host looks at what was drawn once in several tokens (`BURST`), because each look waits for the device: rows
-that end in between go on until then, and what they wrote beyond their end is dropped.
+On a GPU the host looks at what was drawn once in several tokens (`BURST`), because each look waits for the device, and
+the rows stay as they are for a stretch of such looks, so that a step can be recorded and replayed
+(`outscore.rollout.stretch`): rows that end in between go on, and what they write beyond their end is dropped.
 
 Scheduling is a function of ids and tokens, never of time: completions wait in request and sample order, and whenever
 there is room the next ones begin. A row that ends leaves at once; the last row moves into its place. A prompt's keys
@@ -32,17 +33,22 @@ from outscore.rollout.completions import (
     take,
     upcoming,
 )
-from outscore.rollout.context import DecodeContext, PrefillContext, StoredPrompt, on_device
+from outscore.rollout.context import DecodeContext, PrefillContext, StoredPrompt
+from outscore.rollout.graphs import Graphs
 from outscore.rollout.kv import compaction
 from outscore.rollout.linear import turned_round
 from outscore.rollout.protocol import OnFinished
-from outscore.rollout.sampling import choose
+from outscore.rollout.stretch import Stretch
 
 PREFILL_TOKENS = 4096
 """Prompt tokens that are prefilled together; a longer prompt is prefilled alone."""
 
 BURST = 16
 """Tokens that a GPU draws between two looks of the host at them."""
+
+ENDED = 0.25
+"""The share of a stretch's rows that may have ended before it ends for all of them. Rows cost little beside the weights
+that every step reads, and a new stretch costs about as much as two steps without a recording."""
 
 
 class GroupEngine:
@@ -66,6 +72,8 @@ class GroupEngine:
         self.policy = policy
         self.max_rows = max_rows
         self.burst = burst or (1 if policy.device.type == "cpu" else BURST)
+        self.graphs = Graphs() if policy.device.type == "cuda" else None
+        """What records decoding steps, and says if it does not; None for a device without CUDA graphs."""
 
     def sample(
         self,
@@ -87,6 +95,8 @@ class GroupEngine:
                     rollout.decode()
                 else:
                     rollout.decode_burst(self.burst)
+        if self.graphs is not None:
+            self.graphs.release()
         return groups(requests, rollout.finished)
 
 
@@ -107,11 +117,10 @@ class _Row:
 
     prompt: StoredPrompt
     drafts: list[Draft]
-    ahead: int = 0  # tokens that were drawn and that the host has not seen
 
     @property
     def num_tokens(self) -> int:
-        return len(self.drafts[0].token_ids) + self.ahead
+        return len(self.drafts[0].token_ids)
 
     def branches(self) -> list["_Row"]:
         """Rows of those that have not ended, apart by the token drawn last."""
@@ -133,7 +142,7 @@ class _Rollout:
         waiting: Sequence[Draft],
         on_finished: OnFinished | None,
     ) -> None:
-        self.policy = engine.policy
+        self.policy, self.graphs = engine.policy, engine.graphs
         self.max_rows = min(engine.max_rows, len(waiting))
         self.requests = requests
         self.params = params
@@ -141,6 +150,8 @@ class _Rollout:
         self.on_finished = on_finished
         self.rows: list[_Row] = []
         self.open: dict[int, _OpenGroup] = {}
+        self.closed: list[StoredPrompt] = []
+        self.stretch: Stretch | None = None
         self.finished: dict[tuple[int, int], SampledCompletion] = {}
         self.device = self.policy.device
         self.context = DecodeContext(self.max_rows, params.max_new_tokens, self.device)
@@ -166,9 +177,9 @@ class _Rollout:
 
     def decode(self) -> None:
         """Feed every row its last token, draw the next for its samples, and part those that differ."""
-        positions = self.context.begin_step(self.rows)
+        self.context.begin(self.rows)
         token_ids = torch.tensor([[row.drafts[0].token_ids[-1] for row in self.rows]], device=self.device)
-        hidden = self.policy.hidden(token_ids, positions, self.context)[0]
+        hidden = self.policy.hidden(token_ids, self.context.positions(), self.context)[0]
         fed = self.rows
         extend([row.drafts for row in fed], self.policy.logits(hidden), self.policy, self.params)
         self._go_on(fed)
@@ -176,28 +187,42 @@ class _Rollout:
     def decode_burst(self, burst: int) -> None:
         """Draw several tokens for every sample before the host sees one: nothing in between waits for the device.
 
-        A sample goes on to the end of the burst wherever it ends. None goes beyond its limit.
+        A sample goes on to the end of the burst wherever it ends, and its row to the end of the stretch. None goes
+        beyond its limit.
         """
-        self._part()
+        if self.stretch is None:
+            self.stretch = self._begin_stretch(burst)
         every = [row.drafts[0] for row in self.rows]
-        num_tokens = min(burst, *(draft.limit - len(draft.token_ids) for draft in every))
-        draws = on_device(torch.from_numpy(upcoming(every, num_tokens)), self.device)
-        owners = torch.arange(len(every), device=self.device)
-        last = on_device(torch.tensor([draft.token_ids[-1] for draft in every]), self.device)
-        drawn: list[tuple[Tensor, Tensor]] = []
-        for ahead in range(num_tokens):
-            for row in self.rows:
-                row.ahead = ahead
-            positions = self.context.begin_step(self.rows)
-            hidden = self.policy.hidden(last[None], positions, self.context)[0]
-            drawn.append(choose(self.policy.logits(hidden), draws[ahead], owners, self.params))
-            last = drawn[-1][0]
-        ids, logprobs = (torch.stack(column).tolist() for column in zip(*drawn, strict=True))
+        live = [draft for draft in every if draft.finish is None]
+        num_tokens = min(burst, self.stretch.left, *(draft.limit - len(draft.token_ids) for draft in live))
+        ids, logprobs = self.stretch.draw(upcoming(every, num_tokens))
         for place, draft in enumerate(every):
             for token in range(num_tokens):
                 if draft.finish is None:
                     take(draft, ids[token][place], logprobs[token][place], self.policy, self.params)
-        self._go_on(self.rows)
+        self._hand_out(live)
+        num_ended = sum(draft.finish is not None for draft in every)
+        if self.stretch.left == 0 or num_ended > ENDED * len(every) or (self.waiting and num_ended):
+            self.stretch = None
+            self._go_on(self.rows)
+
+    def _begin_stretch(self, burst: int) -> Stretch:
+        self._part()
+        counts = [row.num_tokens for row in self.rows]
+        room = self.params.max_new_tokens - max(counts)
+        if (length := self.policy.context_length) is not None:  # which a row that has ended must not outgrow either
+            farthest = max(row.prompt.length + count for row, count in zip(self.rows, counts, strict=True))
+            room = min(room, length + 1 - farthest)
+        return Stretch(
+            self.policy,
+            self.context,
+            self.rows,
+            [row.drafts[0].token_ids[-1] for row in self.rows],
+            self.params,
+            room=room,
+            burst=burst,
+            graphs=self.graphs,
+        )
 
     def _part(self) -> None:
         """Give every sample a row of its own."""
@@ -251,16 +276,20 @@ class _Rollout:
 
     def _hand_out(self, drafts: Sequence[Draft]) -> None:
         """Complete those that have ended, in request and sample order, and drop the prompts nobody continues."""
-        ended = [draft for draft in drafts if draft.finish is not None]
+        ended = [
+            draft for draft in drafts if draft.finish is not None and (draft.request, draft.sample) not in self.finished
+        ]
         for draft in sorted(ended, key=lambda draft: (draft.request, draft.sample)):
             completion = completed(draft, self.policy)
             self.finished[draft.request, draft.sample] = completion
             group = self.open[draft.request]
             group.num_open -= 1
             if group.num_open == 0:
-                self.context.remove_prompt(group.prompt)
+                self.closed.append(group.prompt)
                 del self.open[draft.request]
             if self.on_finished is not None:
                 # A reward that trains or caches a model of its own must not be handed inference tensors.
                 with torch.inference_mode(False), torch.enable_grad():
                     self.on_finished(draft.request, draft.sample, completion)
+        while self.closed and self.stretch is None:  # rows of a stretch read their prompts to its end
+            self.context.remove_prompt(self.closed.pop())

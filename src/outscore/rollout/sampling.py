@@ -61,7 +61,7 @@ def choose(
     peak = logits.amax(-1, keepdim=True)
     num_blocks = -(-vocab // _BLOCK)
     weights = logits.new_empty(num_rows, num_blocks * _BLOCK)
-    weights[:, vocab:] = 0
+    weights[:, vocab:].zero_()
     tempered = torch.sub(logits, peak, out=weights[:, :vocab])
     if params.temperature != 1:
         tempered.div_(params.temperature)
@@ -129,11 +129,16 @@ def _nucleus_cutoff(
     weights = tempered.exp().masked_fill_(tempered < floor, 0)
     total = weights.sum(-1, keepdim=True, dtype=torch.float64)
     negligible = total * ((1 - top_p) / tempered.shape[1] / 2)
-    width = tempered.shape[1]
-    if tempered.device.type == "cpu":  # how many there are is not worth waiting for a GPU
-        width = max(int((weights > negligible).sum(-1).max()), 1)
+    width = _num_sorted(weights, negligible)
     largest = weights.topk(width)
     reached = largest.values.double().cumsum(-1) >= top_p * total
     # Where rounding keeps the sum from reaching it, the set is everything that was sorted.
     last = torch.where(reached.any(-1, keepdim=True), reached.int().argmax(-1, keepdim=True), width - 1)
     return torch.maximum(tempered.gather(1, largest.indices.gather(1, last)), floor)
+
+
+def _num_sorted(weights: Float[Tensor, "row vocab"], negligible: Float64[Tensor, "row 1"]) -> int:
+    """How many of a row's tokens need to be sorted. A GPU sorts all: how many would do is not worth waiting for it."""
+    if weights.device.type != "cpu":
+        return weights.shape[1]
+    return max(int((weights > negligible).sum(-1).max()), 1)

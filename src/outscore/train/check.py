@@ -59,6 +59,8 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
     findings.append(Finding(what="model", status="ok", detail=f"computes in {workshop.facts['precision']}"))
     layout = "ok" if workshop.policy.layout == "group_rows" else "warn"
     findings.append(Finding(what="layout", status=layout, detail=str(workshop.facts["layout_probe"])))  # type: ignore[arg-type]
+    if "attention_probe" in workshop.facts:
+        findings.append(Finding(what="attention", status="ok", detail=str(workshop.facts["attention_probe"])))
     findings += [Finding(what="reward", status="ok", detail=said) for said in workshop.rewards.notices]
     findings.append(_task_finding(task, workshop))
     findings += _example_findings(recipe)

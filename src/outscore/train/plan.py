@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from outscore.config import Recipe
+from outscore.model.kernels import fits, heads_of
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
 from outscore.objectives.algorithms import Algorithm
@@ -257,8 +258,6 @@ def trained_policy(workshop: Workshop, recomputed: bool, states: str) -> Trained
     policy = workshop.policy
     head, embeddings = policy.base.get_output_embeddings().weight, policy.base.get_input_embeddings().weight
     grouped = policy.layout == "group_rows"
-    # The fused kernel is the CPU's, and has no soft cap.
-    plain = default_device().type != "cpu" or getattr(policy.config, "attn_logit_softcapping", None) is not None
     assert isinstance(head, Tensor)
     return Trained(
         shape=decoder_shape(policy.config, policy.vocab_size),
@@ -270,7 +269,7 @@ def trained_policy(workshop: Workshop, recomputed: bool, states: str) -> Trained
         bytes_of_moments=moment_bytes((weight.numel() for weight in workshop.masters.parameters.values()), states),
         has_vocabulary=True,
         recomputed=recomputed,
-        keeps_scores=grouped and plain,
+        keeps_scores=grouped and not fits(heads_of(policy.config, default_device(), policy.compute_dtype)),
         keeps_masks=not grouped,
     )
 

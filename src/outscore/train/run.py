@@ -265,9 +265,8 @@ def _check_vacant(directory: Path) -> None:
 
 def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
     facts = workshop.facts
-    reporter.message(
-        f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout_probe']}"
-    )
+    probes = "; ".join(facts[name] for name in ("layout_probe", "attention_probe") if name in facts)
+    reporter.message(f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {probes}")
     for notice in workshop.notices:
         reporter.message(notice, warning=True)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from outscore.config import ModelSettings, Recipe
 from outscore.model.adapters import add_lora, require_peft
 from outscore.model.export import is_adapter, load_with_adapter
+from outscore.model.kernels import heads_of, probe_kernel
 from outscore.model.load import LoadedModel, load_model, outline_model, stop_token_ids, weights_sha256
 from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
@@ -346,6 +347,8 @@ def load_policy(
         "layout": layout,
         "layout_probe": tried,
     }
+    if layout == "group_rows" and policy.device.type == "cuda":
+        found["attention_probe"] = probe_kernel(heads_of(policy.config, policy.device, DTYPES[precision])).reason
     return policy, found
 
 
