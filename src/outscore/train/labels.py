@@ -116,8 +116,8 @@ class LabelMeasure:
 
     `label_loss`: the loss it is trained by. Of chances also `label_accuracy`, the share of labels, those of 1/2 left
     out, on whose side of 1/2 the model is, and `calibration_error`, how far the chances it gives are from the labels it
-    finds; of ratings `explained`, the share of their variance that it explains, NaN where they have none. Loss and accuracy also by population,
-    where the problems have one.
+    finds; of ratings `explained`, the share of their variance that it explains, NaN where they have none. Loss and
+    accuracy also by population, where the problems have one.
     """
 
     labels: Labels
