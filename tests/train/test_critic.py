@@ -214,6 +214,8 @@ def stage_of(**given: Any) -> PolicySettings:
     stages = [
         {"algorithm": "sft", "steps": 3},
         {"name": "scorer", "algorithm": "reward-model", "steps": 3},
+        {"name": "verifier", "algorithm": "outcome-reward-model", "steps": 3},
+        {"name": "stepper", "algorithm": "process-reward-model", "steps": 3},
         {"algorithm": "ppo", "steps": 400, **given},
     ]
     parsed = parse_recipe({"task": {"kind": "arithmetic"}, "rewards": ["tag_answer"], "stages": stages}).stages[-1]
@@ -228,6 +230,8 @@ def test_settings_that_a_recipe_leaves_out() -> None:
     assert pretrained.critic == CriticSettings(lr=2e-5, warmup_steps=50) and pretrained.num_updates == 700
     short = stage_of(algorithm="vc-ppo", steps=5, critic={"start": "scorer"}).critic
     assert short == CriticSettings(start="scorer", lr=2e-5, warmup_steps=2)
+    learnt = stage_of(critic={"start": "verifier"}).critic  # a reward model of labels, as good as one of preferences
+    assert learnt == CriticSettings(start="verifier", lr=2e-5)
     by_cell = {"baseline": "critic", "scale": "none"}
     assert stage_of(algorithm="grpo", cells=by_cell).critic == CriticSettings()
     assert stage_of(algorithm="ppo", cells={"baseline": "group_mean"}).critic is None
@@ -243,10 +247,11 @@ def test_settings_that_a_recipe_leaves_out() -> None:
     ("given", "part"),
     [
         ({"critic": {"warmup_steps": 400}}, "critic.warmup_steps = 400 leaves none of steps = 400"),
-        ({"critic": {"start": "sft"}}, "one that trains neither a reward model nor a critic"),
+        ({"critic": {"start": "sft"}}, "one that leaves neither a reward model of whole completions nor"),
+        ({"critic": {"start": "stepper"}}, "one that leaves neither a reward model of whole completions nor"),
         ({"critic": {"start": "scorers"}}, "did you mean `scorer`?"),
         ({"critic": {"star": "scorer"}}, "did you mean `start`?"),
-        ({"algorithm": "sft", "critic": {}}, "`stages.2.critic` has no effect on supervised fine-tuning"),
+        ({"algorithm": "sft", "critic": {}}, "`stages.4.critic` has no effect on supervised fine-tuning"),
         ({"algorithm": "grpo", "critic": {}}, "critic has no effect, because the baseline of grpo is 'group_mean'"),
         ({"algorithm": "rloo", "group_size": 1}, "group_size = 1, but rloo compares the completions of a group"),
         (
