@@ -148,7 +148,8 @@ class Algorithm:
     def needs_anchor(self) -> bool:
         """Whether the policy before a step's updates enters the objective, so that several updates must remember it."""
         pulls = self.kl_coef > 0.0 and self.kl_to == "anchor"
-        return pulls or (self.ratio_base == "anchor" and self.uses_ratio)
+        weighs = self.mismatch_cap is not None  # by anchor / sampler, where there is no ratio, too
+        return pulls or weighs or (self.ratio_base == "anchor" and self.uses_ratio)
 
     @property
     def needs_sampler(self) -> bool:
