@@ -17,6 +17,7 @@ from outscore.objectives.cell_checks import (
     check_preferences,
     check_together,
 )
+from outscore.objectives.cell_effects import check_read
 from outscore.objectives.critic_cells import check_critic
 from outscore.objectives.kl import KlEstimator, KlPlace, KlTarget
 from outscore.objectives.preferences import PairObjective
@@ -300,7 +301,7 @@ def algorithm(name: str, /, **overrides: Any) -> Algorithm:
     """The preset `name` with some cells replaced.
 
     Raises ValueError naming the nearest right word when the preset, a cell or a choice is not known, and when a value
-    is out of its range or two cells exclude each other.
+    is out of its range, two cells exclude each other, or a cell is given another value and has no effect.
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is not known{nearest(name, ALGORITHMS)}")
@@ -309,6 +310,8 @@ def algorithm(name: str, /, **overrides: Any) -> Algorithm:
     for key in overrides:
         if key not in known:
             raise ValueError(f"{key!r} is not a cell of an algorithm{nearest(key, known)}")
+    own = dict(cells)
     cells |= overrides
     _check_cells(cells)
+    check_read(cells, own, overrides)
     return Algorithm(**cells)
