@@ -232,6 +232,7 @@ def test_settings_that_a_recipe_leaves_out() -> None:
     assert short == CriticSettings(start="scorer", lr=2e-5, warmup_steps=2)
     learnt = stage_of(critic={"start": "verifier"}).critic  # a reward model of labels, as good as one of preferences
     assert learnt == CriticSettings(start="verifier", lr=2e-5)
+    assert stage_algorithm(stage_of(algorithm="kimi-k1.5", epochs=2, cells={"kl_coef": 0.2})).kl_coef == 0.2
     by_cell = {"baseline": "critic", "scale": "none"}
     assert stage_of(algorithm="grpo", cells=by_cell).critic == CriticSettings()
     assert stage_of(algorithm="ppo", cells={"baseline": "group_mean"}).critic is None
@@ -254,6 +255,10 @@ def test_settings_that_a_recipe_leaves_out() -> None:
         ({"algorithm": "sft", "critic": {}}, "`stages.4.critic` has no effect on supervised fine-tuning"),
         ({"algorithm": "grpo", "critic": {}}, "critic has no effect, because the baseline of grpo is 'group_mean'"),
         ({"algorithm": "rloo", "group_size": 1}, "group_size = 1, but rloo compares the completions of a group"),
+        (
+            {"algorithm": "kimi-k1.5", "cells": {"kl_coef": 0.2}},
+            "cells.kl_coef = 0.2 has no effect with one update a step",
+        ),
         (
             {"truncated_score": -1.0, "cells": {"supervision": "process"}},
             "truncated_score = -1 takes the place of a completion's one reward, which `supervision: process`",

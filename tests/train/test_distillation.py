@@ -96,7 +96,7 @@ def test_a_run_distils_an_earlier_stage_without_any_reward(tmp_path: Path) -> No
         ({**DISTIL, "teacher": "stf"}, "teacher = 'stf' is neither an earlier stage nor a model; did you mean `sft`"),
         ({**DISTIL, "teacher": "models/none"}, "stage `distillation`: teacher = 'models/none' is neither .* not exist"),
         ({**DISTIL, "algorithm": "grpo"}, "teacher = 'sft' has no effect, because kl_to is 'reference'"),
-        ({**DISTIL, "cells": {"kl_coef": 0.0}}, "teacher = 'sft' has no effect"),
+        ({**DISTIL, "cells": {"kl_coef": 0.0}}, "kl_coef=0.0 and kl_place='loss' leaves nothing to learn"),
     ],
 )
 def test_a_teacher_that_is_missing_or_idle_is_refused(stage: dict[str, Any], message: str) -> None:

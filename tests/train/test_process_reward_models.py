@@ -339,6 +339,8 @@ def test_settings_and_checks() -> None:
         parse_recipe(SAMPLED)
     with pytest.raises(ValueError, match=r"`stages\.0\.group_size` has no effect on a process reward model"):
         parse_recipe({**BY_HAND, "stages": [{**PRM, "group_size": 2}]})
+    with pytest.raises(ValueError, match=r"replay = 0.2 has no effect without `continues`"):
+        parse_recipe({**BY_HAND, "stages": [{**PRM, "replay": 0.2}]})
     for wrong in ("sft", "nothing"):
         stages = [{"algorithm": "sft", "steps": 1}, {**PRM, "continues": wrong}]
         with pytest.raises(ValueError, match=f"continues = '{wrong}' is no earlier stage with algorithm: process"):

@@ -125,17 +125,24 @@ def stage_algorithm(stage: StageSettings) -> Algorithm:
     except ValueError as error:
         raise ValueError(f"stage `{stage.label}`: {error}") from None
     if isinstance(stage, PolicySettings):
-        _check_settings(stage, row)
+        _check_settings(stage, row, algorithm(stage.algorithm))
     return row
 
 
-def _check_settings(stage: PolicySettings, row: Algorithm) -> None:
-    """ValueError for a setting that does not go with the stage's row, or has no effect beside it."""
+def _check_settings(stage: PolicySettings, row: Algorithm, own: Algorithm) -> None:
+    """ValueError for a setting that does not go with the stage's row, which without its cells is its `own`, or has no
+    effect beside it."""
     where = f"stage `{stage.label}`:"
     if stage.refresh_reference_every and not row.needs_reference:
         raise ValueError(
             f"{where} refresh_reference_every = {stage.refresh_reference_every} has no effect, because kl_coef is 0; "
             "give cells: {kl_coef: 0.04} or leave it out"
+        )
+    pulls = [key for key in stage.cells if key.startswith("kl_") and stage.cells[key] != getattr(own, key)]
+    if pulls and row.kl_to == "anchor" and row.kl_coef > 0.0 and stage.updates_per_step == 1:
+        raise ValueError(
+            f"{where} cells.{pulls[0]} = {stage.cells[pulls[0]]!r} has no effect with one update a step: kl_to = "
+            "'anchor' is the policy itself there; give epochs or minibatches above 1"
         )
     if row.compares_completions and stage.group_size < 2:
         raise ValueError(
