@@ -10,6 +10,7 @@ import torch
 from oracles.ragged import flat, loss_arguments, random_batch
 from oracles.worth import random_worth
 
+from outscore.algorithms.cell_effects import READ
 from outscore.objectives import (
     ALGORITHMS,
     Algorithm,
@@ -24,7 +25,6 @@ from outscore.objectives import (
     policy_loss,
     ranked_pairs,
 )
-from outscore.objectives.cell_effects import READ
 
 LENGTHS = [3, 8, 1, 5, 2, 6, 4]
 BATCH = random_batch(LENGTHS, seed=7)

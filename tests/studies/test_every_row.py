@@ -1,7 +1,7 @@
 """The study of every row: its recipe is a fair one, and its claims are judged by the means."""
 
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.config import parse_recipe
-from outscore.objectives.algorithms import ALGORITHMS
 from outscore.report import Evaluation
 from outscore.stages import PolicySettings, RejectionSettings
 from outscore.studies.every_row import GROUP_SIZE, MEASURES, PROMPTS, STEPS, claims, collected, recipe, rows, variants

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from train.building import SGD_LIKE, batch_of, learner_of, plan_of, prompt_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.config import parse_recipe
 from outscore.model.adapters import add_lora
 from outscore.model.heads import RewardModel, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import algorithm
 from outscore.records import Completion
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.stage_parts import CriticSettings
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings
 from outscore.train.critic import CriticValues, batch_values, critic_learner, update_both, update_critic
 from outscore.train.memory import num_scalar_parameters
-from outscore.train.setup import stage_algorithm
 from outscore.train.sources import RolloutSource
 from outscore.train.step import Batch, CriticTargets, Learner
 

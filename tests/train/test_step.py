@@ -8,9 +8,9 @@ from torch import Tensor
 from train.building import batch_of, learner_of, plan_of, tiny_policy
 
 import outscore.train.step as step_module
+from outscore.algorithms.rows import algorithm
 from outscore.model.adapters import adapters_disabled, add_lora, trainable_parameters
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import algorithm
 from outscore.train.step import Reference, accumulate, batch_logprobs, live_groups, update
 
 ADVANTAGES = [[1.0, -1.0, 0.5], [0.0, 0.0, 0.0], [0.3, 0.0, -0.9]]

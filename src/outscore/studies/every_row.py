@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from outscore.objectives.algorithms import ALGORITHMS
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.report import Evaluation
 from outscore.studies.over_seeds import above, after, evaluated, gains, interval, sem
 from outscore.studies.records import Claim, Figure, Panel, Progress, Row, Series, StudyResult

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
+from outscore.algorithms.rows import Algorithm
 from outscore.model.heads import RewardModel
 from outscore.model.rows import TrainingGroup
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.reward_models import label_accuracy, label_calibration_error, label_losses
 from outscore.records import Completion, LabelledGroup

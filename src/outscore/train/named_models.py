@@ -4,9 +4,9 @@ loaded."""
 from collections.abc import Sequence
 from pathlib import Path
 
+from outscore.algorithms.rows import Algorithm
 from outscore.inputs import nearest
 from outscore.model.load import source_kind
-from outscore.objectives.algorithms import Algorithm
 from outscore.stages import PolicySettings, RejectionSettings, StageSettings
 
 

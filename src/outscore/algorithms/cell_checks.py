@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from outscore.objectives.preferences import PairLoss
-from outscore.objectives.surrogates import PointLoss, Surrogate
+from outscore.algorithms.choices import PairLoss, PointLoss, Surrogate
 
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
 """The surrogates that compare two completions whose order is given."""
