@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from outscore.config import load_recipe
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings, RejectionSettings, RewardModelSettings, StageSettings
-from outscore.train.setup import check_before_loading, stage_algorithm
+from outscore.train.setup import check_before_loading
 
 RECIPE = load_recipe(Path(str(files("outscore") / "recipes" / "r1-full.yaml")))
 STAGES: dict[str, Any] = {stage.label: stage for stage in RECIPE.stages}

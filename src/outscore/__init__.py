@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from outscore.algorithms.rows import ALGORITHMS as ALGORITHMS
+    from outscore.algorithms.rows import Algorithm as Algorithm
+    from outscore.algorithms.rows import algorithm as algorithm
     from outscore.config import Recipe as Recipe
     from outscore.config import load_recipe as load_recipe
     from outscore.config import parse_recipe as parse_recipe
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
     from outscore.model.rows import flat_starts as flat_starts
     from outscore.model.rows import group_rows as group_rows
     from outscore.objectives.advantages import group_advantages as group_advantages
-    from outscore.objectives.algorithms import ALGORITHMS as ALGORITHMS
-    from outscore.objectives.algorithms import Algorithm as Algorithm
-    from outscore.objectives.algorithms import algorithm as algorithm
     from outscore.objectives.estimators import maj_at_k as maj_at_k
     from outscore.objectives.estimators import pass_at_k as pass_at_k
     from outscore.objectives.loss import policy_loss as policy_loss
@@ -66,7 +66,7 @@ _HOMES = {
     "outscore.model.policy": ("Policy",),
     "outscore.model.rows": ("TrainingGroup", "flat_starts", "group_rows"),
     "outscore.objectives.advantages": ("group_advantages",),
-    "outscore.objectives.algorithms": ("ALGORITHMS", "Algorithm", "algorithm"),
+    "outscore.algorithms.rows": ("ALGORITHMS", "Algorithm", "algorithm"),
     "outscore.objectives.estimators": ("maj_at_k", "pass_at_k"),
     "outscore.objectives.loss": ("policy_loss",),
     "outscore.records": (

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from outscore.algorithms.preset import Preset
+from outscore.algorithms.presets import PRESETS
+from outscore.algorithms.rows import ALGORITHMS, Algorithm
 from outscore.inputs import nearest
-from outscore.objectives.algorithms import ALGORITHMS, Algorithm
-from outscore.objectives.preset import Preset
-from outscore.objectives.presets import PRESETS
 from outscore.stages import STAGE_DEFAULTS, PolicySettings
 
 OTHERS = "others"

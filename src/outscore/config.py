@@ -18,9 +18,11 @@ from pydantic import (
     model_validator,
 )
 
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.inputs import apply_overrides, expected, nearest, read_yaml
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stage_parts import POLICY
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import (
     BASE,
     PREVIOUS,
@@ -162,6 +164,7 @@ class Recipe(Settings):
             if "kind" not in task:
                 raise ValueError("task: `kind` is missing; for example kind: arithmetic")
         for place, stage in enumerate(self.stages):
+            stage_algorithm(stage)
             _check_start(stage, labels, place)
             _check_critic(stage, self.stages[:place])
             _check_reward_models(stage, self.stages[:place])
@@ -203,6 +206,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
     """Check a recipe given as nested mappings; see `load_recipe`."""
+    _check_algorithms(data, where)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -210,6 +214,15 @@ def parse_recipe(data: Mapping[str, Any], where: str = "recipe") -> Recipe:
         # A stage that failed leaves pydantic an empty list of stages, which it also reports.
         deeper = [detail for detail in details if detail["type"] != "too_short" or detail["input"] == []] or details
         raise ValueError("\n".join(f"{where}: {_explain(detail, data)}" for detail in deeper)) from None
+
+
+def _check_algorithms(data: Mapping[str, Any], where: str) -> None:
+    """ValueError for an algorithm that is not known, before anything is said of keys, which depend on it."""
+    stages = data.get("stages")
+    for place, stage in enumerate(stages if isinstance(stages, list | tuple) else ()):
+        name = stage.get("algorithm") if isinstance(stage, Mapping) else None
+        if isinstance(name, str) and name not in ALGORITHMS:
+            raise ValueError(f"{where}: `stages.{place}.algorithm` = {name!r} is not known{nearest(name, ALGORITHMS)}")
 
 
 def dump_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -296,7 +309,9 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
     start, where = stage.critic.start, f"stage `{stage.label}`: critic.start = {stage.critic.start!r}"
     named = next((each for each in earlier if each.label == start), None)
     if named is not None and not _leaves_critic(named):
-        raise ValueError(f"{where} is an earlier stage, but one that trains neither a reward model nor a critic")
+        raise ValueError(
+            f"{where} is an earlier stage, but one that leaves neither a reward model of whole completions nor a critic"
+        )
     if named is None and not Path(start).expanduser().is_dir():
         known = [POLICY, *(each.label for each in earlier if _leaves_critic(each))]
         raise ValueError(
@@ -306,7 +321,9 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
 
 
 def _leaves_critic(stage: StageSettings) -> bool:
-    return isinstance(stage, RewardModelSettings) or (isinstance(stage, PolicySettings) and stage.critic is not None)
+    if isinstance(stage, PolicySettings):
+        return stage.critic is not None
+    return isinstance(stage, RewardModelSettings) or type(stage) is OutcomeRewardModelSettings
 
 
 def _check_weights_climb(stage: StageSettings, has_rewards: bool) -> None:

@@ -181,6 +181,12 @@ class OutcomeRewardModelSettings(StageSettings):
     replay: float = Field(0.1, ge=0, lt=1)
     """With `continues`: the share of the completions trained on that are those of the stages before."""
 
+    @model_validator(mode="after")
+    def _replays_something(self) -> "OutcomeRewardModelSettings":
+        if not self.continues and self.replay != OutcomeRewardModelSettings.model_fields["replay"].default:
+            raise ValueError(f"replay = {self.replay:g} has no effect without `continues`, whose completions it is of")
+        return self
+
     @property
     def unweighable(self) -> str:
         """Which completions get labels is known when they have been sampled."""

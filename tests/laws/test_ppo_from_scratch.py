@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from train.building import plan_of, prompt_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.adapters import trainable_parameters
 from outscore.model.precision import MasterWeights
-from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.stage_parts import CriticSettings, OptimizerSettings

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 from train.building import learner_of, plan_of, prompt_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.adapters import trainable_parameters
 from outscore.model.attention import TreeAttention
 from outscore.model.forest import Segment
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import make_sampler
 from outscore.stage_parts import OptimizerSettings

@@ -108,6 +108,9 @@ def test_what_is_no_existing_path_and_reads_as_one_is_a_hub_id(tmp_path: Path, m
     assert source_kind("HuggingFaceTB/SmolLM2-135M-Instruct") == source_kind("gpt2") == "hub"
     with pytest.raises(ValueError, match="does not exist"):
         source_kind("a/b/c")
+    for path in ("runs/distill", "models/none"):  # where nothing is yet
+        with pytest.raises(ValueError, match=f"'{path}' does not exist"):
+            source_kind(path)
 
 
 def test_an_unreachable_hub_says_how_to_go_on_without_it() -> None:

@@ -208,7 +208,7 @@ def test_what_a_row_needs() -> None:
     assert algorithm("grpo").needs_anchor and not algorithm("rloo").needs_anchor and not algorithm("sft").needs_anchor
     distilled = algorithm("distillation")
     assert distilled.needs_teacher and not (distilled.needs_reference or distilled.needs_anchor)
-    assert not algorithm("distillation", kl_coef=0.0).needs_teacher and not algorithm("grpo").needs_teacher
+    assert not algorithm("grpo").needs_teacher
     assert algorithm("dppo").needs_sampler and not algorithm("dppo").needs_anchor
     assert algorithm("grpo", mismatch_cap=2.0).needs_sampler and not algorithm("grpo").needs_sampler
     assert {name for name, row in ALGORITHMS.items() if row.needs_whole_completions} == {
@@ -256,7 +256,11 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("grpo", {"zero_negative": 1}, "zero_negative=1: must be true or false"),
         ("grpo", {"mismatch_floor": 0.5}, "mismatch_floor=0.5 .*mismatch_mode='mask'"),
         ("grpo", {"mismatch_floor": 3.0, "mismatch_cap": 2.0, "mismatch_mode": "mask"}, "mismatch_cap above it"),
-        ("grpo", {"mismatch_mode": "mask"}, "no effect without mismatch_cap"),
+        (
+            "grpo",
+            {"mismatch_mode": "mask"},
+            "mismatch_mode='mask' has no effect with mismatch_cap=None; it counts where mismatch_cap is not null",
+        ),
         ("dppo", {"mismatch_cap": 2.0}, "leave one of them out"),
         ("dppo", {"ratio_level": "sequence"}, "surrogate='tv_masked' does not go with ratio_level='sequence'"),
         ("distillation", {"kl_place": "token_reward"}, "kl_to='teacher' does not go with kl_place='token_reward'"),
@@ -270,6 +274,36 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("process-reward-model", {"kl_coef": 0.1}, "kl_coef=0.1 has no meaning where source='labels'"),
         ("process-reward-model", {"trains": "policy"}, "use trains='reward_model'"),
         ("sft", {"baseline": "group_mean"}, "baseline='group_mean' .*groups of one"),
+        (
+            "distillation",
+            {"kl_coef": 0.0},
+            "reward='none' with kl_coef=0.0 and kl_place='loss' leaves nothing to learn",
+        ),
+        ("grpo", {"reward": "none", "kl_place": "reward"}, "kl_place='reward' leaves nothing to learn"),
+        ("process-reward-model", {"surrogate": "squared_error"}, "labels of steps are chances; use 'cross_entropy'"),
+        ("gspo", {"supervision": "process"}, "supervision='process' .*sequence_mean'.*use 'sequence_mean_token'"),
+        ("grpo-r1", {"supervision": "process"}, "supervision='process' .*ratio_level='sequence'.*use 'token'"),
+        ("ppo", {"ratio_level": "sequence"}, "baseline='critic' does not go with ratio_level='sequence'"),
+        ("reinforce++", {"ratio_level": "sequence_mean"}, "kl_place='token_reward' does not go with ratio_level"),
+        ("sft", {"clip_high": 0.3}, "clip_high=0.3 has no effect with surrogate='log_likelihood'; it counts where"),
+        ("dpo", {"clip_low": 0.3}, "surrogate is 'clipped' or 'capped_weight' or 'tv_masked'"),
+        ("grpo", {"gate_positive": 2.0}, "gate_positive=2.0 has no effect .* surrogate is 'soft_gate'"),
+        ("grpo", {"aggregation_constant": 99}, "no effect with aggregation='completion_mean'"),
+        ("grpo", {"mismatch_level": "sequence"}, "no effect with mismatch_cap=None"),
+        ("grpo", {"kl_horizon": 9}, "kl_horizon=9 has no effect with kl_adapt_to=None"),
+        ("grpo", {"kl_weighted": True, "kl_coef": 0.0}, "kl_weighted=True has no effect with kl_coef=0.0"),
+        (
+            "grpo",
+            {"kl_weighted": True, "kl_place": "reward"},
+            "no effect with kl_place='reward'; .* kl_place is 'loss'",
+        ),
+        ("rloo", {"ratio_base": "sampler"}, "ratio_base='sampler' has no effect with surrogate='log_likelihood'"),
+        ("vapo", {"gae_lambda": 0.9}, "gae_lambda=0.9 has no effect with lambda_alpha=0.05"),
+        (
+            "outcome-reward-model",
+            {"supervision": "process"},
+            "supervision='process' has no effect with source='labels'",
+        ),
     ],
 )
 def test_wrong_names_and_values_are_refused_with_the_nearest_right_one(
@@ -277,6 +311,13 @@ def test_wrong_names_and_values_are_refused_with_the_nearest_right_one(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         algorithm(name, **overrides)
+
+
+def test_a_cell_that_nothing_reads_may_be_given_as_it_is() -> None:
+    """A recipe may say what its row has anyway, and leave standing what another row of it would need."""
+    assert algorithm("sft", clip_high=0.2, kl_estimator="k3") == ALGORITHMS["sft"]
+    assert algorithm("deepseek-v3.2", kl_coef=0.0).kl_weighted
+    assert algorithm("distillation", kl_coef=0.0, entropy_coef=0.1).needs_teacher is False
 
 
 def test_every_cell_has_a_docstring() -> None:

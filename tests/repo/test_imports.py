@@ -8,7 +8,7 @@ import sys
 import pytest
 from repo.tree import imported_modules, module_of, name_of, source_files
 
-BASE = {"records", "config", "inputs", "settings", "stage_parts", "stages", "__version__"}
+BASE = {"records", "config", "inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms", "__version__"}
 LEAVES = {"objectives", "tasks", "report"}
 MAY_IMPORT = {
     "records": set(),
@@ -16,7 +16,9 @@ MAY_IMPORT = {
     "settings": set(),
     "stage_parts": {"settings"},
     "stages": {"settings", "stage_parts"},
-    "config": {"inputs", "settings", "stage_parts", "stages"},
+    "algorithms": {"inputs"},
+    "stage_rows": {"algorithms", "stages"},
+    "config": {"inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms"},
     "objectives": BASE,
     "tasks": BASE,
     "report": BASE,
@@ -86,10 +88,17 @@ def test_the_mathematics_knows_tensors_only():
     assert not {(path, module) for path, module in imported if module.startswith("torch.distributed")}
 
 
-@pytest.mark.parametrize("name", ["records", "config", "inputs", "settings", "stage_parts", "stages"])
+@pytest.mark.parametrize("name", sorted(BASE - {"__version__"}))
 def test_records_and_configuration_need_no_torch(name):
-    (path,) = [path for path in source_files() if module_of(path) == f"outscore.{name}"]
-    assert {"torch", "transformers"}.isdisjoint(module.split(".")[0] for _, module in imported_modules(path))
+    paths = [path for path in source_files() if module_of(path).startswith(f"outscore.{name}")]
+    imported = {module.split(".")[0] for path in paths for _, module in imported_modules(path)}
+    assert paths and {"torch", "transformers"}.isdisjoint(imported)
+
+
+def test_a_recipe_is_read_and_its_rows_are_checked_without_torch():
+    code = "import sys, outscore.config; print({'torch', 'transformers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_worker_process_of_rewards_loads_no_torch():

@@ -1,7 +1,7 @@
 """The study of every row: its recipe is a fair one."""
 
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.config import parse_recipe
-from outscore.objectives.algorithms import ALGORITHMS
 from outscore.stages import PolicySettings, RejectionSettings
 from outscore.studies.every_row import GROUP_SIZE, PROMPTS, STEPS, recipe, rows, variants
 from outscore.train.setup import check_before_loading

@@ -149,7 +149,7 @@ BAD_FILES = {
     "bad JSON": ("d.jsonl", '{"question": "a"}\n\n{"question": \n', r"d\.jsonl:3: bad JSON: Expecting value"),
     "bad JSON file": ("d.json", '[{"question": "a"},\n{"question" "b"}]', r"d\.json:2: bad JSON: Expecting ':'"),
     "no object": ("d.jsonl", '{"question": "a"}\n[1]\n', r"d\.jsonl:2: must be an object with columns, not list"),
-    "no list": ("d.json", '{"question": "a"}', r"d\.json: must hold a list of objects"),
+    "no list": ("d.json", '"a"', r"d\.json: must hold a list of objects"),
     "empty": ("d.jsonl", "\n\n", r"d\.jsonl: the data set is empty"),
     "empty CSV": ("d.csv", "question,answer\n", r"d\.csv: the data set is empty"),
     "ragged CSV": ("d.csv", "question,answer\na,1\nb\n", r"d\.csv:3: the row has not the header's 2 fields"),

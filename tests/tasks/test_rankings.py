@@ -27,6 +27,14 @@ def test_a_ranking_is_read_with_its_ties(text, ranks):
     assert parse_ranking(text, FOUR) == ranks
 
 
+def test_a_label_may_have_spaces_and_begin_like_another():
+    labels = ["model", "model 2", "the human", "model 2b"]
+    assert parse_ranking("the human > model 2b=model >model 2", labels) == (1, 2, 0, 1)
+    with pytest.raises(ValueError, match="'the' is no completion") as caught:
+        parse_ranking("model > the man", labels)
+    assert str(caught.value).splitlines()[-1] == " " * (4 + 8) + "^"
+
+
 def test_the_ranking_of_the_sources():
     assert parse_ranking("D > G > A = B", ["A", "B", "D", "G"]) == (2, 2, 0, 1)
 
@@ -101,7 +109,7 @@ def test_the_json_of_the_sources_loads_as_it_is(tmp_path):
         "predicted_reward": 0.8,
     }
     for name, row in (("a13", shown), ("a16", rated)):
-        (tmp_path / f"{name}.json").write_text(json.dumps([row]))
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
     [demonstration] = DataTask(path=tmp_path / "a13.json", eval_fraction=0).demonstrations()
     assert (demonstration.problem.question, demonstration.response) == (shown["prompt"], shown["response"])
     task = DataTask(path=tmp_path / "a16.json", eval_fraction=0)
@@ -109,6 +117,43 @@ def test_the_json_of_the_sources_loads_as_it_is(tmp_path):
     assert (rating.problem.question, rating.response, rating.reward) == (rated["prompt"], rated["response"], 1.0)
     assert (rating.problem.columns["predicted_reward"] - rating.reward) ** 2 == pytest.approx(0.04)
     assert task.demonstrations() == []  # it is rated, not shown to be imitated
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completions": {"A": "1", "B": "2"}, "ranking": "B > A"},
+        {"prompt": "q", "completions": ["1", "2"], "ranking": "B > A"},
+        {"prompt": "q", "completions": ["1", "2"], "ranking": [2, 1]},
+    ],
+)
+def test_one_object_is_one_row_unless_it_holds_a_list_of_objects(row, tmp_path):
+    for content in (row, [row], {"version": 1, "rows": [row]}):
+        (tmp_path / "d.json").write_text(json.dumps(content))
+        [found] = DataTask(path=tmp_path / "d.json", eval_fraction=0).train_rankings()
+        assert (found.responses, found.ranks) == (("1", "2"), (1, 0))
+
+
+def test_completions_of_messages_are_ranked_by_what_the_assistant_says():
+    user = {"role": "user", "content": "1+1="}
+    said = [[{"role": "assistant", "content": text}] for text in "23"]
+    for completions in (said, dict(zip("AB", said, strict=True))):
+        [ranking] = task_of({"prompt": [user], "completions": completions, "ranking": "A > B"}).train_rankings()
+        assert (ranking.problem.question, ranking.responses, ranking.ranks) == ((user,), ("2", "3"), (0, 1))
+
+
+def test_unpaired_preferences_are_ratings_and_nothing_to_imitate():
+    said = [[{"role": "assistant", "content": text}] for text in "23"]
+    for good, bad in (("2", "3"), said):
+        rows = (
+            {"prompt": "1+1=", "completion": good, "label": True},
+            {"prompt": "1+1=", "completion": bad, "label": False},
+        )
+        task = task_of(*rows)
+        assert [(each.response, each.reward) for each in task.train_ratings()] == [("2", 1.0), ("3", 0.0)]
+        assert task.demonstrations() == []
+    [shown] = task_of({"prompt": "1+1=", "completion": "2", "label": "sums"}).demonstrations()
+    assert shown.response == "2"  # this label says something else
 
 
 def test_prompt_and_completion_of_messages_are_a_demonstration():
@@ -145,6 +190,10 @@ def test_steps_keep_their_labels(labels, read):
         ),
         ({"prompt": "q", "completions": ["a", "b"], "ranking": [1]}, "a list of 2 ranks, not"),
         ({"prompt": "q", "completions": ["a"], "ranking": "A"}, "at least two texts"),
+        (
+            {"prompt": "q", "completions": {"x": "a", "y": 3}, "ranking": "x > y"},
+            r"rows\[0\]: completion y of 'completions' must be text, or messages .* not 3",
+        ),
         ({"prompt": "q", "completions": ["a", "a"], "ranking": "A > B"}, "A and B are the same text"),
         (
             {"prompt": "q", "completions": ["a", "b"], "labels": [1]},
@@ -153,7 +202,7 @@ def test_steps_keep_their_labels(labels, read):
         ({"prompt": "q", "completions": ["a"], "labels": [1.5]}, r"\[0\] = 1.5 must be a number from 0 to 1"),
         ({"prompt": "q", "completions": ["a", "b"], "labels": [0.5, -1]}, r"\[1\] = -1 must be a number from 0 to 1"),
         ({"prompt": "q", "completions": ["a"], "labels": [2]}, r"'labels'\[0\] = 2 must be true, false, -1, 0 or 1"),
-        ({"prompt": "q", "response": "a", "expected_reward": "good"}, "'expected_reward' must be a number, not 'good'"),
+        ({"prompt": "q", "response": "a", "expected_reward": "good"}, "'expected_reward' must be .*, not 'good'"),
         ({"prompt": "q", "completions": ["a", "b"]}, "'completions' must be renamed"),
     ],
 )

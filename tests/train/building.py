@@ -2,11 +2,11 @@
 
 import torch
 
+from outscore.algorithms.rows import Algorithm, algorithm
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import TrainingGroup, flat_starts
 from outscore.model.tiny import tiny_model
-from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import Completion, Problem, Prompt
 from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import make_optimizer

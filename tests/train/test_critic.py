@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from train.building import SGD_LIKE, batch_of, learner_of, plan_of, prompt_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.config import parse_recipe
 from outscore.model.adapters import add_lora
 from outscore.model.heads import RewardModel, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import algorithm
 from outscore.records import Completion
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.stage_parts import CriticSettings
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings
 from outscore.train.critic import CriticValues, batch_values, critic_learner, update_both, update_critic
 from outscore.train.memory import num_scalar_parameters
-from outscore.train.setup import stage_algorithm
 from outscore.train.sources import RolloutSource
 from outscore.train.step import Batch, CriticTargets, Learner
 
@@ -214,6 +214,8 @@ def stage_of(**given: Any) -> PolicySettings:
     stages = [
         {"algorithm": "sft", "steps": 3},
         {"name": "scorer", "algorithm": "reward-model", "steps": 3},
+        {"name": "verifier", "algorithm": "outcome-reward-model", "steps": 3},
+        {"name": "stepper", "algorithm": "process-reward-model", "steps": 3},
         {"algorithm": "ppo", "steps": 400, **given},
     ]
     parsed = parse_recipe({"task": {"kind": "arithmetic"}, "rewards": ["tag_answer"], "stages": stages}).stages[-1]
@@ -228,6 +230,9 @@ def test_settings_that_a_recipe_leaves_out() -> None:
     assert pretrained.critic == CriticSettings(lr=2e-5, warmup_steps=50) and pretrained.num_updates == 700
     short = stage_of(algorithm="vc-ppo", steps=5, critic={"start": "scorer"}).critic
     assert short == CriticSettings(start="scorer", lr=2e-5, warmup_steps=2)
+    learnt = stage_of(critic={"start": "verifier"}).critic  # a reward model of labels, as good as one of preferences
+    assert learnt == CriticSettings(start="verifier", lr=2e-5)
+    assert stage_algorithm(stage_of(algorithm="kimi-k1.5", epochs=2, cells={"kl_coef": 0.2})).kl_coef == 0.2
     by_cell = {"baseline": "critic", "scale": "none"}
     assert stage_of(algorithm="grpo", cells=by_cell).critic == CriticSettings()
     assert stage_of(algorithm="ppo", cells={"baseline": "group_mean"}).critic is None
@@ -243,12 +248,17 @@ def test_settings_that_a_recipe_leaves_out() -> None:
     ("given", "part"),
     [
         ({"critic": {"warmup_steps": 400}}, "critic.warmup_steps = 400 leaves none of steps = 400"),
-        ({"critic": {"start": "sft"}}, "one that trains neither a reward model nor a critic"),
+        ({"critic": {"start": "sft"}}, "one that leaves neither a reward model of whole completions nor"),
+        ({"critic": {"start": "stepper"}}, "one that leaves neither a reward model of whole completions nor"),
         ({"critic": {"start": "scorers"}}, "did you mean `scorer`?"),
         ({"critic": {"star": "scorer"}}, "did you mean `start`?"),
-        ({"algorithm": "sft", "critic": {}}, "`stages.2.critic` has no effect on supervised fine-tuning"),
+        ({"algorithm": "sft", "critic": {}}, "`stages.4.critic` has no effect on supervised fine-tuning"),
         ({"algorithm": "grpo", "critic": {}}, "critic has no effect, because the baseline of grpo is 'group_mean'"),
         ({"algorithm": "rloo", "group_size": 1}, "group_size = 1, but rloo compares the completions of a group"),
+        (
+            {"algorithm": "kimi-k1.5", "cells": {"kl_coef": 0.2}},
+            "cells.kl_coef = 0.2 has no effect with one update a step",
+        ),
         (
             {"truncated_score": -1.0, "cells": {"supervision": "process"}},
             "truncated_score = -1 takes the place of a completion's one reward, which `supervision: process`",

@@ -94,8 +94,9 @@ def test_a_run_distils_an_earlier_stage_without_any_reward(tmp_path: Path) -> No
     [
         ({**DISTIL, "teacher": ""}, "at least one is needed"),
         ({**DISTIL, "teacher": "stf"}, "teacher = 'stf' is neither an earlier stage nor a model; did you mean `sft`"),
+        ({**DISTIL, "teacher": "models/none"}, "stage `distillation`: teacher = 'models/none' is neither .* not exist"),
         ({**DISTIL, "algorithm": "grpo"}, "teacher = 'sft' has no effect, because kl_to is 'reference'"),
-        ({**DISTIL, "cells": {"kl_coef": 0.0}}, "teacher = 'sft' has no effect"),
+        ({**DISTIL, "cells": {"kl_coef": 0.0}}, "kl_coef=0.0 and kl_place='loss' leaves nothing to learn"),
     ],
 )
 def test_a_teacher_that_is_missing_or_idle_is_refused(stage: dict[str, Any], message: str) -> None:
@@ -107,6 +108,13 @@ def test_a_teacher_that_is_missing_or_idle_is_refused(stage: dict[str, Any], mes
                 {**RECIPE, "rewards": ["tag_answer"], "stages": [{**DISTIL, "teacher": "", "start": "previous"}]}
             )
         )
+
+
+def test_a_teacher_that_cannot_be_loaded_names_stage_and_key(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    stages = [RECIPE["stages"][0], {**DISTIL, "teacher": str(tmp_path / "empty")}]
+    with pytest.raises(ValueError, match=r"stage `distillation`: teacher = '.*empty': .*config\.json"):
+        run_recipe({**RECIPE, "stages": stages}, tmp_path / "run")
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(tmp_path: Path) -> None:

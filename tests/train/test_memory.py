@@ -148,7 +148,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
 from outscore.model.tiny import character_tokenizer
-from outscore.objectives.algorithms import algorithm
+from outscore.algorithms.rows import algorithm
 from outscore.train.memory import peak_bytes
 from outscore.train.step import Reference, update
 from train.building import batch_of, learner_of, plan_of

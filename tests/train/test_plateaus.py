@@ -1,5 +1,6 @@
 """Plateaus: what evaluations measure is known before any work, and a plateau that could never be found is refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from outscore.report import Evaluation, RunDirectory
 from outscore.stage_parts import PlateauSettings
 from outscore.train.check import check_recipe
 from outscore.train.checkpoint import Progress
-from outscore.train.loop import after_evaluation
+from outscore.train.loop import after_evaluation, ranked
 from outscore.train.plateaus import check_plateaus, evaluated_metrics
 from outscore.train.run import run_recipe
 from outscore.train.setup import prepare
@@ -162,3 +163,16 @@ def test_what_should_fall_is_on_a_plateau_when_it_rises(metric: str) -> None:
         )
         progress = after_evaluation(progress, settings, found)
         assert progress.num_plateaus == plateaus
+
+
+def test_what_is_no_number_is_neither_the_best_nor_a_plateau() -> None:
+    settings = PlateauSettings(metric="explained", evaluations=1)
+    progress = Progress(stage="ratings", step=0, finished=False, policy_version=0, num_updates=0)
+    for value, best in ((math.nan, None), (-math.inf, None), (0.5, 0.5), (math.nan, 0.5)):
+        found = Evaluation(
+            label="", stage="ratings", step=1, policy_version=1, num_problems=1, samples=0, metrics={"explained": value}
+        )
+        progress = after_evaluation(progress, settings, found)
+        progress, better = ranked(progress, found, 1)
+        assert better == (value == 0.5)
+        assert (progress.best_value, progress.plateau_best, progress.num_plateaus) == (best, best, 0)

@@ -14,12 +14,13 @@ from outscore.model.rows import split_groups
 from outscore.objectives import algorithm
 from outscore.records import Completion, RankedGroup
 from outscore.report import RunDirectory
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PreferenceSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
 from outscore.train.preferences import PreferenceMeasure, PreferenceSource, ranked_batch
 from outscore.train.run import run_recipe
-from outscore.train.setup import prepare, stage_algorithm
+from outscore.train.setup import prepare
 from outscore.train.step import Batch, Reference, accumulate, batch_logprobs, update
 
 TINY = {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,17 @@ def test_ratings_are_regressed_on(by_hand: dict[str, Any], tmp_path: Path) -> No
     assert "label_loss" in result.evaluations[-1].metrics
 
 
+def test_ratings_that_do_not_vary_leave_nothing_to_explain(by_hand: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}+1=", "response": str(n + 1), "expected_reward": 1.5} for n in range(8)]
+    Path(by_hand["task"]["path"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage = {"algorithm": "outcome-reward-model", "steps": 2, "batch_size": 4, "cells": {"surrogate": "squared_error"}}
+    result = run_recipe({**by_hand, "stages": [stage]}, tmp_path / "run")
+    assert all(math.isnan(found.metrics["explained"]) for found in result.evaluations)
+    assert all(found.metrics["label_loss"] > 0 for found in result.evaluations)
+    lines = (result.path / "evals.jsonl").read_text().splitlines()
+    assert {json.loads(line)["metrics"]["explained"] for line in lines} == {None}
+
+
 class Tree(ScriptedSampler):
     """Solutions `r w`, `w r`, `r r`; from `r ` on, one of four completions is right, from `w ` none."""
 
@@ -327,6 +339,8 @@ def test_settings_and_checks() -> None:
         parse_recipe(SAMPLED)
     with pytest.raises(ValueError, match=r"`stages\.0\.group_size` has no effect on a process reward model"):
         parse_recipe({**BY_HAND, "stages": [{**PRM, "group_size": 2}]})
+    with pytest.raises(ValueError, match=r"replay = 0.2 has no effect without `continues`"):
+        parse_recipe({**BY_HAND, "stages": [{**PRM, "replay": 0.2}]})
     for wrong in ("sft", "nothing"):
         stages = [{"algorithm": "sft", "steps": 1}, {**PRM, "continues": wrong}]
         with pytest.raises(ValueError, match=f"continues = '{wrong}' is no earlier stage with algorithm: process"):

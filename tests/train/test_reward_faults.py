@@ -12,7 +12,7 @@ import pytest
 from rewards.faults import HARMLESS, REASONS, SECONDS, SOURCE, value
 from train.building import prompt_of, tiny_policy
 
-from outscore.objectives.algorithms import algorithm
+from outscore.algorithms.rows import algorithm
 from outscore.report.rows import CompletionRow, read_parquet
 from outscore.rewards import RewardError, Rewards
 from outscore.rollout import ScriptedSampler

@@ -12,6 +12,7 @@ from train.test_preferences import RECIPE, TINY, three_groups
 from outscore.config import parse_recipe
 from outscore.model.heads import RewardModel, is_reward_model, load_reward_model
 from outscore.report import RunDirectory
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import RewardModelSettings
 from outscore.train.build import build_stage
 from outscore.train.check import check_recipe
@@ -19,7 +20,7 @@ from outscore.train.checkpoint import policy_checkpoints
 from outscore.train.inspect import find_model
 from outscore.train.reward_models import batch_scores, update_reward_model
 from outscore.train.run import resume, run_recipe
-from outscore.train.setup import prepare, stage_algorithm
+from outscore.train.setup import prepare
 from outscore.train.step import Learner
 
 SFT = {"algorithm": "sft", "steps": 2, "batch_size": 2}

@@ -9,12 +9,13 @@ import pytest
 from outscore.config import parse_recipe
 from outscore.model.policy import Policy
 from outscore.model.tiny import tiny_model
+from outscore.stage_rows import stage_algorithm
 from outscore.tasks import make_task
 from outscore.train import setup
 from outscore.train.check import check_recipe
 from outscore.train.materials import demonstration_groups, end_token_id
 from outscore.train.run import run_recipe
-from outscore.train.setup import prepare, stage_algorithm
+from outscore.train.setup import prepare
 
 TINY = {"source": "tiny", "tiny": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "precision": "fp32"}
 SFT = {"algorithm": "sft", "steps": 1}
@@ -38,9 +39,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": {"source": "some/model", "lora": {}}}, "peft", r"outscore\[lora\]"),
         ({"evaluation": {"correct": "nothing"}}, None, r"evaluation\.correct = 'nothing' is none of the rewards"),
         ({"stages": [{**GRPO, "name": "warm up"}]}, None, "'warm up' names files"),
-        ({"stages": [{**GRPO, "cells": {"source": "demonstrations"}}]}, None, "cells.source = 'demonstrations'"),
-        ({"stages": [{**SFT, "cells": {"source": "policy"}}]}, None, "cells.source = 'policy'"),
-        ({"stages": [{**SFT, "cells": {"mismatch_cap": 2.0}}]}, None, "stage `sft`: mismatch_cap=2.0"),
     ],
 )
 def test_before_a_model_is_loaded_or_a_run_is_made(
@@ -59,6 +57,29 @@ def test_before_a_model_is_loaded_or_a_run_is_made(
     with pytest.raises((ValueError, ImportError), match=message):
         check_recipe(recipe)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            {"algorithm": "grop", "steps": 1},
+            r"recipe: `stages\.0\.algorithm` = 'grop' is not known; did you mean `grpo`",
+        ),
+        ({"algorithm": "stf", "batch_size": 3}, r"= 'stf' is not known; did you mean `sft`"),
+        ({**GRPO, "cells": {"clip_hihg": 0.3}}, "stage `grpo`: 'clip_hihg' is not a cell .* did you mean `clip_high`"),
+        ({**GRPO, "cells": {"source": "demonstrations"}}, "cells.source = 'demonstrations'"),
+        ({**SFT, "cells": {"source": "policy"}}, "cells.source = 'policy'"),
+        ({**SFT, "cells": {"mismatch_cap": 2.0}}, "stage `sft`: mismatch_cap=2.0"),
+        ({**SFT, "cells": {"clip_high": 0.3}}, "stage `sft`: clip_high=0.3 has no effect"),
+        ({**GRPO, "algorithm": "gspo", "cells": {"supervision": "process"}}, "use 'sequence_mean_token'"),
+        ({**GRPO, "cells": {"reward": "none", "kl_coef": 0}}, "leaves nothing to learn"),
+        ({**GRPO, "refresh_reference_every": 2, "cells": {"kl_coef": 0}}, "refresh_reference_every = 2 has no effect"),
+    ],
+)
+def test_algorithms_and_cells_are_checked_when_a_recipe_is_read(stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_recipe({**BASE, "stages": [stage]})
 
 
 def test_a_cell_that_repeats_the_source_is_fine() -> None:

@@ -7,7 +7,7 @@ import torch
 from rewards.building import group
 from train.building import prompt_of, tiny_policy
 
-from outscore.objectives.algorithms import algorithm
+from outscore.algorithms.rows import algorithm
 from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.stages import PolicySettings

@@ -1,14 +1,16 @@
 """Laws of an update: how a batch is cut, ordered or thinned out changes nothing."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from train.building import batch_of, learner_of, plan_of, tiny_policy
 
 import outscore.train.step as step_module
+from outscore.algorithms.rows import algorithm
 from outscore.model.adapters import adapters_disabled, add_lora, trainable_parameters
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import algorithm
 from outscore.train.step import Reference, accumulate, batch_logprobs, live_groups, update
 
 ADVANTAGES = [[1.0, -1.0, 0.5], [0.0, 0.0, 0.0], [0.3, 0.0, -0.9]]
@@ -124,6 +126,18 @@ def test_the_first_update_of_several_has_ratio_one_and_later_ones_do_not() -> No
     assert learner.num_updates == 1 and policy.version == 1
     update(learner, batch, plan_of(epochs=2, minibatches=3))
     assert learner.num_updates == 7 and policy.version == 7
+
+
+@pytest.mark.parametrize("preset", ["rloo", "online-rft", "grpo"])
+def test_the_mismatch_weight_is_that_of_the_anchor_at_every_update_of_a_step(preset: str) -> None:
+    row = algorithm(preset, kl_coef=0.0, mismatch_cap=math.inf)
+    found = []
+    for epochs in (1, 3):
+        policy = tiny_policy()
+        metrics = update(learner_of(policy), batch_of(policy, ADVANTAGES, LENGTHS), plan_of(row, epochs=epochs))
+        found.append(metrics["mismatch_weight"])
+    (once, count), (thrice, counts) = found
+    assert counts == 3 * count and thrice == pytest.approx(3 * once, rel=1e-5)
 
 
 def test_an_anchor_equal_to_the_policy_gives_the_gradient_of_no_anchor() -> None:

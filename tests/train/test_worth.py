@@ -7,7 +7,7 @@ import torch
 from oracles.worth import _compared
 from train.building import batch_of, learner_of, plan_of, prompt_of, tiny_policy
 
-from outscore.objectives.algorithms import Algorithm, algorithm
+from outscore.algorithms.rows import Algorithm, algorithm
 from outscore.records import StepScore
 from outscore.report.rows import completion_rows, read_parquet, to_parquet
 from outscore.rewards import Rewards

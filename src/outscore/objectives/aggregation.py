@@ -4,15 +4,11 @@ Every denominator is a count over the whole batch, handed in. The sum over micro
 number however the tokens are split.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Aggregation = Literal["completion_mean", "completion_sum", "token_mean", "constant"]
-"""Mean over completions of their means (GRPO) or of their sums, mean over all tokens (DAPO), or a fixed length (Dr.
-GRPO). Of preferences, whose loss is a mean over pairs: whether a completion's log-ratio is its tokens' mean or sum."""
+from outscore.algorithms.choices import Aggregation
 
 
 def token_weights(

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from outscore.objectives.advantages import Baseline, Scale, group_advantages, is_zero_variance
-from outscore.objectives.algorithms import Algorithm
+from outscore.algorithms.choices import Baseline, Scale
+from outscore.algorithms.rows import Algorithm
+from outscore.objectives.advantages import group_advantages, is_zero_variance
 from outscore.objectives.returns import gae, length_adaptive_lambda, suffix_sums, token_rewards, whiten
 
 

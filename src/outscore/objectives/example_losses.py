@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from outscore.algorithms.rows import Algorithm
 from outscore.objectives.aggregation import token_weights
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.preferences import Pairs, completion_log_ratios, pair_losses
 
 

@@ -21,21 +21,11 @@ gradient takes each prefix as given; that a token also changes which prefixes co
 completions, or by k1 in the reward.
 """
 
-from typing import Literal
-
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from outscore.objectives.ratios import KlLevel, bounded_expm1, completion_sums
-
-KlEstimator = Literal["k1", "k2", "k3"]
-"""Schulman's names; see the table above."""
-KlPlace = Literal["loss", "reward", "token_reward"]
-"""Whether the penalty is a term of the loss, is taken off the reward before advantages are computed, or off the
-advantage of each token, which pays for itself and for the tokens after it (PPO's per-token reward; REINFORCE++)."""
-KlTarget = Literal["reference", "anchor", "teacher"]
-"""Whom the penalty keeps the policy near: the reference, where the update began (Kimi k1.5), or another model, which it
-is to become like."""
+from outscore.algorithms.choices import KlEstimator, KlLevel
+from outscore.objectives.ratios import bounded_expm1, completion_sums
 
 
 def kl_estimate(ref_log_ratio: Float[Tensor, " *shape"], *, estimator: KlEstimator) -> Float[Tensor, " *shape"]:

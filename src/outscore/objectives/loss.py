@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from outscore.algorithms.choices import RatioLevel
+from outscore.algorithms.rows import Algorithm
 from outscore.objectives.aggregation import token_weights
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.kl import kl_estimate
 from outscore.objectives.preferences import Pairs, preference_loss, preference_metrics
 from outscore.objectives.ratios import (
-    RatioLevel,
     bounded_exp,
     log_ratio,
     masked_importance_weights,

@@ -19,29 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from outscore.algorithms.choices import PairObjective
 from outscore.objectives.ratios import completion_sums
 
-PairLoss = Literal["logistic", "squared"]
-"""What is made small on each pair; see the table above."""
 Ties = Literal["drop", "half"]
 """What a pair of equal rank says: nothing, or that either is the better one with chance 1/2."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairObjective:
-    """What is made of the two completions of a pair.
-
-    >>> PairObjective(kind="logistic", beta=0.1)
-    """
-
-    kind: PairLoss
-    """The loss of a pair."""
-    beta: float
-    """How steep it is: the weight of the KL to the reference in the problem that DPO and IPO solve."""
-    per_token: bool = False
-    """Whether a completion's log-ratio is the mean over its tokens, not the sum."""
-    label_smoothing: float = 0.0
-    """The chance that a preference is the wrong way round."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,21 +3,11 @@
 `completion_index[token]` says which completion a token belongs to; nothing is padded.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-RatioLevel = Literal["token", "sequence", "sequence_mean", "sequence_mean_token"]
-"""Whether a ratio belongs to one token (DeepSeekMath), to the whole completion (DeepSeek-R1, eq. 1), or is the
-geometric mean over the completion (GSPO), whose token form sends each token's gradient through that token alone."""
-KlLevel = Literal["token", "sequence"]
-"""Whether a KL estimate is that of a token or of the whole completion."""
-MismatchLevel = Literal["token", "sequence", "sequence_mean"]
-"""Whether anchor / sampler is that of a token, of the whole completion, or its geometric mean."""
-MismatchMode = Literal["truncate", "mask"]
-"""What becomes of a mismatch weight out of its bounds: set to the bound (TIS), or to 0 (MIS, IcePop)."""
+from outscore.algorithms.choices import RatioLevel
 
 EXP_LIMIT = 20.0
 """Exponents up to here (a ratio of 4.9e8) are exact; beyond, `exp` goes on along its tangent, so nothing overflows."""

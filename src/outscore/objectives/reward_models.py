@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from outscore.algorithms.choices import PairObjective, PointLoss
 from outscore.objectives.example_losses import spread_pairs
 from outscore.objectives.loss import LossTerms
-from outscore.objectives.preferences import PairObjective, Pairs, pair_accuracy, pair_losses
-from outscore.objectives.surrogates import PointLoss
+from outscore.objectives.preferences import Pairs, pair_accuracy, pair_losses
 
 
 def reward_model_loss(

@@ -1,21 +1,10 @@
 """What is maximised on each token."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from outscore.objectives.ratios import bounded_exp
-
-PointLoss = Literal["cross_entropy", "squared_error"]
-"""How a score is held against a number: as the log-odds of a chance, or as the number itself."""
-Surrogate = Literal[
-    "clipped", "log_likelihood", "capped_weight", "tv_masked", "soft_gate", "logistic", "squared", PointLoss
-]
-"""PPO's clipped ratio times the advantage; the log-likelihood times a coefficient, or times the advantage and a capped
-ratio (CISPO); the ratio, masked by total variation (DPPO) or through a soft gate (SAPO); of pairs, what
-`outscore.objectives.preferences` has; of scores, what `outscore.objectives.reward_models` has."""
 
 
 def clipped_surrogate(

@@ -23,8 +23,9 @@ def reward_model(
 
     The model is in the directory `path`: a checkpoint of a stage `reward-model`, the directory of such a stage's
     checkpoints (the newest one is taken), or any causal sequence classifier with one label. ValueError if there is
-    none, when the recipe is read. In the rewards of a stage it may be that of an earlier `stage` of the same run
-    instead. With `part: final` it reads what follows the chain of thought only, as R1's helpfulness reward.
+    none: rewards are made before a run's first step. In the rewards of a stage it may be that of an earlier `stage` of
+    the same run instead. With `part: final` it reads what follows the chain of thought only, as R1's helpfulness reward
+    does.
 
     Several paths, or stages, are an ensemble: the mean of their scores, whose population standard deviation is how
     unsure the reward is (the shaping key `uncertainty` takes some of it off).

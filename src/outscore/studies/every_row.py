@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from outscore.objectives.algorithms import ALGORITHMS
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.report import Evaluation
 from outscore.studies.over_seeds import after, evaluated, interval, sem
 from outscore.studies.records import Figure, Panel, Progress, Row, Series, StudyResult

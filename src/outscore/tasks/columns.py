@@ -11,6 +11,8 @@ FEEDBACK_ROLES = ("chosen", "rejected", "completions", "ranking", "labels", "rat
 """What was said about completions; a column with one of these names has that role unless it is given another."""
 EXPECTED_REWARD = "expected_reward"
 """The column that is the rating where nobody names one."""
+GOOD_OR_BAD = "label"
+"""The same of Hugging Face's unpaired preferences, where it holds nothing but true and false."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +63,9 @@ class ColumnMap:
 def resolve(rows: Sequence[Row], asked: ColumnMap) -> ColumnMap:
     """Fill in the columns that nobody named; ValueError if one is nowhere in the data or has a reserved name."""
     present = {column: None for row in rows for column in row.values}
-    mapping = replace(asked, **_default_roles(asked, present), **_default_question(asked, present))
+    says_good = {type(value) for row in rows if (value := row.values.get(GOOD_OR_BAD)) is not None} == {bool}
+    roles = _default_roles(asked, present, rating=GOOD_OR_BAD if says_good else None)
+    mapping = replace(asked, **roles, **_default_question(asked, present))
     reserved = sorted(RESERVED_COLUMNS.intersection(present) - set(mapping.columns().values()))
     if reserved:
         raise ValueError(
@@ -78,15 +82,16 @@ def resolve(rows: Sequence[Row], asked: ColumnMap) -> ColumnMap:
     return mapping
 
 
-def _default_roles(asked: ColumnMap, present: Collection[str]) -> dict[str, str]:
-    """The answer, and what was said about completions, from the columns of these names."""
+def _default_roles(asked: ColumnMap, present: Collection[str], *, rating: str | None) -> dict[str, str]:
+    """The answer, and what was said about completions, from the columns of these names; `rating` where none is called
+    so."""
     found = {role: role for role in ("answer", "chosen", "rejected", "ranking") if role in present}
     completions = asked.completions or "completions"
     kinds = [kind for kind in ("ranking", "labels") if (getattr(asked, kind) or kind) in present]
     if completions in present and kinds:
         found |= {"completions": completions, **{kind: kind for kind in kinds}}
-    if EXPECTED_REWARD in present:
-        found["rating"] = EXPECTED_REWARD
+    if rating := EXPECTED_REWARD if EXPECTED_REWARD in present else rating:
+        found["rating"] = rating
     return {role: column for role, column in found.items() if getattr(asked, role) is None}
 
 

@@ -9,22 +9,26 @@ from outscore.inputs import nearest
 from outscore.records import LabelledSolution, Problem, Ranking, Rating
 from outscore.tasks.readers import Row
 
-_PIECE = re.compile(r"\s*(?:(?P<mark>[>=])|(?P<label>[^\s>=]+))")
+_PIECE = r"\s*(?:(?P<mark>[>=])|(?P<label>{known}[^\s>=]+))"
 
 
 def parse_ranking(text: str, labels: Sequence[str]) -> tuple[int, ...]:
     """The rank of each label, from best to worst: `>` is better than, `=` as good as.
 
-    Ranks count up from 0 and have no gaps; equal labels share one. Every label stands once. ValueError marks the
-    position where a text is wrong.
+    Ranks count up from 0 and have no gaps; equal labels share one. Every label stands once, and may have spaces in it.
+    ValueError marks the position where a text is wrong.
 
     >>> parse_ranking("D > G > A = B", ["A", "B", "D", "G"])
     (2, 2, 0, 1)
     """
+    # The longest first, so that of `A` and `A better` the second is read whole.
+    longest_first = sorted(filter(None, labels), key=len, reverse=True)
+    known = [rf"{re.escape(label)}(?=\s|[>=]|$)|" for label in longest_first]
+    piece = re.compile(_PIECE.format(known="".join(known)))
     ranks: dict[str, int] = {}
     rank, place, wants_label = 0, 0, True
     while text[place:].strip():
-        match = _PIECE.match(text, place)
+        match = piece.match(text, place)
         assert match is not None  # whatever is no space, `>` or `=` is part of a label
         label, mark = match["label"], match["mark"]
         start = match.start("label" if label else "mark")
@@ -65,18 +69,22 @@ def ranking_of(row: Row, problem: Problem, completions: str, ranking: str) -> Ra
     The column `ranking` is text for `parse_ranking`, or a list with a rank for each completion, the best lowest.
     """
     given, order = row.values.get(completions), row.values.get(ranking)
-    texts = list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, list) else []
-    labels = [str(key) for key in given] if isinstance(given, Mapping) else list(map(_letter, range(len(texts))))
-    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{row.where}: {completions!r} must hold at least two texts, by label or as a list")
+    said = list(given.values()) if isinstance(given, Mapping) else list(given) if isinstance(given, list) else []
+    labels = [str(key) for key in given] if isinstance(given, Mapping) else list(map(_letter, range(len(said))))
+    if len(said) < 2:
+        raise ValueError(
+            f"{row.where}: {completions!r} must hold at least two texts, or lists of messages, by label or as a list"
+        )
+    places = [f"{row.where}: completion {label} of {completions!r}" for label in labels]
+    texts = [_last_said(place, value)[1] for place, value in zip(places, said, strict=True)]
     if isinstance(order, str):
         try:
             ranks = parse_ranking(order, labels)
         except ValueError as error:
             raise ValueError(f"{row.where}: {ranking!r} cannot be read: {error}") from None
     elif isinstance(order, list) and len(order) == len(texts) and all(map(_is_number, order)):
-        places = sorted(set(order))
-        ranks = tuple(places.index(each) for each in order)
+        found = sorted(set(order))
+        ranks = tuple(found.index(each) for each in order)
     else:
         raise ValueError(
             f"{row.where}: {ranking!r} must be text such as 'B > A = C', or a list of {len(texts)} ranks, not {order!r}"
@@ -90,12 +98,12 @@ def ranking_of(row: Row, problem: Problem, completions: str, ranking: str) -> Ra
 
 
 def rating_of(row: Row, problem: Problem, response: str, rating: str) -> Rating:
-    """A response with the reward it should have; ValueError where that is no number."""
-    text, value = row.values.get(response), row.values.get(rating)
-    if not isinstance(text, str):
-        raise ValueError(f"{row.where}: {response!r} must be text, not {type(text).__name__}")
-    if not _is_number(value):
-        raise ValueError(f"{row.where}: {rating!r} must be a number, not {value!r}")
+    """A response with the reward it should have, 1 or 0 where it is called good or not; ValueError where that is
+    neither a truth value nor a number."""
+    value = row.values.get(rating)
+    _, text = reply(row, response)
+    if not isinstance(value, bool) and not _is_number(value):
+        raise ValueError(f"{row.where}: {rating!r} must be a number, or true or false, not {value!r}")
     assert isinstance(value, int | float)
     return Rating(problem=problem, response=text, reward=float(value))
 
@@ -124,14 +132,15 @@ def labelled_of(row: Row, problem: Problem, steps: str, labels: str) -> Labelled
 
 def reply(row: Row, column: str) -> tuple[list[Any], str]:
     """What precedes the last assistant message of a column, and its text; for plain text, nothing and the text."""
-    value = row.values.get(column)
+    return _last_said(f"{row.where}: {column!r}", row.values.get(column))
+
+
+def _last_said(what: str, value: Any) -> tuple[list[Any], str]:
     if isinstance(value, str):
         return [], value
     last = value[-1] if isinstance(value, list) and value else None
     if not isinstance(last, dict) or last.get("role") != "assistant" or not isinstance(last.get("content"), str):
-        raise ValueError(
-            f"{row.where}: {column!r} must be text, or messages that end with one of the assistant, not {value!r}"
-        )
+        raise ValueError(f"{what} must be text, or messages that end with one of the assistant, not {value!r}")
     assert isinstance(value, list)
     return value[:-1], last["content"]
 

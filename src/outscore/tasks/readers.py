@@ -94,9 +94,10 @@ def _read_json(path: Path) -> list[Row]:
     content = _parse(path, path.read_text(encoding="utf-8-sig"), first_line=1)
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else content
+        is_wrapper = len(lists) == 1 and all(isinstance(value, dict) for value in lists[0])
+        content = lists[0] if is_wrapper else [content]
     if not isinstance(content, list):
-        raise ValueError(f"{path}: must hold a list of objects, or one object with one list in it")
+        raise ValueError(f"{path}: must hold a list of objects, one object with one such list in it, or one row")
     return [_row(f"{path} item {index}", values) for index, values in enumerate(content)]
 
 

@@ -14,6 +14,7 @@ from outscore.records import RankedGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
 from outscore.stage_parts import CriticSettings
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import (
     OutcomeRewardModelSettings,
     PolicySettings,
@@ -36,7 +37,7 @@ from outscore.train.preferences import PreferenceMeasure, PreferenceSource
 from outscore.train.ptx import step_texts, text_term
 from outscore.train.rejection import RejectionSource
 from outscore.train.reward_models import RewardModelMeasure, normalise, reward_learner, update_reward_model
-from outscore.train.setup import Workshop, stage_algorithm, stage_populations
+from outscore.train.setup import Workshop, stage_populations
 from outscore.train.sources import RolloutSource, Source
 from outscore.train.step import Learner, Reference, UpdatePlan, update
 from outscore.train.teacher import load_other, load_teacher

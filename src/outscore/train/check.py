@@ -10,6 +10,7 @@ from outscore.config import Recipe
 from outscore.rewards.examples import NAME as EXAMPLES
 from outscore.rewards.examples import Tried, try_examples
 from outscore.settings import ScoringSettings
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings, RejectionSettings, SftSettings
 from outscore.tasks import Task, make_task, validate
 from outscore.tasks.base import gold_groups
@@ -20,7 +21,7 @@ from outscore.train.plan import plan_stages
 from outscore.train.plateaus import check_plateaus
 from outscore.train.populations import populations_in_words
 from outscore.train.rejection import RejectionSource
-from outscore.train.setup import Workshop, check_before_loading, prepare, stage_algorithm
+from outscore.train.setup import Workshop, check_before_loading, prepare
 from outscore.train.sources import Collected
 
 PROBE_GROUPS = 4

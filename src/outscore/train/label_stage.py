@@ -15,13 +15,14 @@ from outscore.report.rows import read_parquet
 from outscore.rewards import Rewards
 from outscore.rewards.model_based import Ensemble, ModelScorer
 from outscore.rollout import make_sampler
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import OutcomeRewardModelSettings
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.labels import GivenLabels, LabelMeasure, Labels, LabelSource
 from outscore.train.loop import Stage
 from outscore.train.materials import end_token_id
 from outscore.train.reward_models import reward_learner, update_reward_model
-from outscore.train.setup import Workshop, stage_algorithm, stage_populations
+from outscore.train.setup import Workshop, stage_populations
 from outscore.train.step import UpdatePlan
 from outscore.train.step_labels import SampledLabels, labelled_row
 

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
+from outscore.algorithms.rows import Algorithm
 from outscore.model.heads import RewardModel
 from outscore.model.rows import TrainingGroup
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.reward_models import label_accuracy, label_calibration_error, label_losses
 from outscore.records import Completion, LabelledGroup
@@ -116,8 +116,8 @@ class LabelMeasure:
 
     `label_loss`: the loss it is trained by. Of chances also `label_accuracy`, the share of labels, those of 1/2 left
     out, on whose side of 1/2 the model is, and `calibration_error`, how far the chances it gives are from the labels it
-    finds; of ratings `explained`, the share of their variance that it explains. Loss and accuracy also by population,
-    where the problems have one.
+    finds; of ratings `explained`, the share of their variance that it explains, NaN where they have none. Loss and
+    accuracy also by population, where the problems have one.
     """
 
     labels: Labels
@@ -145,7 +145,8 @@ class LabelMeasure:
         names = batch.completion_populations
         if self.algorithm.surrogate == "squared_error":
             errors = label_losses(scores, labels, "squared_error")
-            found = {"explained": float(1.0 - errors.mean() / labels.var(correction=0))}
+            variance = float(labels.var(correction=0))
+            found = {"explained": 1.0 - float(errors.mean()) / variance if variance > 0.0 else math.nan}
             found |= means_by_population("label_loss", errors.tolist(), names)
             return {**found, "label_loss": float(errors.mean())}
         losses = label_losses(scores, labels, "cross_entropy")

@@ -2,6 +2,7 @@
 from."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -240,18 +241,20 @@ class StageRun:
 
 
 def ranked(progress: Progress, found: Evaluation, step: int) -> tuple[Progress, bool]:
-    """The progress with this evaluation taken into account, and whether it is the best of its stage."""
+    """The progress with this evaluation taken into account, and whether it is the best of its stage; what is no number
+    is never better."""
     name = headline(found)
     assert name is not None, "an evaluation measures something"
     value = found.metrics[name]
-    better = progress.best_value is None or value > progress.best_value
+    better = math.isfinite(value) and (progress.best_value is None or value > progress.best_value)
     if better:
         return dataclasses.replace(progress, best_value=value, best_step=step, evaluations_since_best=0), True
     return dataclasses.replace(progress, evaluations_since_best=progress.evaluations_since_best + 1), False
 
 
 def after_evaluation(progress: Progress, settings: PlateauSettings, found: Evaluation) -> Progress:
-    """The progress with an evaluation counted, and a plateau where it was the last of too many.
+    """The progress with an evaluation counted, and a plateau where it was the last of too many; one whose metric is no
+    number says neither.
 
     Raises:
         ValueError: if it has no such metric.
@@ -261,6 +264,8 @@ def after_evaluation(progress: Progress, settings: PlateauSettings, found: Evalu
         raise ValueError(
             f"plateau.metric = {settings.metric!r} is not evaluated{nearest(settings.metric, found.metrics)}"
         )
+    if not math.isfinite(value):
+        return progress
     best = progress.plateau_best
     if best is None or (value < best if falls(settings.metric) else value > best):
         return dataclasses.replace(progress, plateau_best=value, plateau_evaluations=0)

@@ -239,7 +239,9 @@ def demonstration_groups(
         prompt, [completion] = answered(placed(demonstration.problem, stage), [demonstration.response])
         groups.append(DemonstrationGroup(prompt=prompt, completion=completion))
     if not groups:
-        raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none")
+        rated = isinstance(task, LabelledTask) and bool(task.train_ratings())
+        only = ": its responses are rated, good and bad (outcome-reward-model learns them)" if rated else ""
+        raise ValueError(f"stages: supervised fine-tuning needs demonstrations, and task {task.name} has none{only}")
     return groups
 
 

@@ -4,8 +4,9 @@ loaded."""
 from collections.abc import Sequence
 from pathlib import Path
 
+from outscore.algorithms.rows import Algorithm
 from outscore.inputs import nearest
-from outscore.objectives.algorithms import Algorithm
+from outscore.model.load import source_kind
 from outscore.stages import PolicySettings, RejectionSettings, StageSettings
 
 
@@ -36,7 +37,12 @@ def newest_in(place: str) -> Path:
 
 def _check_place(stage: StageSettings, key: str, place: str, before: Sequence[str]) -> None:
     """ValueError for what is no directory, and cannot be the id of a model on a hub, which has one slash."""
-    if not Path(place).expanduser().exists() and place.count("/") != 1:
-        raise ValueError(
-            f"stage `{stage.label}`: {key} = {place!r} is neither an earlier stage nor a model{nearest(place, before)}"
-        )
+    if Path(place).expanduser().exists():
+        return
+    where = f"stage `{stage.label}`: {key} = {place!r} is neither an earlier stage nor a model"
+    if place.count("/") != 1:
+        raise ValueError(f"{where}{nearest(place, before)}")
+    try:
+        source_kind(place)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outscore.objectives.algorithms import Algorithm
+from outscore.algorithms.rows import Algorithm
 from outscore.objectives.kl import kl_estimate, kl_per_completion
 from outscore.records import ScoredGroup
 from outscore.stages import PolicySettings

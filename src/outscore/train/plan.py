@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from outscore.algorithms.rows import Algorithm
 from outscore.config import Recipe
 from outscore.model.kernels import fits, heads_of
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
-from outscore.objectives.algorithms import Algorithm
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings, RejectionSettings, StageSettings, sampling_of
 from outscore.train.build import EVALUATION_ROWS
 from outscore.train.extent import Extent, Stored, largest_step, longest, sampling_extent, stored, update_extent
@@ -38,7 +39,7 @@ from outscore.train.memory import (
 )
 from outscore.train.optim import moment_bytes
 from outscore.train.scorers import ScoringModel, scoring_models
-from outscore.train.setup import Workshop, default_device, prepare, stage_algorithm
+from outscore.train.setup import Workshop, default_device, prepare
 
 Parts = Mapping[str, int]
 """What memory is for -> bytes."""

@@ -6,9 +6,10 @@ from outscore.config import Recipe
 from outscore.inputs import nearest
 from outscore.report.evaluation import PART
 from outscore.report.populations import SPREAD, WORST
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import OutcomeRewardModelSettings, PreferenceSettings, RewardModelSettings
 from outscore.train.build import comparable
-from outscore.train.setup import Workshop, stage_algorithm
+from outscore.train.setup import Workshop
 
 Measured = Mapping[str, frozenset[str] | None]
 """Metric -> the populations that it is found out for; None where they are known only in the run."""

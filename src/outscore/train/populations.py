@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from outscore.algorithms.rows import algorithm
 from outscore.inputs import nearest
-from outscore.objectives.algorithms import algorithm
 from outscore.objectives.populations import (
     ascend_populations,
     checked_weights,

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from outscore.algorithms.rows import Algorithm
 from outscore.model.policy import Policy
 from outscore.model.rows import TrainingGroup
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.preferences import (
     Ties,

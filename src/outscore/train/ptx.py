@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.logprobs import token_logprobs
 from outscore.model.rows import split_groups
-from outscore.objectives.algorithms import algorithm
 from outscore.objectives.loss import LossTerms, policy_loss
 from outscore.records import DemonstrationGroup
 from outscore.stages import PolicySettings, StageSettings

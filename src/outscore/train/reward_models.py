@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from outscore.algorithms.choices import PointLoss
+from outscore.algorithms.rows import Algorithm
 from outscore.model.heads import RewardModel, completion_scores, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import GroupRows, TrainingGroup, split_groups
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.estimators import Estimate, mean_interval
 from outscore.objectives.loss import LossTerms
 from outscore.objectives.preferences import pair_accuracy, pair_losses
@@ -25,7 +26,6 @@ from outscore.objectives.reward_models import (
     pair_score_losses,
     reward_model_loss,
 )
-from outscore.objectives.surrogates import PointLoss
 from outscore.records import RankedGroup
 from outscore.report.populations import means_by_population
 from outscore.stages import ProcessRewardModelSettings, StageSettings

@@ -20,18 +20,13 @@ from outscore.model.policy import Policy
 from outscore.model.precision import DTYPES, MasterWeights, probe_precision
 from outscore.model.probe import probe_layout
 from outscore.model.tiny import tiny_model
-from outscore.objectives.algorithms import Algorithm, Source, algorithm
 from outscore.records import DemonstrationGroup, Problem, Prompt, RankedGroup
 from outscore.report import StagePlan, require_trackers
 from outscore.rewards import Rewards
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import (
-    OutcomeRewardModelSettings,
     PolicySettings,
     PreferenceSettings,
-    ProcessRewardModelSettings,
-    RejectionSettings,
-    RewardModelSettings,
-    SftSettings,
     StageSettings,
     TextSettings,
 )
@@ -91,69 +86,6 @@ class Workshop:
     def all_rewards(self) -> list[Rewards]:
         """The run's rewards and those that stages have to themselves."""
         return list({id(each): each for each in (self.rewards, *(item.rewards for item in self.materials))}.values())
-
-
-SOURCES: Mapping[type[StageSettings], Source] = {
-    TextSettings: "texts",
-    SftSettings: "demonstrations",
-    PreferenceSettings: "preferences",
-    RejectionSettings: "samples",
-    RewardModelSettings: "preferences",
-    OutcomeRewardModelSettings: "labels",
-    ProcessRewardModelSettings: "labels",
-}
-"""Where a kind of stage has its completions from; the policy where it is not named."""
-
-
-def stage_algorithm(stage: StageSettings) -> Algorithm:
-    """The stage's row of the table, its own cells put in.
-
-    Raises:
-        ValueError: naming the stage, if the algorithm or a cell is not known or does not fit the stage.
-    """
-    cells = dict(stage.cells)
-    source = SOURCES.get(type(stage), "policy")
-    if cells.get("source", source) != source:
-        raise ValueError(
-            f"stage `{stage.label}`: cells.source = {cells['source']!r} does not fit algorithm {stage.algorithm!r}, "
-            f"whose completions come from {source!r}; leave it out (algorithm: sft trains on demonstrations)"
-        )
-    try:
-        row = algorithm(stage.algorithm)
-        if isinstance(stage, PolicySettings) and row.aggregation == "constant":
-            cells.setdefault("aggregation_constant", stage.sampling.max_new_tokens)
-        row = algorithm(stage.algorithm, **cells)
-    except ValueError as error:
-        raise ValueError(f"stage `{stage.label}`: {error}") from None
-    if isinstance(stage, PolicySettings):
-        _check_settings(stage, row)
-    return row
-
-
-def _check_settings(stage: PolicySettings, row: Algorithm) -> None:
-    """ValueError for a setting that does not go with the stage's row, or has no effect beside it."""
-    where = f"stage `{stage.label}`:"
-    if stage.refresh_reference_every and not row.needs_reference:
-        raise ValueError(
-            f"{where} refresh_reference_every = {stage.refresh_reference_every} has no effect, because kl_coef is 0; "
-            "give cells: {kl_coef: 0.04} or leave it out"
-        )
-    if row.compares_completions and stage.group_size < 2:
-        raise ValueError(
-            f"{where} group_size = {stage.group_size}, but {row.name} compares the completions of a group; give at "
-            "least 2, or an algorithm with a critic (algorithm: ppo)"
-        )
-    if stage.critic is not None and not row.has_critic:
-        raise ValueError(
-            f"{where} critic has no effect, because the baseline of {row.name} is {row.baseline!r}; leave it out, or "
-            "use an algorithm with a critic (algorithm: ppo)"
-        )
-    if stage.truncated_score is not None and (row.supervision == "process" or row.reward == "parts"):
-        cell = "supervision: process" if row.supervision == "process" else "reward: parts"
-        raise ValueError(
-            f"{where} truncated_score = {stage.truncated_score:g} takes the place of a completion's one reward, which "
-            f"`{cell}` does not have; leave one of them out"
-        )
 
 
 def stage_populations(

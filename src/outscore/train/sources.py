@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from outscore.algorithms.rows import Algorithm
 from outscore.model.forest import PrefixCount
 from outscore.model.rows import TrainingGroup
 from outscore.objectives.advantages import is_zero_variance
-from outscore.objectives.algorithms import Algorithm
 from outscore.records import (
     Completion,
     Prompt,

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from outscore.algorithms.rows import Algorithm
 from outscore.model.logprobs import TokenLogprobs, token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import GroupRows, TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
-from outscore.objectives.algorithms import Algorithm
 from outscore.objectives.example_losses import example_losses
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
 from outscore.objectives.preferences import Pairs

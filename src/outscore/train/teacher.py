@@ -31,18 +31,22 @@ def load_other(recipe: Recipe, settings: StageSettings, key: str, place: str, po
     policy, or smaller.
 
     Raises:
-        ValueError: if it cannot be loaded, or its tokens are not the policy's.
+        ValueError: naming stage and key, if it cannot be loaded, or its tokens are not the policy's.
     """
+    where = f"stage `{settings.label}`: {key} = {place!r}"
     source = newest_in(place)
     found = str(source) if source.exists() else place
     # Adapters come with a checkpoint; recomputed activations are for training.
     own = recipe.model.model_copy(update={"source": found, "lora": None, "activation_checkpointing": False})
-    other, _ = load_policy(own, None, recipe.seed, facts={"precision": "fp32"})
+    try:
+        other, _ = load_policy(own, None, recipe.seed, facts={"precision": "fp32"})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     torch.nn.Module.to(other.model, policy.compute_dtype)
     other.model.requires_grad_(False)
     if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ValueError(
-            f"stage `{settings.label}`: {key} = {place!r} has another tokenizer than the policy, and what "
-            "it says of a token is about another one; distil into a model of the same family"
+            f"{where} has another tokenizer than the policy, and what it says of a token is about another one; distil "
+            "into a model of the same family"
         )
     return other

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.objectives.algorithms import Algorithm
+from outscore.algorithms.rows import Algorithm
 from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, batch_returns, is_silent
 from outscore.objectives.critic import explained_variance
 from outscore.objectives.shaping import overlong_penalty

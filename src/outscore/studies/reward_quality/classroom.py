@@ -15,11 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from outscore.algorithms.rows import Algorithm, algorithm
 from outscore.model.load import encode
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.tiny import tiny_model
-from outscore.objectives.algorithms import Algorithm, algorithm
 from outscore.records import (
     Completion,
     DemonstrationGroup,

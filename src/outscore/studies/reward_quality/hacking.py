@@ -13,8 +13,8 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.load import quiet_transformers
-from outscore.objectives.algorithms import algorithm
 from outscore.records import RankedGroup
 from outscore.rewards import Rewards
 from outscore.stage_parts import OptimizerSettings

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from outscore.objectives.preset import Preset
+from outscore.algorithms.preset import Preset
 
 _GRPO = "group-relative, clipped"
 _LEVEL = "other ratios, other clips"

@@ -14,18 +14,13 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("kl_horizon", 1.0, sys.float_info.max),
 )
 """Cell, least and greatest value."""
-_WITHOUT_CRITIC = {
-    **{"gae_lambda": 0.95, "critic_lambda": None, "lambda_alpha": None},
-    **{"value_clip": 0.2, "whiten_rewards": False},
-}
-"""What cells about a critic are in rows that have none: the defaults."""
 _OPTIONAL = ("critic_lambda", "lambda_alpha", "kl_adapt_to")
 """Those that may be None."""
 
 
 def check_critic(cells: Mapping[str, Any]) -> None:
-    """ValueError for a number about a critic or the steering of `kl_coef` that is out of range, for a cell that a
-    critic excludes, and for one that is about a critic where there is none."""
+    """ValueError for a number about a critic or the steering of `kl_coef` that is out of range, and for a cell that a
+    critic excludes."""
     for key, low, high in _RANGES:
         value = cells[key]
         if value is None and key in _OPTIONAL:
@@ -46,12 +41,3 @@ def check_critic(cells: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"lambda_alpha={cells['lambda_alpha']} is the policy's alone; give critic_lambda too, 1.0 in VAPO"
             )
-    else:
-        for key, without in _WITHOUT_CRITIC.items():
-            if cells[key] != without:
-                raise ValueError(f"{key}={cells[key]!r} has no effect without a critic; use baseline='critic'")
-    if cells["kl_adapt_to"] is not None and (cells["kl_place"] == "loss" or not cells["kl_coef"] > 0.0):
-        raise ValueError(
-            f"kl_adapt_to={cells['kl_adapt_to']} steers a kl_coef above 0 of a KL in the reward, found "
-            f"kl_coef={cells['kl_coef']} and kl_place={cells['kl_place']!r}; use kl_place='token_reward'"
-        )

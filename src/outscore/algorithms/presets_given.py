@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from outscore.objectives.preset import Preset
+from outscore.algorithms.preset import Preset
 
 _IMITATION = "imitation of what is good"
 _PREFERENCES = "pairs of which one was liked better"

@@ -5,8 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from outscore.objectives.preferences import PairLoss
-from outscore.objectives.surrogates import PointLoss, Surrogate
+from outscore.algorithms.choices import PairLoss, PointLoss, Surrogate
 
 PAIRWISE: tuple[Surrogate, ...] = get_args(PairLoss)
 """The surrogates that compare two completions whose order is given."""
@@ -44,12 +43,18 @@ _EXCLUDED: tuple[tuple[tuple[str, str], tuple[str, str], str], ...] = (
     (("surrogate", "tv_masked"), ("ratio_level", "sequence"), "it compares probabilities of tokens; use 'token'"),
     (("surrogate", "tv_masked"), ("ratio_level", "sequence_mean"), "it compares probabilities of tokens; use 'token'"),
     (("surrogate", "tv_masked"), ("ratio_level", "sequence_mean_token"), "it compares tokens; use 'token'"),
+    (("supervision", "process"), ("surrogate", "squared_error"), "labels of steps are chances; use 'cross_entropy'"),
+    *(
+        (differing, ("ratio_level", level), f"a ratio of the whole has one advantage for all its tokens; use {other!r}")
+        for differing in (("supervision", "process"), ("baseline", "critic"), ("kl_place", "token_reward"))
+        for level, other in (("sequence", "token"), ("sequence_mean", "sequence_mean_token"))
+    ),
 )
 """Two choices that exclude each other, and why."""
 
 
 def check_together(cells: Mapping[str, Any]) -> None:
-    """ValueError for two cells that exclude each other, or one that has no effect without another."""
+    """ValueError for two cells that exclude each other, and for cells that together leave nothing to learn."""
     for (key, choice), (other, excluded), why in _EXCLUDED:
         if cells[key] == choice and cells[other] == excluded:
             raise ValueError(f"{key}={choice!r} does not go with {other}={excluded!r}: {why}")
@@ -59,8 +64,12 @@ def check_together(cells: Mapping[str, Any]) -> None:
             f"mismatch_floor={floor} bounds a masked weight from below: it needs mismatch_mode='mask' and a "
             f"mismatch_cap above it, found {cells['mismatch_mode']!r} and {cap}"
         )
-    if cells["mismatch_mode"] == "mask" and cap is None:
-        raise ValueError("mismatch_mode='mask' has no effect without mismatch_cap; give one, such as 2.0")
+    penalty_teaches = cells["kl_coef"] > 0.0 and cells["kl_place"] != "reward"
+    if cells["reward"] == "none" and not penalty_teaches and cells["entropy_coef"] == 0.0:
+        raise ValueError(
+            f"reward='none' with kl_coef={cells['kl_coef']} and kl_place={cells['kl_place']!r} leaves nothing to "
+            "learn: give a reward, or kl_coef above 0 with kl_place='loss'"
+        )
     if cap is not None and cells["ratio_base"] == "sampler" and cells["surrogate"] != "log_likelihood":
         raise ValueError(
             f"mismatch_cap={cap} corrects anchor / sampler, which ratio_base='sampler' has in its ratio already; leave "

@@ -3,12 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from outscore.inputs import nearest
-from outscore.objectives.advantages import Baseline, Scale
-from outscore.objectives.aggregation import Aggregation
-from outscore.objectives.cell_checks import (
+from outscore.algorithms.cell_checks import (
     PAIRWISE,
     POINTWISE,
     check_demonstrations,
@@ -17,28 +14,30 @@ from outscore.objectives.cell_checks import (
     check_preferences,
     check_together,
 )
-from outscore.objectives.critic_cells import check_critic
-from outscore.objectives.kl import KlEstimator, KlPlace, KlTarget
-from outscore.objectives.preferences import PairObjective
-from outscore.objectives.presets import PRESETS
-from outscore.objectives.ratios import KlLevel, MismatchLevel, MismatchMode, RatioLevel
-from outscore.objectives.surrogates import Surrogate
-
-Source = Literal["texts", "demonstrations", "samples", "policy", "preferences", "labels"]
-"""Where completions come from: a data set of responses, samples of the model as a stage finds it, samples of the policy
-as it is trained, a data set of ranked responses, or one of responses, or their steps, with a number each."""
-Trained = Literal["policy", "reward_model"]
-"""Which model an update moves."""
-Supervision = Literal["outcome", "process"]
-"""Whether a completion has one reward, or one for each of its steps."""
-BatchNorm = Literal["none", "completions", "tokens", "whiten"]
-"""Whether advantages are shifted and divided by mean and standard deviation of the batch's, and over what; `whiten` is
-over tokens, as in PPO: with 1e-8 under the root."""
-RewardKind = Literal["total", "parts", "correct", "none"]
-"""Which reward is compared: the weighted total, each reward alone (GDPO), whether the answer is right, 1 or 0, or none,
-so that the penalty alone teaches."""
-RatioBase = Literal["anchor", "sampler"]
-"""What the policy is divided by: the trainer's policy when the update began, or what the tokens were drawn with."""
+from outscore.algorithms.cell_effects import check_read
+from outscore.algorithms.choices import (
+    Aggregation,
+    Baseline,
+    BatchNorm,
+    KlEstimator,
+    KlLevel,
+    KlPlace,
+    KlTarget,
+    MismatchLevel,
+    MismatchMode,
+    PairObjective,
+    RatioBase,
+    RatioLevel,
+    RewardKind,
+    Scale,
+    Source,
+    Supervision,
+    Surrogate,
+    Trained,
+)
+from outscore.algorithms.critic_cells import check_critic
+from outscore.algorithms.presets import PRESETS
+from outscore.inputs import nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +147,8 @@ class Algorithm:
     def needs_anchor(self) -> bool:
         """Whether the policy before a step's updates enters the objective, so that several updates must remember it."""
         pulls = self.kl_coef > 0.0 and self.kl_to == "anchor"
-        return pulls or (self.ratio_base == "anchor" and self.uses_ratio)
+        weighs = self.mismatch_cap is not None  # by anchor / sampler, where there is no ratio, too
+        return pulls or weighs or (self.ratio_base == "anchor" and self.uses_ratio)
 
     @property
     def needs_sampler(self) -> bool:
@@ -299,7 +299,7 @@ def algorithm(name: str, /, **overrides: Any) -> Algorithm:
     """The preset `name` with some cells replaced.
 
     Raises ValueError naming the nearest right word when the preset, a cell or a choice is not known, and when a value
-    is out of its range or two cells exclude each other.
+    is out of its range, two cells exclude each other, or a cell is given another value and has no effect.
     """
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is not known{nearest(name, ALGORITHMS)}")
@@ -308,6 +308,8 @@ def algorithm(name: str, /, **overrides: Any) -> Algorithm:
     for key in overrides:
         if key not in known:
             raise ValueError(f"{key!r} is not a cell of an algorithm{nearest(key, known)}")
+    own = dict(cells)
     cells |= overrides
     _check_cells(cells)
+    check_read(cells, own, overrides)
     return Algorithm(**cells)
