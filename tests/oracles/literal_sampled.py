@@ -132,6 +132,17 @@ def cispo(b: LiteralBatch) -> Said:
     return Said(loss=-total / b.num_tokens, advantages=of_tokens(b, a))
 
 
+def scalerl(b: LiteralBatch) -> Said:
+    """CISPO's term, A = (r - mean of group) / (std of all of these), each prompt the same."""
+    a, total = standardised(in_groups(b, b.rewards, less_mean)), 0.0
+    for group in b.groups:
+        num_tokens = sum(len(b.policy[i]) for i in group)
+        for i in group:
+            for t in b.tokens(i):
+                total += min(ratio(b.still, b.anchor, i, t), 5) * a[i] * b.policy[i][t] / num_tokens
+    return Said(loss=-total / len(b.groups), advantages=of_tokens(b, a))
+
+
 def sapo(b: LiteralBatch) -> Said:
     """1/|o| sum_t (4/tau) sigmoid(tau (rho_t - 1)) A, tau = 1 where A > 0, else 1.05"""
     a, total = in_groups(b, b.rewards, standardised), 0.0

@@ -3,15 +3,16 @@ coefficients and advantages on one off-policy batch of unequal lengths. Cells th
 exchanged, are found."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from oracles.literal import LiteralBatch, Ragged, literal_batch
+from oracles.literal import LiteralBatch, Ragged, Said, literal_batch
 from oracles.literal_given import GIVEN
-from oracles.literal_sampled import SAMPLED
+from oracles.literal_sampled import SAMPLED, scalerl
 from oracles.ragged import flat, index_of
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from outscore.objectives import (
     Algorithm,
     GroupRewards,
     Pairs,
+    algorithm,
     batch_advantages,
     batch_returns,
     critic_loss,
@@ -98,6 +100,8 @@ def outcome(row: Algorithm, buffer: int = 0) -> dict[str, Tensor]:
         completion_lengths=torch.tensor(lengths),
         num_completions=len(lengths),
         num_tokens=sum(lengths),
+        completion_group=torch.tensor([BATCH.groups.index(BATCH.group_of(i)) for i in kept]),
+        num_groups=len(BATCH.groups),
         **arguments,
     )
     coefficients = torch.zeros(BATCH.num_tokens, dtype=torch.float64)
@@ -163,12 +167,14 @@ def of_scores(row: Algorithm) -> dict[str, Tensor]:
 @cache
 def literal(name: str) -> dict[str, Tensor]:
     """What the loop of that name says; coefficients are minus its slopes, by central differences."""
-    said = LOOPS[name](BATCH)
-    axis = "scores" if name in SCORED else "policy"
-    slopes = []
+    return of_loop(LOOPS[name], "scores" if name in SCORED else "policy")
+
+
+def of_loop(loop: Callable[[LiteralBatch], Said], axis: str = "policy") -> dict[str, Tensor]:
+    said, slopes = loop(BATCH), []
     for i in BATCH.completions:
         for t in BATCH.tokens(i):
-            ends = [LOOPS[name](_moved(axis, i, t, shift)).loss for shift in (STEP, -STEP)]
+            ends = [loop(_moved(axis, i, t, shift)).loss for shift in (STEP, -STEP)]
             slopes.append((ends[0] - ends[1]) / (2 * STEP))
     tables = {"advantages": said.advantages, "returns": said.returns}
     numbers = {"loss": said.loss, "critic_loss": said.critic_loss}
@@ -224,3 +230,8 @@ def test_the_batch_shows_each_number_of_a_row(name: str, factor: float) -> None:
         if type(number) is float and 0.0 < number < math.inf and (name, cell) not in IDLE and not at_its_limit:
             moved = replace(row, **{cell: factor * number})
             assert differing(outcome(moved, buffer), literal(name)), cell
+
+
+def test_scalerl_is_cispo_with_the_cells_that_its_page_names() -> None:
+    row = algorithm("cispo", scale="none", batch_norm="completions", aggregation="prompt_mean")
+    assert differing(outcome(row), of_loop(scalerl)) == []

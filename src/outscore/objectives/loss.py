@@ -111,6 +111,8 @@ def policy_loss(
     entropy: Float[Tensor, " token"] | None = None,
     pairs: Pairs | None = None,
     factors: Float[Tensor, " completion"] | None = None,
+    completion_group: Int[Tensor, " completion"] | None = None,
+    num_groups: int | None = None,
 ) -> LossTerms:
     """-sum over tokens of weight * (mismatch weight * mask * surrogate - kl_coef * KL + entropy_coef * entropy), or,
     where the surrogate is one of pairs, the sum over pairs of their weight and loss.
@@ -123,14 +125,16 @@ def policy_loss(
     `ref_logprobs` are the reference's, or the teacher's where `kl_to` says so. `anchor_logprobs=None` is the first
     update on fresh samples: the anchor is the policy itself and every ratio exactly 1. `ref_logprobs`,
     `sampler_logprobs` and `entropy` are reported on, and required when the algorithm uses them. `factors` multiply
-    what each completion (of a pair, the better one) adds to the loss. Half precision is raised to float32. Raises
-    ValueError when something required is missing or a completion is cut.
+    what each completion (of a pair, the better one) adds to the loss. `completion_group` and `num_groups`, the number
+    of each completion's group and how many the whole batch has, are for `aggregation: prompt_mean`. Half precision is
+    raised to float32. Raises ValueError when something required is missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
     if algorithm.needs_whole_completions:
         _check_whole(completion_index, completion_lengths)
     policy = _at_least_float32(policy_logprobs)
     weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
+    weigh = partial(weigh, completion_group=completion_group, num_groups=num_groups)
     weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, dtype=policy.dtype)
     weights = weigh(completion_index, completion_lengths)
     weights = weights if factors is None else weights * factors.to(weights)[completion_index]

@@ -86,6 +86,11 @@ class Batch:
         """Loss-carrying tokens of each completion."""
         return torch.tensor([sum(completion.counts) for completion in self.completions], device=device)
 
+    def group_index(self, device: torch.device) -> Int[Tensor, " completion"]:
+        """The place of each completion's group."""
+        sizes = torch.tensor([len(group.completions) for group in self.groups], device=device)
+        return torch.arange(len(self.groups), device=device).repeat_interleave(sizes)
+
     @property
     def completion_populations(self) -> list[str | None]:
         """The population of each completion."""
@@ -291,7 +296,7 @@ def accumulate(
     the share of them that is done; `coefficients` receives those of the tokens.
     """
     policy, populations = learner.policy, learner.populations
-    starts, lengths = batch.starts, batch.lengths(policy.device)
+    starts, lengths, group_index = batch.starts, batch.lengths(policy.device), batch.group_index(policy.device)
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
@@ -318,6 +323,8 @@ def accumulate(
             completion_lengths=lengths,
             num_completions=len(numbers),
             num_tokens=num_tokens,
+            completion_group=group_index,
+            num_groups=len(part),
             entropy=now.entropy,
             pairs=batch.pairs,
             factors=None if populations is None or index is None else populations.factors(index),
