@@ -36,7 +36,7 @@ def updates_of(
     """
     parts = minibatches(groups, num_minibatches)
     for epoch in range(1, num_passes):
-        order = range(len(groups))
+        order: Sequence[int] = range(len(groups))
         if num_minibatches > 1:
             order = pass_order(seed, stage, num_updates + epoch * num_minibatches, len(groups))
         parts += minibatches([groups[place] for place in order], num_minibatches)
