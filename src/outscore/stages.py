@@ -221,7 +221,8 @@ class PolicySettings(StageSettings):
     minibatches: int = Field(1, ge=1)
     """Optimizer updates that share the groups of a step, each on its own part."""
     epochs: int = Field(1, ge=1)
-    """Passes over the groups of a step: the µ of DeepSeekMath's Algorithm 1."""
+    """Passes over the groups of a step: the µ of DeepSeekMath's Algorithm 1. With several mini-batches each pass after
+    the first puts other groups together."""
     sampling: SamplingSettings = SamplingSettings()
     """How completions are drawn."""
     truncated: Literal["keep", "mask"] = "keep"

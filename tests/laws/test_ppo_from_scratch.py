@@ -19,6 +19,7 @@ from outscore.stage_parts import CriticSettings, OptimizerSettings
 from outscore.stages import PolicySettings
 from outscore.train.critic import CriticValues, critic_learner, update_both
 from outscore.train.optim import make_optimizer
+from outscore.train.passes import pass_order
 from outscore.train.penalty import RewardKl
 from outscore.train.sources import RolloutSource
 from outscore.train.step import Learner, Reference
@@ -100,9 +101,10 @@ class Scratch:
     def updates(self, flat, anchor, before, advantages, returns) -> None:
         actor = torch.optim.AdamW(self.policy.parameters(), lr=1.0, eps=OPTIMIZER.eps, weight_decay=0.0)
         critic = torch.optim.AdamW(self.critic.parameters(), lr=1.0, eps=OPTIMIZER.eps, weight_decay=0.0)
-        half = len(flat) // 2
+        # Two updates of two groups each, of three completions; which groups the second pass puts together is drawn.
+        order = [*range(4), *pass_order(0, 0, MINIBATCHES, 4)]
         for number in range(EPOCHS * MINIBATCHES):
-            members = range(half) if number % 2 == 0 else range(half, len(flat))
+            members = [3 * group + sample for group in order[2 * number : 2 * number + 2] for sample in range(3)]
             loss, value_loss, num_tokens = torch.zeros(()), torch.zeros(()), sum(len(flat[i][1]) for i in members)
             for i in members:
                 prompt, ids, _ = flat[i]

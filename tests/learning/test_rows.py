@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from outscore import load_recipe, run_recipe
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.config import dump_recipe, parse_recipe
-from outscore.objectives.algorithms import ALGORITHMS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SAMPLED = [name for name, row in ALGORITHMS.items() if row.source == "policy" and not row.needs_teacher]

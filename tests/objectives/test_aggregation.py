@@ -1,5 +1,7 @@
 """Token weights by hand: completions of 2 and 8 tokens."""
 
+from functools import partial
+
 import pytest
 import torch
 from oracles.ragged import index_of
@@ -29,6 +31,18 @@ def test_weights_of_a_short_and_a_long_completion(aggregation: str, short: float
         dtype=torch.float64,
     )
     assert weights.tolist() == [short] * 2 + [long] * 8
+
+
+def test_each_prompt_counts_the_same_whatever_its_group_writes() -> None:
+    # Groups (2, 8) and (5): a token of the first counts 1 / (2 * 10), one of the second 1 / (2 * 5). Of the third
+    # completion two tokens are in this micro-batch, and of a third group, which is not here, none is.
+    index = torch.tensor([0, 0, 1, 2, 2])
+    weigh = partial(token_weights, aggregation="prompt_mean", num_completions=4, num_tokens=22, dtype=torch.float64)
+    groups = torch.tensor([0, 0, 1, 2])
+    weights = weigh(index, torch.tensor([2, 8, 5, 7]), completion_group=groups, num_groups=2)
+    assert weights.tolist() == pytest.approx([1 / 20] * 3 + [1 / 10] * 2, abs=1e-15)
+    with pytest.raises(ValueError, match="'prompt_mean' needs completion_group and num_groups"):
+        weigh(index, torch.tensor([2, 8, 5, 7]))
 
 
 def test_all_aggregations_are_proportional_when_lengths_are_equal() -> None:

@@ -273,6 +273,7 @@ def test_overrides_replace_cells_and_leave_the_preset_alone() -> None:
         ("outcome-reward-model", {"surrogate": "clipped"}, "source='labels'; use 'cross_entropy' or 'squared_error'"),
         ("process-reward-model", {"kl_coef": 0.1}, "kl_coef=0.1 has no meaning where source='labels'"),
         ("process-reward-model", {"trains": "policy"}, "use trains='reward_model'"),
+        ("sft", {"aggregation": "prompt_mean"}, "source='demonstrations' has none; use aggregation='token_mean'"),
         ("sft", {"baseline": "group_mean"}, "baseline='group_mean' .*groups of one"),
         (
             "distillation",

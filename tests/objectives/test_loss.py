@@ -43,6 +43,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"ratio_level": "sequence_mean"},
     {"ratio_level": "sequence_mean_token"},
     {"ratio_base": "sampler"},
+    {"aggregation": "prompt_mean"},
     {"stale_threshold": 0.05},
     {"surrogate": "log_likelihood", "ratio_level": "sequence_mean_token"},
     {"surrogate": "capped_weight", "ratio_level": "sequence"},

@@ -68,11 +68,18 @@ def loss_arguments(batch: RaggedBatch) -> dict[str, Any]:
         "completion_lengths": torch.tensor(batch.lengths),
         "num_completions": len(batch.lengths),
         "num_tokens": sum(batch.lengths),
+        "completion_group": torch.tensor([group_of(i) for i in range(len(batch.lengths))]),
+        "num_groups": 1 + group_of(len(batch.lengths) - 1),
         "advantages": torch.tensor(batch.advantages, dtype=torch.float64)[index],
         "anchor_logprobs": flat(batch.anchor),
         "ref_logprobs": flat(batch.ref),
         "sampler_logprobs": flat(batch.sampler),
     }
+
+
+def group_of(completion: int) -> int:
+    """Groups of two."""
+    return completion // 2
 
 
 def library_loss(batch: RaggedBatch, row: Algorithm, **overrides: Any) -> tuple[LossTerms, Tensor]:
@@ -103,9 +110,11 @@ def naive_loss(batch: RaggedBatch, row: Algorithm, held: RaggedBatch | None = No
                 gain *= gap <= row.stale_threshold
             if row.kl_place == "loss":
                 gain -= row.kl_coef * _naive_kl(batch, i, t, row)
+            of_group = [own for j, own in enumerate(batch.lengths) if group_of(j) == group_of(i)]
             denominators = {
                 "completion_mean": len(batch.policy) * len(policy),
                 "token_mean": sum(batch.lengths),
+                "prompt_mean": (1 + group_of(len(batch.policy) - 1)) * sum(of_group),
                 "constant": len(batch.policy) * (row.aggregation_constant or 0),
             }
             total -= gain / denominators[row.aggregation]

@@ -26,11 +26,11 @@ def gradient(policy: Policy, row=None, **changes) -> Tensor:
     return torch.cat([p.grad.flatten() for p in learner.masters.parameters.values()])
 
 
-@pytest.mark.parametrize("preset", ["grpo", "dapo-loss", "dr-grpo", "grpo-r1"])
+@pytest.mark.parametrize("preset", ["grpo", "dapo-loss", "dr-grpo", "grpo-r1", "prompts"])
 @pytest.mark.parametrize("token_budget", [60, 25, 1])
 def test_micro_batches_change_no_gradient(preset: str, token_budget: int) -> None:
     cells = {"kl_coef": 0.0} | ({"aggregation_constant": 16} if preset == "dr-grpo" else {})
-    row = algorithm(preset, **cells)
+    row = ROWS["prompt_mean"] if preset == "prompts" else algorithm(preset, **cells)
     whole = gradient(tiny_policy(dtype=torch.float64), row)
     parts = gradient(tiny_policy(dtype=torch.float64), row, token_budget=token_budget)
     # Llama norms compute in fp32 whatever the weights are, so agreement is to fp32 rounding.
@@ -49,6 +49,7 @@ ROWS = {
     "completion_mean": algorithm("grpo", kl_coef=0.0),
     "token_mean": algorithm("dapo-loss"),
     "constant": algorithm("dr-grpo", aggregation_constant=16),
+    "prompt_mean": algorithm("grpo", kl_coef=0.0, aggregation="prompt_mean"),
     "completion_sum": algorithm("grpo", kl_coef=0.0, aggregation="completion_sum"),
     "sequence_ratio": algorithm("gspo"),
     "capped_weight": algorithm("cispo"),

@@ -58,6 +58,11 @@ def check_together(cells: Mapping[str, Any]) -> None:
     for (key, choice), (other, excluded), why in _EXCLUDED:
         if cells[key] == choice and cells[other] == excluded:
             raise ValueError(f"{key}={choice!r} does not go with {other}={excluded!r}: {why}")
+    if cells["aggregation"] == "prompt_mean" and cells["source"] != "policy":
+        raise ValueError(
+            f"aggregation='prompt_mean' is over the samples of a prompt, but source={cells['source']!r} has none; use "
+            "aggregation='token_mean'"
+        )
     floor, cap = cells["mismatch_floor"], cells["mismatch_cap"]
     if floor > 0.0 and (cap is None or cells["mismatch_mode"] != "mask" or floor > cap):
         raise ValueError(

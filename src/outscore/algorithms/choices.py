@@ -43,9 +43,10 @@ MismatchLevel = Literal["token", "sequence", "sequence_mean"]
 """Whether anchor / sampler is that of a token, of the whole completion, or its geometric mean."""
 MismatchMode = Literal["truncate", "mask"]
 """What becomes of a mismatch weight out of its bounds: set to the bound (TIS), or to 0 (MIS, IcePop)."""
-Aggregation = Literal["completion_mean", "completion_sum", "token_mean", "constant"]
-"""Mean over completions of their means (GRPO) or of their sums, mean over all tokens (DAPO), or a fixed length (Dr.
-GRPO). Of preferences, whose loss is a mean over pairs: whether a completion's log-ratio is its tokens' mean or sum."""
+Aggregation = Literal["completion_mean", "completion_sum", "token_mean", "prompt_mean", "constant"]
+"""Mean over completions of their means (GRPO) or of their sums, mean over all tokens (DAPO), mean over prompts of the
+means over all tokens of a group (ScaleRL), or a fixed length (Dr. GRPO). Of preferences, whose loss is a mean over
+pairs: whether a completion's log-ratio is its tokens' mean or sum."""
 KlEstimator = Literal["k1", "k2", "k3"]
 """Schulman's names; `outscore.objectives.kl` has their table."""
 KlPlace = Literal["loss", "reward", "token_reward"]

@@ -19,6 +19,8 @@ def token_weights(
     num_completions: int,
     num_tokens: int,
     constant: int | None = None,
+    completion_group: Int[Tensor, " completion"] | None = None,
+    num_groups: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, " token"]:
     """The weight of each token in the objective.
@@ -26,17 +28,26 @@ def token_weights(
         completion_mean   1 / (num_completions * |o|)         DeepSeekMath eq. 3
         completion_sum    1 / num_completions                 the log-prob of a whole completion
         token_mean        1 / num_tokens                      DAPO, arXiv 2503.14476
+        prompt_mean       1 / (num_groups * sum|o| of group)  ScaleRL, arXiv 2510.13786
         constant          1 / (num_completions * constant)    Dr. GRPO, arXiv 2503.20783
 
     `completion_lengths[completion]` is |o|, the completion's counted tokens in the whole batch, also when only some of
     them are in this micro-batch. `num_completions` and `num_tokens` count the whole batch, over all ranks and
-    micro-batches. Raises ValueError when a denominator is not positive, or when "constant" is asked for without its
-    constant.
+    micro-batches. `completion_group` is the number of each completion's group, and `num_groups` counts those of the
+    whole batch; only "prompt_mean" needs them. Raises ValueError when a denominator is not positive, or when "constant"
+    or "prompt_mean" is asked for without what it needs.
     """
     if num_completions < 1 or num_tokens < 1:
         raise ValueError(f"num_completions={num_completions}, num_tokens={num_tokens}: a batch has at least 1 of each")
     if aggregation == "completion_mean":
         return 1.0 / (num_completions * completion_lengths[completion_index].to(dtype))
+    if aggregation == "prompt_mean":
+        if completion_group is None or num_groups is None or num_groups < 1:
+            raise ValueError(f"aggregation 'prompt_mean' needs completion_group and num_groups, found {num_groups}")
+        of_groups = completion_lengths.new_zeros(completion_lengths.numel()).index_add(
+            0, completion_group, completion_lengths
+        )
+        return 1.0 / (num_groups * of_groups[completion_group][completion_index].to(dtype))
     if aggregation == "completion_sum":
         denominator = num_completions
     elif aggregation == "token_mean":

@@ -111,28 +111,29 @@ def policy_loss(
     entropy: Float[Tensor, " token"] | None = None,
     pairs: Pairs | None = None,
     factors: Float[Tensor, " completion"] | None = None,
+    completion_group: Int[Tensor, " completion"] | None = None,
+    num_groups: int | None = None,
 ) -> LossTerms:
     """-sum over tokens of weight * (mismatch weight * mask * surrogate - kl_coef * KL + entropy_coef * entropy), or,
     where the surrogate is one of pairs, the sum over pairs of their weight and loss.
 
     Log-probs are in nats, flat, of counted completion tokens only. `completion_index` names each token's completion in
-    `completion_lengths`, the counted tokens of each completion in the whole batch. `num_completions` and `num_tokens`
-    count the whole batch: the shares of its micro-batches, however it is split, add up to its loss. Where a cell speaks
-    of whole completions (`needs_whole_completions`), one must lie whole in one micro-batch, and so must both of a pair;
-    `pairs` are those of the whole batch.
-    `ref_logprobs` are the reference's, or the teacher's where `kl_to` says so. `anchor_logprobs=None` is the first
-    update on fresh samples: the anchor is the policy itself and every ratio exactly 1. `ref_logprobs`,
+    `completion_lengths`, the counted tokens of each completion in the whole batch, and for `aggregation: prompt_mean`
+    `completion_group` that completion's group. `num_completions`, `num_tokens` and `num_groups` count the whole batch:
+    the shares of its micro-batches, however it is split, add up to its loss. Where a cell speaks of whole completions
+    (`needs_whole_completions`), one must lie whole in one micro-batch, and so must both of a pair; `pairs` are those of
+    the whole batch. `ref_logprobs` are the reference's, or the teacher's where `kl_to` says so. `anchor_logprobs=None`
+    is the first update on fresh samples: the anchor is the policy itself and every ratio exactly 1. `ref_logprobs`,
     `sampler_logprobs` and `entropy` are reported on, and required when the algorithm uses them. `factors` multiply
     what each completion (of a pair, the better one) adds to the loss. Half precision is raised to float32. Raises
     ValueError when something required is missing or a completion is cut.
     """
     _check_inputs(algorithm, advantages, sampler_logprobs, ref_logprobs, entropy, pairs)
-    if algorithm.needs_whole_completions:
-        _check_whole(completion_index, completion_lengths)
+    _check_whole(algorithm, completion_index, completion_lengths)
     policy = _at_least_float32(policy_logprobs)
     weigh = partial(token_weights, aggregation=algorithm.aggregation, constant=algorithm.aggregation_constant)
-    weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, dtype=policy.dtype)
-    weights = weigh(completion_index, completion_lengths)
+    weigh = partial(weigh, num_completions=num_completions, num_tokens=num_tokens, num_groups=num_groups)
+    weights = weigh(completion_index, completion_lengths, completion_group=completion_group, dtype=policy.dtype)
     weights = weights if factors is None else weights * factors.to(weights)[completion_index]
     tokens = _Tokens(
         index=completion_index,
@@ -145,13 +146,12 @@ def policy_loss(
         pairs=_pairs_here(pairs, factors, _present(completion_index, completion_lengths), policy),
     )
     parts = _parts(policy, tokens, algorithm)
-    coefficients = _coefficients(policy, tokens, algorithm)
     if entropy is not None and algorithm.entropy_coef != 0.0:
         parts["entropy"] = -algorithm.entropy_coef * (weights * entropy).sum()
     means, maxima = _metrics(policy.detach(), tokens, entropy, algorithm)
     return LossTerms(
         loss=torch.stack(list(parts.values())).sum(),
-        coefficients=coefficients,
+        coefficients=_coefficients(policy, tokens, algorithm),
         parts={name: part.detach() for name, part in parts.items()},
         means=means,
         maxima=maxima,
@@ -354,8 +354,10 @@ def _check_inputs(
             raise ValueError(f"algorithm {row.name!r} with {cell} needs {name}, which is None")
 
 
-def _check_whole(completion_index: Tensor, completion_lengths: Tensor) -> None:
+def _check_whole(row: Algorithm, completion_index: Tensor, completion_lengths: Tensor) -> None:
     """ValueError when a completion's tokens are only partly here, and its ratio would be that of a fragment."""
+    if not row.needs_whole_completions:
+        return
     present = torch.bincount(completion_index, minlength=completion_lengths.numel())
     cut = (present > 0) & (present != completion_lengths)
     if bool(cut.any()):

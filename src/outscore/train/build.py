@@ -83,6 +83,7 @@ def build_stage(
         token_budget=settings.token_budget,
         minibatches=settings.minibatches if isinstance(settings, PolicySettings) else 1,
         epochs=settings.epochs if isinstance(settings, PolicySettings) else 1,
+        order=(recipe.seed, index),
         beside=text_term(settings),
     )
     take: Updater = update

@@ -29,7 +29,6 @@ from outscore.train.step import (
     UpdatePlan,
     counted_groups,
     merge,
-    minibatches,
     pack,
     part_of,
     take_update,
@@ -151,39 +150,38 @@ def update_both(
 def update_critic(
     critic: Learner, batch: Batch, plan: UpdatePlan, on_progress: Callable[[float], None] | None = None
 ) -> Metrics:
-    """`epochs` passes of `minibatches` updates on the clipped value loss, whose mean is over the tokens of an update.
+    """`epochs` passes of `minibatches` updates (`UpdatePlan.parts`) on the clipped value loss, whose mean is over the
+    tokens of an update.
 
     Every token that carries loss counts, whatever its advantage is. Values before, and returns, are those of `batch`.
     """
     assert batch.critic is not None
-    parts = minibatches(batch.groups, plan.minibatches)
+    parts = plan.parts(batch.groups, critic)
     reports: list[Metrics] = []
-    for epoch in range(plan.epochs):
-        for i, part in enumerate(parts):
-            before, total = epoch * len(parts) + i, plan.epochs * len(parts)
-            told = part_of(before, total, on_progress) if on_progress else None
-            terms = []
-            starts, counted = batch.starts, counted_groups(batch, part)
-            num_tokens = sum(starts[n + 1] - starts[n] for group in counted for n in group.completion_index)
-            micros = list(split_groups(counted, plan.token_budget))
-            for done, micro in enumerate(micros, start=1):
-                rows = pack(critic.policy, micro, starts)
-                own = rows.order.to(batch.critic.values.device)
-                terms.append(
-                    critic_loss(
-                        token_values(cast(RewardModel, critic.policy), rows),
-                        batch.critic.values.index_select(0, own).to(rows.order.device),
-                        batch.critic.returns.index_select(0, own).to(rows.order.device),
-                        clip=plan.algorithm.value_clip,
-                        num_tokens=num_tokens,
-                    )
+    for before, part in enumerate(parts):
+        told = part_of(before, len(parts), on_progress) if on_progress else None
+        terms = []
+        starts, counted = batch.starts, counted_groups(batch, part)
+        num_tokens = sum(starts[n + 1] - starts[n] for group in counted for n in group.completion_index)
+        micros = list(split_groups(counted, plan.token_budget))
+        for done, micro in enumerate(micros, start=1):
+            rows = pack(critic.policy, micro, starts)
+            own = rows.order.to(batch.critic.values.device)
+            terms.append(
+                critic_loss(
+                    token_values(cast(RewardModel, critic.policy), rows),
+                    batch.critic.values.index_select(0, own).to(rows.order.device),
+                    batch.critic.returns.index_select(0, own).to(rows.order.device),
+                    clip=plan.algorithm.value_clip,
+                    num_tokens=num_tokens,
                 )
-                terms[-1].loss.backward()
-                critic.masters.gather_gradients()
-                if told:
-                    told(done / len(micros))
-            found = take_update(critic, plan, terms)
-            reports.append({_NAMES.get(name, name): value for name, value in found.items()})
+            )
+            terms[-1].loss.backward()
+            critic.masters.gather_gradients()
+            if told:
+                told(done / len(micros))
+        found = take_update(critic, plan, terms)
+        reports.append({_NAMES.get(name, name): value for name, value in found.items()})
     return merge(reports)
 
 

@@ -25,8 +25,8 @@ from outscore.stages import (
     sampling_of,
 )
 from outscore.train.materials import Materials
+from outscore.train.passes import minibatches
 from outscore.train.rejection import BLOCK
-from outscore.train.step import minibatches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +23,7 @@ from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
 from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import learning_rate, take_step
+from outscore.train.passes import updates_of
 from outscore.train.populations import PopulationWeights, reward_pairs, weighed_passes
 
 Metrics = Mapping[str, tuple[float, float]]
@@ -85,6 +85,11 @@ class Batch:
     def lengths(self, device: torch.device) -> Int[Tensor, " completion"]:
         """Loss-carrying tokens of each completion."""
         return torch.tensor([sum(completion.counts) for completion in self.completions], device=device)
+
+    def group_index(self, device: torch.device) -> Int[Tensor, " completion"]:
+        """The place of each completion's group."""
+        sizes = torch.tensor([len(group.completions) for group in self.groups], device=device)
+        return torch.arange(len(self.groups), device=device).repeat_interleave(sizes)
 
     @property
     def completion_populations(self) -> list[str | None]:
@@ -165,8 +170,16 @@ class UpdatePlan:
     """Updates in a pass over the batch."""
     epochs: int = 1
     """Passes over the batch, µ."""
+    order: tuple[int, int] = (0, 0)
+    """The run's seed and the stage's place, which the order of groups in later passes is drawn from."""
     beside: Callable[[Learner, Batch, int], Sequence[LossTerms]] | None = None
     """Adds another loss's gradient to that of an update, which it is told by its number in the step, 0 the first."""
+
+    def parts(self, groups: Sequence[TrainingGroup], learner: Learner) -> list[Sequence[TrainingGroup]]:
+        """The groups of each update that the learner takes of a step's (`updates_of`)."""
+        seed, stage = self.order
+        known = {"seed": seed, "stage": stage, "num_updates": learner.num_updates}
+        return updates_of(groups, num_minibatches=self.minibatches, num_passes=self.epochs, **known)
 
 
 def pack(policy: Policy, groups: Sequence[TrainingGroup], starts: Sequence[int]) -> GroupRows:
@@ -227,7 +240,7 @@ def update(
     on_progress: Callable[[float], None] | None = None,
     coefficients: Float[Tensor, " token"] | None = None,
 ) -> Metrics:
-    """Take the batch's optimizer updates: `epochs` passes of `minibatches` updates each.
+    """Take the batch's optimizer updates: `epochs` passes of `minibatches` updates each (`UpdatePlan.parts`).
 
     The anchor is the policy before the first of them; when there is only one update the anchor is the policy itself
     and costs nothing. `on_progress` hears the share that is done, after each micro-batch. `coefficients`, zeros on the
@@ -253,15 +266,13 @@ def update(
         )
     )
     reports: list[Metrics] = []
-    parts = minibatches(batch.groups, plan.minibatches)
-    for epoch in range(plan.epochs):
-        for i, part in enumerate(parts):
-            before, total = epoch * len(parts) + i, plan.epochs * len(parts)
-            told = part_of(before, total, on_progress) if on_progress else None
-            kept = coefficients if epoch == 0 else None
-            terms = accumulate(learner, batch, part, plan, known, told, kept)
-            terms += plan.beside(learner, batch, before) if plan.beside else []
-            reports.append(take_update(learner, plan, terms))
+    parts = plan.parts(batch.groups, learner)
+    for before, part in enumerate(parts):
+        told = part_of(before, len(parts), on_progress) if on_progress else None
+        kept = coefficients if before < plan.minibatches else None
+        terms = accumulate(learner, batch, part, plan, known, told, kept)
+        terms += plan.beside(learner, batch, before) if plan.beside else []
+        reports.append(take_update(learner, plan, terms))
     return merge(reports)
 
 
@@ -291,7 +302,7 @@ def accumulate(
     the share of them that is done; `coefficients` receives those of the tokens.
     """
     policy, populations = learner.policy, learner.populations
-    starts, lengths = batch.starts, batch.lengths(policy.device)
+    starts, lengths, group_index = batch.starts, batch.lengths(policy.device), batch.group_index(policy.device)
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
@@ -318,6 +329,8 @@ def accumulate(
             completion_lengths=lengths,
             num_completions=len(numbers),
             num_tokens=num_tokens,
+            completion_group=group_index,
+            num_groups=len(part),
             entropy=now.entropy,
             pairs=batch.pairs,
             factors=None if populations is None or index is None else populations.factors(index),
@@ -378,9 +391,3 @@ def merge(reports: Sequence[Metrics]) -> Metrics:
             before, seen = merged.get(name, (total, 0.0) if name.endswith("_max") else (0.0, 0.0))
             merged[name] = (max(before, total), count) if name.endswith("_max") else (before + total, seen + count)
     return merged
-
-
-def minibatches(groups: Sequence[TrainingGroup], count: int) -> list[Sequence[TrainingGroup]]:
-    """The groups of each update of a pass."""
-    edges = [round(i * len(groups) / count) for i in range(count + 1)]
-    return [groups[first:last] for first, last in pairwise(edges)]
