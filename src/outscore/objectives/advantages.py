@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Baseline = Literal["group_mean", "leave_one_out", "critic", "none"]
-"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), what a critic expects
-at each token (PPO), or nothing."""
+Baseline = Literal["group_mean", "leave_one_out", "shrunk_mean", "critic", "none"]
+"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), that mean drawn towards
+the batch's by how uncertain it is (`outscore.objectives.shrinkage`), what a critic expects at each token (PPO), or
+nothing."""
 Scale = Literal["population_std", "sample_std", "mean", "batch_std", "none"]
 """What the difference is divided by: the group's standard deviation with /n, with /(n - 1), its mean (MaxRL), the
 population standard deviation of all rewards of the batch (Lite PPO), or nothing."""
@@ -64,9 +65,9 @@ def group_advantages(
     0).
 
     Raises ValueError when a valid reward is NaN or infinite, or is negative where the scale is the mean; and for
-    "batch_std" and "critic", which need more than one group's rewards (`batch_advantages`).
+    "batch_std", "shrunk_mean" and "critic", which need more than one group's rewards (`batch_advantages`).
     """
-    if scale == "batch_std" or baseline == "critic":
+    if scale == "batch_std" or baseline in ("critic", "shrunk_mean"):
         which = f"scale={scale!r}" if scale == "batch_std" else f"baseline={baseline!r}"
         raise ValueError(f"{which} needs more than the rewards of one group: use batch_advantages")
     mask = _checked_valid(rewards, valid)
