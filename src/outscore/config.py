@@ -296,7 +296,9 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
     start, where = stage.critic.start, f"stage `{stage.label}`: critic.start = {stage.critic.start!r}"
     named = next((each for each in earlier if each.label == start), None)
     if named is not None and not _leaves_critic(named):
-        raise ValueError(f"{where} is an earlier stage, but one that trains neither a reward model nor a critic")
+        shared = isinstance(named, PolicySettings) and named.critic is not None
+        what = "whose critic is a head on its policy" if shared else "that trains neither a reward model nor a critic"
+        raise ValueError(f"{where} is an earlier stage, but one {what}")
     if named is None and not Path(start).expanduser().is_dir():
         known = [POLICY, *(each.label for each in earlier if _leaves_critic(each))]
         raise ValueError(
@@ -306,7 +308,8 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
 
 
 def _leaves_critic(stage: StageSettings) -> bool:
-    return isinstance(stage, RewardModelSettings) or (isinstance(stage, PolicySettings) and stage.critic is not None)
+    critic = stage.critic if isinstance(stage, PolicySettings) else None
+    return isinstance(stage, RewardModelSettings) or (critic is not None and critic.trunk == "own")
 
 
 def _check_weights_climb(stage: StageSettings, has_rewards: bool) -> None:

@@ -167,6 +167,9 @@ class UpdatePlan:
     """Passes over the batch, µ."""
     beside: Callable[[Learner, Batch, int], Sequence[LossTerms]] | None = None
     """Adds another loss's gradient to that of an update, which it is told by its number in the step, 0 the first."""
+    within: Callable[[GroupRows, TokenLogprobs, int], LossTerms] | None = None
+    """Another loss of the same forward passes, as a share of an update of so many tokens; one backward pass takes both.
+    Where there is one, every completion with a counted token is forwarded."""
 
 
 def pack(policy: Policy, groups: Sequence[TrainingGroup], starts: Sequence[int]) -> GroupRows:
@@ -202,6 +205,11 @@ def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algori
     return _only(batch, groups, lambda first, last: bool(advantages[first:last].any()))
 
 
+def _forwarded(batch: Batch, groups: Sequence[TrainingGroup], plan: UpdatePlan) -> list[TrainingGroup]:
+    """The groups without the completions that no loss of the update has a use for."""
+    return counted_groups(batch, groups) if plan.within else live_groups(batch, groups, plan.algorithm)
+
+
 def counted_groups(batch: Batch, groups: Sequence[TrainingGroup]) -> list[TrainingGroup]:
     """The groups without the completions that have no token to learn from."""
     return _only(batch, groups, lambda first, last: first < last)
@@ -235,7 +243,7 @@ def update(
     mini-batch.
     """
     device = learner.policy.device
-    live = live_groups(batch, batch.groups, plan.algorithm)
+    live = _forwarded(batch, batch.groups, plan)
     anchor = ref = None
     if plan.epochs * plan.minibatches > 1 and plan.algorithm.needs_anchor:
         anchor = batch_logprobs(learner.policy, batch, live, plan.token_budget)
@@ -295,7 +303,7 @@ def accumulate(
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
-    live = live_groups(batch, part, plan.algorithm)
+    live = _forwarded(batch, part, plan)
     # A pair is compared where both of it are forwarded.
     micros = list(split_groups(live, plan.token_budget, whole=batch.pairs is not None))
 
@@ -323,9 +331,13 @@ def accumulate(
             factors=None if populations is None or index is None else populations.factors(index),
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
-        terms.loss.backward()
-        learner.masters.gather_gradients()
         reported.append(terms)
+        loss = terms.loss
+        if plan.within is not None:
+            reported.append(plan.within(rows, now, num_tokens))
+            loss = loss + reported[-1].loss
+        loss.backward()
+        learner.masters.gather_gradients()
         if coefficients is not None:
             coefficients.index_copy_(0, rows.order.to(coefficients.device), terms.coefficients.to(coefficients))
         if on_progress:
