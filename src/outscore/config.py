@@ -309,9 +309,13 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
     start, where = stage.critic.start, f"stage `{stage.label}`: critic.start = {stage.critic.start!r}"
     named = next((each for each in earlier if each.label == start), None)
     if named is not None and not _leaves_critic(named):
-        raise ValueError(
-            f"{where} is an earlier stage, but one that leaves neither a reward model of whole completions nor a critic"
+        shared = isinstance(named, PolicySettings) and named.critic is not None
+        what = (
+            "whose critic is a head on its policy"
+            if shared
+            else ("that leaves neither a reward model of whole completions nor a critic")
         )
+        raise ValueError(f"{where} is an earlier stage, but one {what}")
     if named is None and not Path(start).expanduser().is_dir():
         known = [POLICY, *(each.label for each in earlier if _leaves_critic(each))]
         raise ValueError(
@@ -322,7 +326,7 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
 
 def _leaves_critic(stage: StageSettings) -> bool:
     if isinstance(stage, PolicySettings):
-        return stage.critic is not None
+        return stage.critic is not None and stage.critic.trunk == "own"
     return isinstance(stage, RewardModelSettings) or type(stage) is OutcomeRewardModelSettings
 
 

@@ -63,9 +63,18 @@ POLICY = "policy"
 """What a critic may begin as besides a model's directory and an earlier stage's."""
 
 
+COEF_VALUE = 0.1
+"""c1 of a trunk that policy and critic share, where a recipe gives none: as in Huang et al., arXiv 2403.17031."""
+
+
 class CriticSettings(Settings):
     """The model that says what a state is worth, trained beside the policy."""
 
+    trunk: Literal["own", "shared"] = "own"
+    """A model of its own, or a scalar head on the policy's last hidden states, which both losses then shape."""
+    coef: float | None = Field(None, gt=0)
+    """With `trunk: shared`: c1, what the value loss counts in the one loss (PPO, eq. 9). A recipe that leaves it out
+    gets 0.1."""
     start: str = POLICY
     """What it begins as: `policy`, a copy of the policy with a head that says 0; the reward model or critic of an
     earlier stage, by the stage's name; or the directory of a reward model. These bring their head along."""
@@ -73,7 +82,21 @@ class CriticSettings(Settings):
     """Peak learning rate; else its optimizer is the stage's. A recipe that leaves it out gets twice the policy's,
     LoRA's factor of ten aside: all weights of a critic are trained."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps at the beginning in which only the critic learns (value pre-training)."""
+    """Steps at the beginning in which only the critic learns (value pre-training); of a shared trunk only the head."""
+
+    @model_validator(mode="after")
+    def _fits_the_trunk(self) -> "CriticSettings":
+        if self.trunk == "own" and self.coef is not None:
+            raise ValueError(
+                f"coef = {self.coef:g} weighs the value loss in a trunk that both share; a critic with a trunk of its "
+                "own has a loss of its own: leave it out, or use trunk: shared"
+            )
+        if self.trunk == "shared" and self.start != POLICY:
+            raise ValueError(
+                f"start = {self.start!r}, but with trunk: shared the critic is a head on the policy, and begins at 0; "
+                "leave start out, or use trunk: own"
+            )
+        return self
 
 
 class PtxSettings(Settings):

@@ -11,6 +11,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_v
 
 from outscore.settings import Settings
 from outscore.stage_parts import (
+    COEF_VALUE,
     LR_CRITIC_FACTOR,
     LR_LORA_FACTOR,
     LR_POLICY,
@@ -306,7 +307,8 @@ def with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
     warmup = min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)
     stage = _filled(stage, {"optimizer": {"lr": factor * rate, "warmup_steps": warmup}})
     if isinstance(stage, PolicySettings) and stage.critic is not None:
-        stage = _filled(stage, {"critic": {"lr": LR_CRITIC_FACTOR * stage.optimizer.lr / factor}})
+        coef = {"coef": COEF_VALUE} if stage.critic.trunk == "shared" else {}
+        stage = _filled(stage, {"critic": {"lr": LR_CRITIC_FACTOR * stage.optimizer.lr / factor, **coef}})
     return stage
 
 

@@ -1,5 +1,6 @@
-"""A whole step of PPO, two epochs of two mini-batches for policy and critic, against a loop of torch alone: a forward
-for each completion through the models' own attention, Python loops for rewards, returns and advantages."""
+"""A whole step of PPO, two epochs of two mini-batches for policy and critic, with two trunks or a shared one, against a
+loop of torch alone: a forward for each completion through the models' own attention, Python loops for rewards, returns
+and advantages."""
 
 import copy
 import math
@@ -17,7 +18,7 @@ from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler
 from outscore.stage_parts import CriticSettings, OptimizerSettings
 from outscore.stages import PolicySettings
-from outscore.train.critic import CriticValues, critic_learner, update_both
+from outscore.train.critic import CriticValues, critic_learner, update_both, update_shared
 from outscore.train.optim import make_optimizer
 from outscore.train.passes import pass_order
 from outscore.train.penalty import RewardKl
@@ -29,6 +30,7 @@ OPTIMIZER = OptimizerSettings(lr=2e-2, eps=1e-2, schedule="linear", max_grad_nor
 CRITIC_LR = 5e-2
 BETA, LAMBDA, CRITIC_LAMBDA, CLIP, VALUE_CLIP = 0.05, 0.9, 0.6, 0.1, 0.05
 EPOCHS, MINIBATCHES, TOTAL = 2, 2, 10
+COEF = 0.5
 TEXTS = ["1+1", "9", "27=2", "1=1", "70", "3", "8+8=", "222", "6", "1-1", "12345678", "=="]
 SETTINGS = PolicySettings(
     algorithm="ppo",
@@ -59,6 +61,9 @@ def plain(module: nn.Module) -> nn.Module:
 
 class Scratch:
     """PPO's step on lists."""
+
+    coef = 1.0
+    """Of no effect with two models."""
 
     def __init__(self, policy: nn.Module, ref: nn.Module, critic: nn.Module) -> None:
         self.policy, self.ref, self.critic = policy, ref, critic
@@ -116,15 +121,23 @@ class Scratch:
                 held = before[i] + (values - before[i]).clamp(-VALUE_CLIP, VALUE_CLIP)
                 worst = torch.maximum((values - target) ** 2, (held - target) ** 2)
                 value_loss = value_loss + 0.5 * worst.sum() / num_tokens
-            for optimizer, module, peak, objective in (
-                (actor, self.policy, OPTIMIZER.lr, loss),
-                (critic, self.critic, CRITIC_LR, value_loss),
-            ):
+            actor.zero_grad()
+            critic.zero_grad()
+            (loss + self.coef * value_loss).backward()
+            for optimizer, module, peak in ((actor, self.policy, OPTIMIZER.lr), (critic, self.critic, CRITIC_LR)):
                 optimizer.param_groups[0]["lr"] = peak * (1 - 0.9 * number / TOTAL)
-                optimizer.zero_grad()
-                objective.backward()
                 nn.utils.clip_grad_norm_(module.parameters(), OPTIMIZER.max_grad_norm)
                 optimizer.step()
+
+
+class SharedScratch(Scratch):
+    """With a linear head on the policy for a critic."""
+
+    coef = COEF
+
+    def values(self, prompt: list[int], ids: list[int]) -> Tensor:
+        hidden = self.policy.base_model(torch.tensor([prompt + ids])).last_hidden_state[0]
+        return (hidden @ self.critic.weight[0])[len(prompt) - 1 : -1]
 
 
 def variance(values: list[float]) -> float:
@@ -146,13 +159,19 @@ def vowels(completion_ids: list[list[int]]) -> list[float]:
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 
 
-def test_a_step_of_ppo_is_that_of_a_loop_over_completions() -> None:
+@pytest.mark.parametrize("trunk", ["own", "shared"])
+def test_a_step_of_ppo_is_that_of_a_loop_over_completions(trunk: str) -> None:
+    shared = trunk == "shared"
     policy = tiny_policy()
     reference, ref = Reference(trainable_parameters(policy.model)), plain(policy.model)
     shaken(policy.model, 0.03, seed=1)
-    critic = critic_learner(policy, CriticSettings(), OPTIMIZER.model_copy(update={"lr": CRITIC_LR}))
-    shaken(critic.policy.model, 0.05, seed=2)
-    scratch = Scratch(plain(policy.model), ref, plain(critic.policy.model))
+    critic = critic_learner(policy, CriticSettings(trunk=trunk), OPTIMIZER.model_copy(update={"lr": CRITIC_LR}))
+    valued = critic.policy.head if shared else critic.policy.model
+    shaken(valued, 0.05, seed=2)
+    if shared:
+        scratch = SharedScratch(plain(policy.model), ref, copy.deepcopy(valued))
+    else:
+        scratch = Scratch(plain(policy.model), ref, plain(valued))
     row = algorithm(
         "ppo",
         **{"gae_lambda": LAMBDA, "critic_lambda": CRITIC_LAMBDA, "kl_coef": BETA, "whiten_rewards": True},
@@ -191,13 +210,12 @@ def test_a_step_of_ppo_is_that_of_a_loop_over_completions() -> None:
         optimizer=OPTIMIZER.model_copy(update={"lr": CRITIC_LR}),
         **{"total_updates": TOTAL, "epochs": EPOCHS, "minibatches": MINIBATCHES, "token_budget": 40},
     )
-    first = copy.deepcopy(policy.model.state_dict()), copy.deepcopy(critic.policy.model.state_dict())
-    take = partial(update_both, critic_plan=critic_plan, warmup_updates=0)
+    first = copy.deepcopy(policy.model.state_dict()), copy.deepcopy(valued.state_dict())
+    take = partial(update_shared, coef=COEF) if shared else update_both
+    take = partial(take, critic_plan=critic_plan, warmup_updates=0)
     metrics = take(learner, collected.batch, plan)
     scratch.step(groups)
-    for before, ours, theirs in zip(
-        first, (policy.model, critic.policy.model), (scratch.policy, scratch.critic), strict=True
-    ):
+    for before, ours, theirs in zip(first, (policy.model, valued), (scratch.policy, scratch.critic), strict=True):
         expected = theirs.state_dict()
         for name, weight in ours.state_dict().items():
             moved = (expected[name] - before[name]).abs().max()

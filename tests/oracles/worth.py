@@ -95,7 +95,7 @@ def naive_advantages(groups: Sequence[Worth], row: Algorithm) -> list[list[float
                 for i in range(len(group.parts))
             ]
         else:
-            values = _compared(group.rewards, row)
+            values = _shrunk(groups, group) if row.baseline == "shrunk_mean" else _compared(group.rewards, row)
             if row.scale == "batch_std":
                 values = [value / (_std(all_rewards) + row.advantage_eps) for value in values]
         table += [[value] * length for value, length in zip(values, group.lengths, strict=True)]
@@ -147,6 +147,24 @@ def _whitened(table: list[list[float]], row: Algorithm) -> list[list[float]]:
         root = math.sqrt(variance + 1e-8) if row.batch_norm == "whiten" else math.sqrt(variance) + row.advantage_eps
         table = [[(value - mean) / root for value in own] for own in table]
     return [[max(value, 0.0) for value in own] for own in table] if row.zero_negative else table
+
+
+def _shrunk(groups: Sequence[Worth], group: Worth) -> list[float]:
+    """Against the posterior mean of what the prompt earns, by the completion's siblings and the other groups alone."""
+    others = [each.rewards for each in groups if each is not group]
+    means = [sum(own) / len(own) for own in others]
+    middle = sum(means) / len(means)
+    within = sum((r - mean) ** 2 for own, mean in zip(others, means, strict=True) for r in own)
+    within /= sum(len(own) - 1 for own in others)
+    spread = sum((mean - middle) ** 2 for mean in means) / (len(means) - 1)
+    between = max(spread - within * sum(1 / len(own) for own in others) / len(others), 0.0)
+    values, count = [], len(group.rewards) - 1
+    for reward in group.rewards:
+        rest = (sum(group.rewards) - reward) / count
+        # Precisions: of the mean of the siblings count / within, of the prior 1 / between.
+        posterior = (count / within * rest + middle / between) / (count / within + 1 / between) if between else middle
+        values.append(reward - posterior)
+    return values
 
 
 def _compared(rewards: list[float], row: Algorithm) -> list[float]:

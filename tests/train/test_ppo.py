@@ -89,8 +89,9 @@ def test_a_critic_begins_as_an_earlier_stages_and_the_policy_is_what_is_found(tm
     assert [item.stage for item in policy_checkpoints(run)] == ["ppo", "again"]
 
 
-def test_check_tries_a_critic_and_a_group_of_one() -> None:
-    stage = {**PPO, "group_size": 1, "critic": {"start": "scorer"}}
+@pytest.mark.parametrize("critic", [{"start": "scorer"}, {"trunk": "shared"}], ids=["own", "shared"])
+def test_check_tries_a_critic_and_a_group_of_one(critic: dict[str, str]) -> None:
+    stage = {**PPO, "group_size": 1, "critic": critic}
     findings = {found.what: found for found in check_recipe(parse_recipe({**RECIPE, "stages": [SCORER, stage]}))}
     assert findings["rewards"].status == "ok" and findings["memory"].status == "ok"
 

@@ -16,7 +16,7 @@ from outscore.rewards import Rewards
 from outscore.rollout import ScriptedSampler, make_sampler
 from outscore.train.evaluate import Judge
 from outscore.train.run import run_recipe
-from outscore.train.search import ModelGuide, Search
+from outscore.train.search import METHODS, ModelGuide, Search
 
 PARAMS = SamplingParams(max_new_tokens=12)
 
@@ -87,7 +87,7 @@ def test_beams_keep_the_best_beginnings_and_continue_them() -> None:
 
     guide = Sevens()
     search = search_of(scripted(say), guide, width=4)
-    beams, tokens = search.beams(4)
+    beams, tokens = search.grower.beams(4)
     assert [search.decode(own[0].token_ids) for own in beams] == ["7 7", "7 7"]
     assert [(len(own), own[0].score, own[0].finish) for own in beams] == [(1, 1.0, "stop")] * 2
     assert guide.asked == ["1 ", "7 ", "17 ", "71 "] * 2 + ["7 1", "7 7"] * 2
@@ -101,14 +101,14 @@ def test_an_ended_beam_stays_among_the_kept() -> None:
     def say(prompt: Prompt, sample: int) -> str:
         return ("7", "71 1", "17 1", "1 1")[sample] if prompt.text.endswith("=") else "1"
 
-    beams, _ = search_of(scripted(say), Sevens(), width=2).beams(4)
+    beams, _ = search_of(scripted(say), Sevens(), width=2).grower.beams(4)
     decode = decoder(tiny_policy().tokenizer)
     assert [[decode(beam.token_ids) for beam in own] for own in beams] == [["7", "71 1"]] * 2
 
 
 def test_beams_share_the_limit_of_an_answer() -> None:
     policy = tiny_policy()
-    beams, _ = search_of(make_sampler(policy, 8), Sevens()).beams(3)
+    beams, _ = search_of(make_sampler(policy, 8), Sevens()).grower.beams(3)
     assert all(len(beam.token_ids) <= 12 for own in beams for beam in own)
     assert {beam.finish for own in beams for beam in own} <= {"stop", "length"}
 
@@ -119,6 +119,8 @@ def test_beams_share_the_limit_of_an_answer() -> None:
         (["best-of-n"], None, "method 'best-of-n' needs a reward model"),
         (["votes"], None, "method 'votes' is not known"),
         (["beam"], "outcome", "method 'beam' needs a process reward model"),
+        (["tree"], "outcome", "method 'tree' needs a process reward model"),
+        (["tree"], None, "method 'tree' needs a reward model"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(methods: Any, guide: Any, message: str) -> None:
@@ -127,6 +129,14 @@ def test_what_cannot_be_searched_is_refused(methods: Any, guide: Any, message: s
         chosen.separators = ()
     with pytest.raises(ValueError, match=message):
         search_of(scripted({"p0": ["7"]}), chosen).run(methods, [2])
+
+
+def test_without_methods_all_are_tried_that_the_guide_allows() -> None:
+    whole, steps = Sevens(), Sevens()
+    whole.separators = ()
+    for guide, allowed in ((None, 1), (whole, 3), (steps, 5)):
+        rows = search_of(scripted(lambda prompt, sample: "7"), guide).run([], [1])
+        assert [row.method for row in rows] == list(METHODS[:allowed])
 
 
 @pytest.mark.parametrize("how", ["min", "product", "last"])
@@ -164,7 +174,7 @@ def test_the_command_tables_accuracy_against_budget(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     rows = json.loads(done.output)
     assert [(row["method"], row["budget"]) for row in rows] == [
-        (method, budget) for method in ("majority", "best-of-n", "weighted", "beam") for budget in (1, 4)
+        (method, budget) for method in ("majority", "best-of-n", "weighted", "beam", "tree") for budget in (1, 4)
     ]
     alone = CliRunner().invoke(app, [*command[:-1], "--methods", "beam"])
     assert alone.exit_code != 0

@@ -21,10 +21,16 @@ POLICY = tiny_policy()
 TEXTS = ["1+1=2", "9", "2", "1=1"]
 
 
-def source_of(rewards, row: Algorithm, *, penalty=None, texts=TEXTS, **settings) -> RolloutSource:
-    given = {"steps": 5, "prompts_per_step": 2, "group_size": 4, "sampling": {"max_new_tokens": 8}, **settings}
+def source_of(rewards, row: Algorithm, *, penalty=None, texts=TEXTS, num_prompts=2, **settings) -> RolloutSource:
+    given = {
+        "steps": 5,
+        "prompts_per_step": num_prompts,
+        "group_size": 4,
+        "sampling": {"max_new_tokens": 8},
+        **settings,
+    }
     return RolloutSource(
-        prompts=[prompt_of(POLICY, f"{n}+{n}=", str(2 * n), n) for n in range(1, 3)],
+        prompts=[prompt_of(POLICY, f"{n}+{n}=", str(2 * n), n) for n in range(1, num_prompts + 1)],
         sampler=ScriptedSampler(lambda prompt, sample: texts[sample], POLICY.tokenizer),
         rewards=Rewards(rewards),
         settings=PolicySettings(**given),
@@ -95,6 +101,21 @@ def test_gdpo_compares_each_reward_on_its_own() -> None:
             _compared(values, row) for values in ([float(t == gold) for t in TEXTS], [len(t) + 1.0 for t in TEXTS])
         ]
         assert list(advantages) == pytest.approx([a + 0.5 * b for a, b in zip(*parts, strict=True)], abs=1e-9)
+
+
+def test_a_shrunk_mean_looks_at_the_batch_and_says_how_certain_group_means_are() -> None:
+    """Means 3/4, 1/4 and 0. kappa of the first 0: the others' differ as luck lets them; 6/7 and 3/7 of the others."""
+    row = algorithm("dr-grpo", baseline="shrunk_mean", aggregation_constant=8)
+    collected = source_of([right], row, num_prompts=3, texts=["2", "2", "2", "4"], refills=2).collect(1)
+    by_gold = {
+        group.sampled.prompt.problem.answer: list(own)
+        for group, own in zip(collected.groups, collected.advantages, strict=True)
+    }
+    found = [value for gold in ("2", "4", "6") for value in by_gold[gold]]
+    expected = [7 / 8] * 3 + [-1 / 8] + [-(6 / 7) / 3 - 3 / 56] * 3 + [1 - 3 / 56] + [-4 / 7 / 2] * 4
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert collected.metrics["baseline_certainty"] == pytest.approx((9 / 7, 3.0))
+    assert collected.metrics["replaced_groups"] == (0.0, 1.0)  # a group of equal rewards teaches, too
 
 
 def test_overlong_answers_are_punished_before_they_are_compared_and_not_when_refills_are_decided() -> None:

@@ -29,9 +29,16 @@ _EXCLUDED: tuple[tuple[tuple[str, str], tuple[str, str], str], ...] = (
     (("supervision", "process"), ("reward", "parts"), "steps are those of the total; use reward='total'"),
     (("supervision", "process"), ("reward", "correct"), "steps are those of the total; use reward='total'"),
     (("supervision", "process"), ("baseline", "leave_one_out"), "a step's pool is the group's; use 'group_mean'"),
+    (("supervision", "process"), ("baseline", "shrunk_mean"), "a step's pool is the group's; use 'group_mean'"),
     (("supervision", "process"), ("scale", "batch_std"), "use batch_norm='tokens', or scale='population_std'"),
     (("supervision", "process"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
     (("reward", "parts"), ("scale", "batch_std"), "each part is normalised in its group; use 'population_std'"),
+    (("reward", "parts"), ("baseline", "shrunk_mean"), "each part is normalised in its group; use 'group_mean'"),
+    (("reward", "none"), ("baseline", "shrunk_mean"), "there is no reward to compare; use 'group_mean'"),
+    *(
+        (("baseline", "shrunk_mean"), ("scale", scale), "a group of equal rewards has none; use 'none' or 'batch_std'")
+        for scale in ("population_std", "sample_std", "mean")
+    ),
     (("reward", "parts"), ("kl_place", "reward"), "the parts are compared each alone; use kl_place='loss'"),
     (("kl_place", "token_reward"), ("batch_norm", "completions"), "tokens differ in advantage; use 'tokens'"),
     (("kl_place", "token_reward"), ("kl_level", "sequence"), "each token pays its own KL; use kl_level='token'"),

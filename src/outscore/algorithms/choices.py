@@ -18,9 +18,10 @@ RewardKind = Literal["total", "parts", "correct", "none"]
 so that the penalty alone teaches."""
 RatioBase = Literal["anchor", "sampler"]
 """What the policy is divided by: the trainer's policy when the update began, or what the tokens were drawn with."""
-Baseline = Literal["group_mean", "leave_one_out", "critic", "none"]
-"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), what a critic expects
-at each token (PPO), or nothing."""
+Baseline = Literal["group_mean", "leave_one_out", "shrunk_mean", "critic", "none"]
+"""What a reward is compared with: the group's mean, the mean of the *other* completions (RLOO), that mean drawn towards
+the batch's by how uncertain it is (`outscore.objectives.shrinkage`), what a critic expects at each token (PPO), or
+nothing."""
 Scale = Literal["population_std", "sample_std", "mean", "batch_std", "none"]
 """What the difference is divided by: the group's standard deviation with /n, with /(n - 1), its mean (MaxRL), the
 population standard deviation of all rewards of the batch (Lite PPO), or nothing."""

@@ -227,7 +227,7 @@ SAMPLED = (
         "whitened",
         paper="DeepSeekMath, arXiv 2402.03300, eq. 1 and 2; PPO, arXiv 1707.06347; beta, lambda and clips as in Huang "
         "et al., arXiv 2403.17031",
-        left_out="a trunk shared with the critic, and so c1; critic and policy step alone",
+        left_out="the paper's trunk that both share, and so c1, is a setting of the stage: critic: {trunk: shared}",
         cells={**_PPO, "kl_estimator": "k1", "kl_place": "token_reward", "kl_coef": 0.05},
     ),
     Preset(

@@ -26,11 +26,11 @@ def search(
         Path | None, typer.Option(help="A (process) reward model: RUN/checkpoints/STAGE, or a directory in it.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Some of majority, best-of-n, weighted, beam; all that the reward model allows.")
+        str, typer.Option(help="Some of majority, best-of-n, weighted, beam, tree; all that the reward model allows.")
     ] = "",
-    budgets: Annotated[str, typer.Option(help="Samples of a problem.")] = "1,2,4,8,16",
+    budgets: Annotated[str, typer.Option(help="Samples of a problem; tree: beginnings continued.")] = "1,2,4,8,16",
     score: Annotated[How, typer.Option(help="What a solution is worth by the chances of its steps.")] = How.min,
-    width: Annotated[int, typer.Option(min=1, help="Beam search: continuations of each beginning kept.")] = 4,
+    width: Annotated[int, typer.Option(min=1, help="Beam and tree search: continuations of a beginning.")] = 4,
     recipe: Annotated[str | None, typer.Option(help="Take task, prompt and rewards from this recipe.")] = None,
     task: Annotated[str | None, typer.Option(help="Task by kind; its options follow as task.key=value.")] = None,
     reward: Annotated[str | None, typer.Option(help="The reward that says what is correct.")] = None,
@@ -42,14 +42,13 @@ def search(
     outscore search runs/prm --reward-model runs/prm/checkpoints/process-reward-model --budgets 1,4,16
     """
     with explained():
-        from outscore.train.search import METHODS, search_target
+        from outscore.train.search import search_target
 
-        known = METHODS if reward_model is not None else METHODS[:1]
         asked = [each.strip() for each in methods.split(",") if each.strip()]
         rows = search_target(
             target,
             reward_model=reward_model,
-            methods=asked or known,
+            methods=asked,
             budgets=_numbers(budgets),
             how=score.value,
             width=width,

@@ -12,20 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from outscore.model.adapters import has_adapters, merge
-from outscore.model.attention import TreeAttention
 from outscore.model.load import disable_dropout, load_tokenizer, quiet_transformers
+from outscore.model.logprobs import row_hidden
 from outscore.model.policy import Layout, Policy
 from outscore.model.rows import GroupRows
 
 SETTINGS = "outscore_reward"
 """The key of the configuration under which a reward model keeps its bias, the token that ends what it scores, and the
 separators of the steps that a process reward model scores."""
+
+VALUE_HEAD = "value_head.safetensors"
+"""The file of a value head."""
 
 
 class RewardModel(Policy):
@@ -85,9 +89,7 @@ class RewardModel(Policy):
 
     def scores(self, hidden: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes"]:
         """Scores in fp32 (or fp64) of last hidden states."""
-        weight = self.head.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return hidden.to(wide) @ weight.to(wide)[0] + self.bias
+        return _scores(self.head, hidden) + self.bias
 
     @torch.no_grad()
     def rescale(self, gain: float, bias: float) -> None:
@@ -96,28 +98,64 @@ class RewardModel(Policy):
         setattr(self.base.config, SETTINGS, {**_settings(self.base), "bias": gain * self.bias + bias})
 
 
+class ValueHead(Policy):
+    """A critic that is a scalar head on a policy's last hidden states, and has no other weights of its own.
+
+    Asked by itself it leaves the trunk out of the gradient; `scores` of states that are not does not.
+
+    Args:
+        trunk: the policy. The head begins at 0, in fp32 at least.
+    """
+
+    def __init__(self, trunk: Policy) -> None:
+        super().__init__(trunk.model, trunk.tokenizer, stop_token_ids=trunk.stop_token_ids, layout=trunk.layout)
+        wide = torch.promote_types(trunk.compute_dtype, torch.float32)
+        self.head = nn.Linear(int(trunk.config.hidden_size), 1, bias=False, device=trunk.device, dtype=wide)
+        """From hidden states to values."""
+        nn.init.zeros_(self.head.weight)
+
+    def scores(self, hidden: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes"]:
+        """Values in fp32 (or fp64) of last hidden states."""
+        return _scores(self.head, hidden)
+
+    def hidden(self, *given: Any, **named: Any) -> Float[Tensor, "row slot hidden"]:
+        """The policy's, without gradient."""
+        with torch.no_grad():
+            return super().hidden(*given, **named)
+
+    def padded_hidden(self, *given: Any, **named: Any) -> Float[Tensor, "row slot hidden"]:
+        """The policy's, without gradient."""
+        with torch.no_grad():
+            return super().padded_hidden(*given, **named)
+
+    def took_update(self) -> None:
+        """An update of the head is none of the policy: its version stays."""
+
+    def save(self, directory: Path) -> None:
+        """Write the head; the trunk is where the policy is."""
+        directory.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(self.head.state_dict(), directory / VALUE_HEAD)
+
+    def load(self, directory: Path) -> None:
+        """Take the head that was written there."""
+        self.head.load_state_dict(safetensors.torch.load_file(directory / VALUE_HEAD))
+
+
+def _scores(head: nn.Linear, hidden: Float[Tensor, "*axes hidden"]) -> Float[Tensor, "*axes"]:
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    return hidden.to(wide) @ head.weight.to(wide)[0]
+
+
 def completion_scores(model: RewardModel, rows: GroupRows) -> Float[Tensor, " completion"]:
     """The score of each completion of the rows, in the order of `rows.ended`; differentiable. One forward of each."""
-    return model.scores(_hidden(model, rows).index_select(0, rows.ends))
+    return model.scores(row_hidden(model, rows).index_select(0, rows.ends))
 
 
-def token_values(model: RewardModel, rows: GroupRows) -> Float[Tensor, " token"]:
+def token_values(model: RewardModel | ValueHead, rows: GroupRows) -> Float[Tensor, " token"]:
     """The score of the state in which each loss-carrying token is chosen, in the order of `rows.order`: read at the
     token before it, which is where a critic says what it expects. Differentiable; tokens that share a state share a
     number."""
-    return model.scores(_hidden(model, rows).index_select(0, rows.sources)).index_select(0, rows.predictions)
-
-
-def _hidden(model: RewardModel, rows: GroupRows) -> Float[Tensor, "slot hidden"]:
-    """The last hidden states of all rows, one after the other."""
-    if model.layout == "group_rows":
-        tree = TreeAttention(rows.segments, rows.token_ids.device)
-        hidden = model.hidden(rows.token_ids, rows.positions, tree)
-    else:
-        lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
-        mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
-        hidden = model.padded_hidden(rows.token_ids, mask.long())
-    return hidden.flatten(0, 1)
+    return model.scores(row_hidden(model, rows).index_select(0, rows.sources)).index_select(0, rows.predictions)
 
 
 def reward_model_from(

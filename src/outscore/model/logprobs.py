@@ -24,6 +24,8 @@ class TokenLogprobs:
     """log π(token | everything before it), at the sampling temperature."""
     entropy: Float[Tensor, " token"]
     """Entropy in nats of the distribution the token was drawn from."""
+    states: Float[Tensor, "prediction hidden"]
+    """The last hidden states that tokens are predicted from; that of a token is `states[rows.predictions]`."""
 
 
 def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0) -> TokenLogprobs:
@@ -38,14 +40,7 @@ def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0)
         rows: packed by `group_rows` or `separate_rows`, as the policy's layout asks.
         temperature: divides the logits, as it did when the completions were sampled; greedy sampling (0) counts as 1.
     """
-    if policy.layout == "group_rows":
-        tree = TreeAttention(rows.segments, rows.token_ids.device)
-        hidden = policy.hidden(rows.token_ids, rows.positions, tree)
-    else:
-        lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
-        mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
-        hidden = policy.padded_hidden(rows.token_ids, mask.long())
-    predicting = hidden.flatten(0, 1).index_select(0, rows.sources)
+    predicting = row_hidden(policy, rows).index_select(0, rows.sources)
     chunk = max(CHUNK_LOGITS // policy.vocab_size, 1)
     pieces = [
         cast(
@@ -55,8 +50,22 @@ def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0)
     ]
     logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
     return TokenLogprobs(
-        logprobs=logprobs.index_select(0, rows.predictions), entropy=entropy.index_select(0, rows.predictions)
+        logprobs=logprobs.index_select(0, rows.predictions),
+        entropy=entropy.index_select(0, rows.predictions),
+        states=predicting,
     )
+
+
+def row_hidden(policy: Policy, rows: GroupRows) -> Float[Tensor, "slot hidden"]:
+    """The last hidden states of all rows, one after the other."""
+    if policy.layout == "group_rows":
+        tree = TreeAttention(rows.segments, rows.token_ids.device)
+        hidden = policy.hidden(rows.token_ids, rows.positions, tree)
+    else:
+        lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
+        mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
+        hidden = policy.padded_hidden(rows.token_ids, mask.long())
+    return hidden.flatten(0, 1)
 
 
 def _evaluate(

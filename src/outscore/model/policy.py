@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -41,6 +42,11 @@ class Policy:
         """Optimizer updates taken; completions carry the version they were sampled from."""
         if layout == "group_rows":
             self.base.set_attn_implementation(ATTENTION_NAME)
+
+    def save(self, directory: Path) -> None:
+        """Write weights, configuration and tokenizer as Hugging Face does."""
+        cast(PreTrainedModel, self.model).save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
     def took_update(self) -> None:
         """Count an optimizer update."""

@@ -57,9 +57,9 @@ def group_advantages(
     0).
 
     Raises ValueError when a valid reward is NaN or infinite, or is negative where the scale is the mean; and for
-    "batch_std" and "critic", which need more than one group's rewards (`batch_advantages`).
+    "batch_std", "shrunk_mean" and "critic", which need more than one group's rewards (`batch_advantages`).
     """
-    if scale == "batch_std" or baseline == "critic":
+    if scale == "batch_std" or baseline in ("critic", "shrunk_mean"):
         which = f"scale={scale!r}" if scale == "batch_std" else f"baseline={baseline!r}"
         raise ValueError(f"{which} needs more than the rewards of one group: use batch_advantages")
     mask = _checked_valid(rewards, valid)

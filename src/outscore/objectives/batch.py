@@ -16,6 +16,7 @@ from outscore.algorithms.choices import Baseline, Scale
 from outscore.algorithms.rows import Algorithm
 from outscore.objectives.advantages import group_advantages, is_zero_variance
 from outscore.objectives.returns import gae, length_adaptive_lambda, suffix_sums, token_rewards, whiten
+from outscore.objectives.shrinkage import shrunk_advantages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +97,9 @@ def is_silent(group: GroupRewards, row: Algorithm) -> bool:
 
     What is only compared with the rest of the batch, or with what a critic expects, is never silent.
     """
-    if row.has_critic or row.reward == "none" or (row.baseline == "none" and row.batch_norm != "none"):
+    if row.baseline in ("critic", "shrunk_mean") or row.reward == "none":
+        return False
+    if row.baseline == "none" and row.batch_norm != "none":
         return False
     return not bool(_local(group, row).any())
 
@@ -104,7 +107,8 @@ def is_silent(group: GroupRewards, row: Algorithm) -> bool:
 def batch_advantages(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Tensor, " token"]:
     """The advantage of every loss-carrying token of a batch, groups, completions and tokens in order, in float64.
 
-        local    the row's baseline and scale, within the group: of totals, of each part, or of the pool of steps
+        local    the row's baseline and scale, within the group: of totals, of each part, or of the pool of steps; with
+                 `baseline: shrunk_mean` the group's mean is drawn towards the other groups' before
         batch    divided by the standard deviation of all rewards (`scale: batch_std`), then shifted and divided by
                  mean and standard deviation of all advantages, over completions or over tokens (`batch_norm`)
         critic   instead of both: generalised advantage estimation over the rewards of tokens (`baseline: critic`), each
@@ -140,9 +144,15 @@ def batch_returns(groups: Sequence[GroupRewards], row: Algorithm) -> Float[Tenso
     return torch.where(counted, _generalised(groups, row)[1], values)
 
 
+def shrunk(groups: Sequence[GroupRewards]) -> tuple[Float[Tensor, " completion"], Float[Tensor, " group"]]:
+    """For `baseline: shrunk_mean`: the advantages of a batch's completions, and how certain each group's mean is."""
+    rewards, valid = (torch.cat([getattr(group, name) for group in groups]) for name in ("rewards", "valid"))
+    return shrunk_advantages(rewards, valid, [len(group.valid) for group in groups])
+
+
 def _compared(groups: Sequence[GroupRewards], row: Algorithm, valid: Tensor, lengths: Tensor) -> Tensor:
     """Advantages of tokens where completions are compared as a whole, or by steps, less what KL is still to cost."""
-    local = torch.cat([_local(group, row) for group in groups])
+    local = shrunk(groups)[0] if row.baseline == "shrunk_mean" else torch.cat([_local(group, row) for group in groups])
     if row.supervision == "outcome":
         if row.scale == "batch_std":
             local = _divided(local, torch.cat([group.rewards for group in groups])[valid].double(), row.advantage_eps)

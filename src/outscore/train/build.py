@@ -13,7 +13,7 @@ from outscore.model.heads import RewardModel
 from outscore.records import RankedGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
-from outscore.stage_parts import CriticSettings
+from outscore.stage_parts import COEF_VALUE, CriticSettings
 from outscore.stage_rows import stage_algorithm
 from outscore.stages import (
     OutcomeRewardModelSettings,
@@ -24,7 +24,7 @@ from outscore.stages import (
     SftSettings,
     TextSettings,
 )
-from outscore.train.critic import CriticValues, critic_learner, update_both
+from outscore.train.critic import CriticValues, critic_learner, update_both, update_shared
 from outscore.train.demonstrations import DemonstrationSource
 from outscore.train.evaluate import Evaluator, Measure
 from outscore.train.label_stage import label_stage, locate_models
@@ -118,8 +118,9 @@ def _with_critic(
     if recipe.model.activation_checkpointing:
         learner.critic.policy.base.activation_checkpointing_enable({"use_reentrant": False})
     total_updates = settings.steps * settings.updates_per_step
+    shared = critic.trunk == "shared"
     return partial(
-        update_both,
+        partial(update_shared, coef=critic.coef or COEF_VALUE) if shared else update_both,
         critic_plan=replace(plan, optimizer=optimizer, total_updates=total_updates),
         warmup_updates=critic.warmup_steps * settings.updates_per_step,
     )

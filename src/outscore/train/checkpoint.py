@@ -7,7 +7,8 @@ before use.
         trainer.safetensors                          Adam's moments; fp32 masters where the model file lacks them;
                                                      weights of populations
         reference.safetensors                        the reference policy, where there is one
-        critic/                                      the critic, where there is one: such a directory of its own
+        critic/                                      the critic, where there is one: such a directory of its own, with
+                                                     value_head.safetensors alone where the trunk is the policy's
         trainer.json                                 counters, and the digest of every other file
 
 Nothing is pickled. A step ends before its checkpoint begins, so there is never a half-used batch of rollouts to save.
@@ -20,7 +21,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy
 import safetensors
@@ -28,7 +29,6 @@ import safetensors.torch
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from outscore import __version__
 from outscore.model.adapters import has_adapters
@@ -115,8 +115,7 @@ def save_checkpoint(run: RunDirectory, learner: Learner, progress: Progress) -> 
 
 
 def _save_learner(new: Path, learner: Learner) -> None:
-    cast(PreTrainedModel, learner.policy.model).save_pretrained(new)
-    learner.policy.tokenizer.save_pretrained(new)
+    learner.policy.save(new)
     safetensors.torch.save_file(_trainer_tensors(learner), new / "trainer.safetensors")
     if learner.reference is not None:
         tensors = {name: weight.contiguous() for name, weight in learner.reference.weights.items()}

@@ -1,6 +1,6 @@
-"""Which groups of a step share an update."""
+"""Which groups of a step share an update, and what share of a step its updates are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -47,3 +47,8 @@ def pass_order(seed: int, stage: int, num_updates: int, num_groups: int) -> Sequ
     """The order of groups in a pass that `num_updates` updates of the stage were taken before."""
     order: list[int] = np.random.default_rng([seed, stage, num_updates, _PASSES]).permutation(num_groups).tolist()
     return order
+
+
+def part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:
+    """Hears the share of one of `total` equal parts, and tells that of the whole."""
+    return lambda share: on_progress((before + share) / total)

@@ -228,7 +228,10 @@ def stage_memory(recipe: Recipe, index: int, workshop: Workshop) -> StageMemory:
     learner = own if row.trains == "policy" else scalar
     extent = update_extent(stage, materials, policy)
     scorers = scoring_models(recipe, stage, policy)
+    shares = isinstance(stage, PolicySettings) and stage.critic is not None and stage.critic.trunk == "shared"
     held = _held(workshop, row, own, scalar, scorers)
+    if shares:  # a head alone, in fp32: itself, its gradient, two moments
+        held["critic"] = 16 * own.shape.hidden
     if isinstance(stage, RejectionSettings) and stage.samples_another_model:  # as if it were as large as the policy
         held["sampled model"] = own.bytes_per_weight * own.num_parameters
     phases: dict[str, Parts] = {}
@@ -243,7 +246,7 @@ def stage_memory(recipe: Recipe, index: int, workshop: Workshop) -> StageMemory:
         phases["comparing"] = {**held, **learner.forward(extent)}
     phases["backward begins"] = {**held, **learner.backward_begins(extent)}
     phases["backward ends"] = {**held, **learner.backward_ends(extent)}
-    if row.has_critic:
+    if row.has_critic and not shares:
         phases["critic begins"] = {**held, **scalar.backward_begins(extent)}
         phases["critic ends"] = {**held, **scalar.backward_ends(extent)}
     if workshop.eval_prompts and row.trains == "policy":

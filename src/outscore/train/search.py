@@ -1,11 +1,11 @@
-"""Using more samples of a question well: accuracy against budget of voting, best-of-n and beam search by a reward
-model."""
+"""Using more samples of a question well: accuracy against budget of voting, best-of-n, beam and tree search by a
+reward model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -24,14 +24,17 @@ from outscore.rollout import Sampler, make_sampler
 from outscore.train.activity import Tell, counting, tell_nobody
 from outscore.train.build import EVALUATION_ROWS
 from outscore.train.evaluate import EVALUATION_SEED, Judge
+from outscore.train.growing import Beginning, Grower, Guide
 from outscore.train.inspect import target_recipe
 from outscore.train.materials import answer_limit
 from outscore.train.setup import prepare
 
-Method = Literal["majority", "best-of-n", "weighted", "beam"]
+Method = Literal["majority", "best-of-n", "weighted", "beam", "tree"]
 """The answer with the most votes; the sample of the highest score; the answer with the largest sum of scores; beam
-search over steps, guided by a process reward model."""
+search and best-first tree search over steps, guided by a process reward model."""
 METHODS: tuple[Method, ...] = get_args(Method)
+BY_STEPS: tuple[Method, ...] = ("beam", "tree")
+"""Those that need scores of beginnings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,24 +44,11 @@ class SearchRow:
     method: str
     """How the answer is chosen."""
     budget: int
-    """Samples of each problem; for beam search, how many beginnings there are at any time."""
+    """Samples of each problem; `beam`: how many beginnings there are at any time; `tree`: how many are continued."""
     accuracy: Estimate
     """The share of problems whose chosen answer is right, with a 95 % interval."""
     tokens: float
     """Tokens sampled for a problem, in the mean."""
-
-
-class Guide(Protocol):
-    """Gives solutions, and beginnings of solutions, a score."""
-
-    @property
-    def separators(self) -> tuple[str, ...]:
-        """What ends a step; () for a guide that judges whole solutions alone."""
-        ...
-
-    def scores(self, given: Sequence[tuple[Prompt, tuple[int, ...]]]) -> list[float]:
-        """A score of at least 0 for each (prompt, tokens)."""
-        ...
 
 
 class ModelGuide:
@@ -124,34 +114,53 @@ class Search:
     guide: Guide | None = None
     """What chooses; `majority` needs none."""
     width: int = 4
-    """Beam search: continuations of each beginning that is kept."""
+    """Beam and tree search: continuations of a beginning."""
 
     def run(self, methods: Sequence[str], budgets: Sequence[int], tell: Tell = tell_nobody) -> list[SearchRow]:
-        """Accuracy for every method and budget. Methods that choose among samples share these, and a budget below the
-        largest is the mean over disjoint parts of them.
+        """Accuracy for every method and budget; without methods, for all that the guide allows. Methods that choose
+        among samples share these, and a budget below the largest is the mean over disjoint parts of them.
 
         Raises:
             ValueError: for a method that needs a guide, or one of steps, and has none.
         """
-        self._check(methods, budgets)
-        rows: list[SearchRow] = []
-        choosing = [method for method in methods if method != "beam"]
-        if choosing:
-            rows += self._choose(choosing, budgets, tell)
-        if "beam" in methods:
-            rows += [self._beam(budget, tell) for budget in budgets]
+        asked = methods or [method for method in METHODS if self._lacks(method) is None]
+        self._check(asked, budgets)
+        choosing = [method for method in asked if method not in BY_STEPS]
+        rows = self._choose(choosing, budgets, tell) if choosing else []
+        if "beam" in asked:
+            rows += [self._row("beam", budget, *self.grower.beams(budget, tell)) for budget in budgets]
+        if "tree" in asked:
+            rows += [self._row("tree", *found) for found in self.grower.trees(budgets, tell)]
         return rows
+
+    @property
+    def grower(self) -> Grower:
+        """What grows answers step by step."""
+        assert self.guide is not None
+        return Grower(
+            prompts=self.prompts,
+            sampler=self.sampler,
+            guide=self.guide,
+            decode=self.decode,
+            params=self.params,
+            seed=self.seed + EVALUATION_SEED,
+            width=self.width,
+        )
+
+    def _lacks(self, method: str) -> str | None:
+        """What this method needs and there is not; None where it can be used."""
+        if method != "majority" and self.guide is None:
+            return "a reward model"
+        if method in BY_STEPS and not (self.guide and self.guide.separators):
+            return "a process reward model: one of whole completions scores no beginnings"
+        return None
 
     def _check(self, methods: Sequence[str], budgets: Sequence[int]) -> None:
         for method in methods:
             if method not in METHODS:
                 raise ValueError(f"method {method!r} is not known{nearest(method, METHODS)}")
-            if method != "majority" and self.guide is None:
-                raise ValueError(f"method {method!r} needs a reward model")
-        if "beam" in methods and not (self.guide and self.guide.separators):
-            raise ValueError(
-                "method 'beam' needs a process reward model: one of whole completions scores no beginnings"
-            )
+            if lacking := self._lacks(method):
+                raise ValueError(f"method {method!r} needs {lacking}")
         if not budgets or min(budgets) < 1 or self.width < 1:
             raise ValueError(f"budgets = {list(budgets)} and width = {self.width} must be at least 1")
 
@@ -160,7 +169,8 @@ class Search:
         requests = [
             SampleRequest(prompt=prompt, num_samples=largest, slot=slot) for slot, prompt in enumerate(self.prompts)
         ]
-        drawn = self._draw(requests, self.params, 0, tell)
+        told = counting("sampling", largest * len(requests), tell)
+        drawn = self.sampler.sample(requests, self.params, seed=self.seed + EVALUATION_SEED, step=0, on_finished=told)
         scored = self.rewards.score(drawn, step=0).groups
         answered = [self.judge.votes(group) for group in scored]
         verdicts = [[bool(verdict) for verdict in self.judge.correct(group)] for group in scored]
@@ -183,99 +193,31 @@ class Search:
                 rows.append(SearchRow(method=method, budget=budget, accuracy=mean_interval(chances), tokens=tokens))
         return rows
 
-    def _beam(self, budget: int, tell: Tell) -> SearchRow:
-        assert self.guide is not None
-        found, tokens = self.beams(budget, tell)
+    def _row(self, method: str, budget: int, found: Sequence[Sequence[Beginning]], tokens: int) -> SearchRow:
+        """What the best answer to each problem is worth: the first of those found."""
         best = [
-            self._ended(prompt, slot, max(own, key=lambda beam: beam.score))
+            self._ended(prompt, slot, own[0])
             for slot, (prompt, own) in enumerate(zip(self.prompts, found, strict=True))
         ]
         verdicts = [bool(self.judge.correct(group)[0]) for group in self.rewards.score(best, step=0).groups]
         return SearchRow(
-            method="beam",
+            method=method,
             budget=budget,
             accuracy=mean_interval([float(verdict) for verdict in verdicts]),
             tokens=tokens / len(self.prompts),
         )
 
-    def beams(self, budget: int, tell: Tell = tell_nobody) -> tuple[list[list["Beam"]], int]:
-        """For each problem the beginnings that are left when all have ended, and the tokens that were sampled.
-
-        `budget` first steps are sampled; after each step the `budget // width` beginnings of the highest score are
-        kept, ended ones among them, and each that has not ended is continued by `width` samples of a step (Snell et
-        al., arXiv 2408.03314, 5.2). Equal beginnings are one.
-        """
-        assert self.guide is not None
-        kept = max(budget // self.width, 1)
-        beams: list[list[Beam]] = [[Beam()] for _ in self.prompts]
-        params, tokens, depth = replace(self.params, until=self.guide.separators), 0, 0
-        while live := [(slot, beam) for slot, own in enumerate(beams) for beam in own if beam.finish is None]:
-            depth += 1
-            requests = [
-                SampleRequest(
-                    prompt=self._begun(slot, beam),
-                    num_samples=budget if depth == 1 else min(self.width, budget),
-                    slot=number,
-                    max_new_tokens=self.params.max_new_tokens - len(beam.token_ids),
-                )
-                for number, (slot, beam) in enumerate(live)
-            ]
-            drawn = self._draw(requests, params, depth, tell)
-            tokens += sum(len(each.completion.token_ids) for group in drawn for each in group.completions)
-            ended = [[beam for beam in own if beam.finish is not None] for own in beams]
-            grown: list[dict[tuple[int, ...], Beam]] = [{} for _ in self.prompts]
-            for (slot, beam), group in zip(live, drawn, strict=True):
-                for each in group.completions:
-                    longer = beam.grown(each)
-                    grown[slot].setdefault(longer.token_ids, longer)
-            given = [(self.prompts[slot], ids) for slot, own in enumerate(grown) for ids in own]
-            flat = iter(self.guide.scores(given))
-            for slot, found in enumerate(grown):
-                candidates = ended[slot] + [replace(beam, score=next(flat)) for beam in found.values()]
-                beams[slot] = sorted(candidates, key=lambda beam: -beam.score)[:kept]
-        return beams, tokens
-
-    def _ended(self, prompt: Prompt, slot: int, beam: "Beam") -> SampledGroup:
-        """An ended beam as a group of one, for the judge."""
-        ids = beam.token_ids
-        assert beam.finish is not None
+    def _ended(self, prompt: Prompt, slot: int, answer: Beginning) -> SampledGroup:
+        """An answer that has ended as a group of one, for the judge."""
+        ids = answer.token_ids
+        assert answer.finish is not None
         drawn = SampledCompletion(
             completion=Completion(token_ids=ids, text=self.decode(ids), counts=(True,) * len(ids)),
             sampler_logprobs=(0.0,) * len(ids),
-            finish=beam.finish,
+            finish=answer.finish,
             policy_version=0,
         )
         return SampledGroup(prompt=prompt, completions=(drawn,), slot=slot, attempt=0)
-
-    def _begun(self, slot: int, beam: "Beam") -> Prompt:
-        prompt, ids = self.prompts[slot], beam.token_ids
-        return replace(prompt, text=prompt.text + self.decode(ids), token_ids=(*prompt.token_ids, *ids))
-
-    def _draw(
-        self, requests: Sequence[SampleRequest], params: SamplingParams, step: int, tell: Tell
-    ) -> list[SampledGroup]:
-        total = sum(request.num_samples for request in requests)
-        told = counting(f"sampling step {step} of beams" if step else "sampling", total, tell)
-        return self.sampler.sample(requests, params, seed=self.seed + EVALUATION_SEED, step=step, on_finished=told)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Beam:
-    """A beginning of an answer, or all of it."""
-
-    token_ids: tuple[int, ...] = ()
-    """Its tokens."""
-    finish: Literal["stop", "length"] | None = None
-    """How it ended; None where it goes on."""
-    score: float = 0.0
-    """What the guide says of it."""
-
-    def grown(self, drawn: SampledCompletion) -> "Beam":
-        """With what was sampled after it, not scored yet."""
-        return Beam(
-            token_ids=(*self.token_ids, *drawn.completion.token_ids),
-            finish=None if drawn.finish == "pause" else drawn.finish,
-        )
 
 
 def search_target(

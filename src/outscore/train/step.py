@@ -23,7 +23,7 @@ from outscore.objectives.preferences import Pairs
 from outscore.records import Completion
 from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import learning_rate, take_step
-from outscore.train.passes import updates_of
+from outscore.train.passes import part_of, updates_of
 from outscore.train.populations import PopulationWeights, reward_pairs, weighed_passes
 
 Metrics = Mapping[str, tuple[float, float]]
@@ -174,6 +174,9 @@ class UpdatePlan:
     """The run's seed and the stage's place, which the order of groups in later passes is drawn from."""
     beside: Callable[[Learner, Batch, int], Sequence[LossTerms]] | None = None
     """Adds another loss's gradient to that of an update, which it is told by its number in the step, 0 the first."""
+    within: Callable[[GroupRows, TokenLogprobs, int], LossTerms] | None = None
+    """Another loss of the same forward passes, as a share of an update of so many tokens; one backward pass takes both.
+    Where there is one, every completion with a counted token is forwarded."""
 
     def parts(self, groups: Sequence[TrainingGroup], learner: Learner) -> list[Sequence[TrainingGroup]]:
         """The groups of each update that the learner takes of a step's (`updates_of`)."""
@@ -215,6 +218,11 @@ def live_groups(batch: Batch, groups: Sequence[TrainingGroup], algorithm: Algori
     return _only(batch, groups, lambda first, last: bool(advantages[first:last].any()))
 
 
+def _forwarded(batch: Batch, groups: Sequence[TrainingGroup], plan: UpdatePlan) -> list[TrainingGroup]:
+    """The groups without the completions that no loss of the update has a use for."""
+    return counted_groups(batch, groups) if plan.within else live_groups(batch, groups, plan.algorithm)
+
+
 def counted_groups(batch: Batch, groups: Sequence[TrainingGroup]) -> list[TrainingGroup]:
     """The groups without the completions that have no token to learn from."""
     return _only(batch, groups, lambda first, last: first < last)
@@ -248,7 +256,7 @@ def update(
     mini-batch.
     """
     device = learner.policy.device
-    live = live_groups(batch, batch.groups, plan.algorithm)
+    live = _forwarded(batch, batch.groups, plan)
     anchor = ref = None
     if plan.epochs * plan.minibatches > 1 and plan.algorithm.needs_anchor:
         anchor = batch_logprobs(learner.policy, batch, live, plan.token_budget)
@@ -306,7 +314,7 @@ def accumulate(
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
-    live = live_groups(batch, part, plan.algorithm)
+    live = _forwarded(batch, part, plan)
     # A pair is compared where both of it are forwarded.
     micros = list(split_groups(live, plan.token_budget, whole=batch.pairs is not None))
 
@@ -336,9 +344,13 @@ def accumulate(
             factors=None if populations is None or index is None else populations.factors(index),
             **{name: None if flat is None else flat.index_select(0, rows.order) for name, flat in known.items()},
         )
-        terms.loss.backward()
-        learner.masters.gather_gradients()
         reported.append(terms)
+        loss = terms.loss
+        if plan.within is not None:
+            reported.append(plan.within(rows, now, num_tokens))
+            loss = loss + reported[-1].loss
+        loss.backward()
+        learner.masters.gather_gradients()
         if coefficients is not None:
             coefficients.index_copy_(0, rows.order.to(coefficients.device), terms.coefficients.to(coefficients))
         if on_progress:
@@ -376,11 +388,6 @@ def _hear_rewards(populations: PopulationWeights, batch: Batch, part: Sequence[T
     index = populations.index([batch.populations[place] for place in own])
     found = reward_pairs([batch.rewards[place] for place in own])
     populations.take_rewards(populations.sums(found, index), len(own))
-
-
-def part_of(before: int, total: int, on_progress: Callable[[float], None]) -> Callable[[float], None]:
-    """Hears the share of one of `total` equal parts, and tells that of the whole."""
-    return lambda share: on_progress((before + share) / total)
 
 
 def merge(reports: Sequence[Metrics]) -> Metrics:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from outscore.algorithms.rows import Algorithm
-from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, batch_returns, is_silent
+from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, batch_returns, is_silent, shrunk
 from outscore.objectives.critic import explained_variance
 from outscore.objectives.shaping import overlong_penalty
 from outscore.records import Completion, Score, ScoredGroup, StepScore
@@ -50,7 +50,7 @@ class Appraisal:
     critic: CriticTargets | None
     """What a critic learns from, over the same tokens in the same order."""
     metrics: Metrics
-    """The KL that rewards pay for, and how well the critic knew what would come."""
+    """The KL that rewards pay for, how certain the baselines are, and how well the critic knew what would come."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,12 +84,15 @@ class Worth:
         lengths = [group.num_tokens.tolist() for group in rewards]
         parts = iter(flat.split([length for own in lengths for length in own]))
         metrics = self._kl_metrics(groups, [own for own in kl if own is not None])
+        if self.algorithm.baseline == "shrunk_mean":
+            known = shrunk(rewards)[1]
+            metrics["baseline_certainty"] = (float(known.nansum()), float((~known.isnan()).sum()))
         targets = None
         if self.algorithm.has_critic:
             before = torch.cat([group.values for group in rewards if group.values is not None])
             targets = CriticTargets(values=before.float(), returns=batch_returns(rewards, self.algorithm).float())
-            known = explained_variance(targets.values, targets.returns)
-            metrics["explained_variance"] = (0.0, 0.0) if math.isnan(known) else (known, 1.0)
+            explained = explained_variance(targets.values, targets.returns)
+            metrics["explained_variance"] = (0.0, 0.0) if math.isnan(explained) else (explained, 1.0)
         return Appraisal(advantages=[[next(parts) for _ in own] for own in lengths], critic=targets, metrics=metrics)
 
     def overlong(self, group: ScoredGroup) -> Float[Tensor, " completion"]:
