@@ -1,9 +1,10 @@
 """Where each cell is read: one that is set and not read would promise what does not happen, and is refused."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-ABOVE_ZERO, GIVEN = "above 0", "not null"
+ABOVE_ZERO: Final = "above 0"
+GIVEN: Final = "not null"
 Wanted = tuple[Any, ...] | Literal["above 0", "not null"]
 """The values of a cell with which another is read: some, or any above 0, or any but None."""
 Case = Mapping[str, Wanted]
