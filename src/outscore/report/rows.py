@@ -131,21 +131,28 @@ def given_rows(
     """The rows of a step's groups whose completions were given, in the order given: what sampling and scoring would say
     of them is None. `coefficients` has one entry per completion, flat over all groups in order."""
     rows: list[CompletionRow] = []
-    unknown = dict.fromkeys(
+    unknown: dict[str, Any] = dict.fromkeys(
         ("extracted", "correct", "reward", "failure", "advantage", "finish", "policy_version", "sampler_logprobs")
     )
     for slot, group in enumerate(groups):
-        ranked = isinstance(group, RankedGroup)
-        for sample, completion in enumerate(group.completions if ranked else (group.completion,)):
+        completions, ranks = _members(group)
+        for sample, (completion, rank) in enumerate(zip(completions, ranks, strict=True)):
             own = coefficients[len(rows)]
             known: dict[str, Any] = {
-                **{"slot": slot, "attempt": 0, "sample": sample, "rank": group.ranks[sample] if ranked else None},
+                **{"slot": slot, "attempt": 0, "sample": sample, "rank": rank},
                 **_texts(group.prompt, completion),
                 "coefficients": None if own is None else tuple(own),
             }
             rows.append(CompletionRow(stage=stage, step=step, **known, **unknown))
     assert len(rows) == len(coefficients), f"{len(coefficients)} values for {len(rows)} completions"
     return rows
+
+
+def _members(group: GivenGroup) -> tuple[Sequence[Completion], Sequence[int | None]]:
+    """The completions of a group, and the rank of each where they have one."""
+    if isinstance(group, RankedGroup):
+        return group.completions, group.ranks
+    return (group.completion,), (None,)
 
 
 def _sampled(group: ScoredGroup, sample: int) -> dict[str, Any]:

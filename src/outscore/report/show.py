@@ -121,7 +121,8 @@ def _choose(
         raise ValueError(f"{directory.path} has no groups" + (f" in stage {stage!r}" if stage else " yet"))
     selected = every if step is None else [item for item in every if item.step == step][-1:]
     if not selected:
-        there = f"steps {every[0].step} to {every[-1].step}"
+        steps = [item.step for item in every]
+        there = f"steps {min(steps)} to {max(steps)}"
         raise ValueError(f"step {step}: {directory.path} has groups of {there}")
     if prompt is not None:
         groups = _of_prompt(selected, prompt)
