@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from outscore.cli import app
 from outscore.model.load import load_model
+from outscore.objectives import algorithm
 
 RECIPE = """\
 name: micro
@@ -178,6 +180,19 @@ def test_one_algorithm_shows_its_equation_its_source_and_every_cell(folder: Path
     assert data["stage_defaults"] == {"refills": 10, "overlong_buffer": 51}
     wrong = run("algorithms", "gpro")
     assert wrong.exit_code == 1 and "did you mean `grpo`?" in wrong.output
+
+
+def test_an_infinite_cell_is_printed_as_a_recipe_writes_it(folder: Path) -> None:
+    """JSON has no infinity, and null is another value of some cells."""
+
+    def refuse(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    rows = {row["name"]: row for row in json.loads(run("algorithms", "--json").stdout, parse_constant=refuse)}
+    one = json.loads(run("algorithms", "cispo", "--json").stdout, parse_constant=refuse)["cells"]
+    assert rows["cispo"] == one and one["clip_low"] == ".inf" and rows["grpo"]["clip_low"] == 0.2
+    assert algorithm("cispo", clip_low=yaml.safe_load(one["clip_low"])) == algorithm("cispo")
+    assert re.search(r"^\*clip_low +\.inf", run("algorithms", "cispo").stdout, re.MULTILINE)
 
 
 def test_chat_answers_and_ends_on_an_empty_line(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import math
 import textwrap
 from dataclasses import asdict
 from typing import Any
@@ -18,16 +19,18 @@ from outscore.stages import STAGE_DEFAULTS, PolicySettings
 
 OTHERS = "others"
 """The heading of rows that no preset describes."""
+NO_BOUND = ".inf"
+"""How a recipe writes a cell that is infinite; JSON has no number for it."""
 
 
 def described(name: str | None = None) -> Any:
     """All rows as data, or one with its preset's words; ValueError names the nearest row."""
     if name is None:
-        return [asdict(row) for row in ALGORITHMS.values()]
+        return [_cells(row) for row in ALGORITHMS.values()]
     row, preset = _row(name), PRESETS.get(name)
     words = asdict(preset) if preset else {}
     words.pop("cells", None)
-    return {**words, "cells": asdict(row), "stage_defaults": _stage_defaults(name)}
+    return {**words, "cells": _cells(row), "stage_defaults": _stage_defaults(name)}
 
 
 def table_of_algorithms(width: int) -> RenderableType:
@@ -60,12 +63,12 @@ def one_algorithm(name: str, width: int) -> RenderableType:
     if defaults := _stage_defaults(name):
         chosen = ", ".join(f"{key}={value}" for key, value in defaults.items())
         parts += [Text(textwrap.fill(f"stage settings where a recipe gives none: {chosen}", width))]
-    plain, meanings = asdict(ALGORITHMS["grpo"]), _meanings()
+    plain, meanings = _cells(ALGORITHMS["grpo"]), _meanings()
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for cell, value in asdict(row).items():
+    for cell, value in _cells(row).items():
         if cell != "name":
             differs = value != plain[cell]
             grid.add_row(
@@ -80,6 +83,11 @@ def _row(name: str) -> Algorithm:
     if name not in ALGORITHMS:
         raise ValueError(f"algorithm {name!r} is not known{nearest(name, ALGORITHMS)}")
     return ALGORITHMS[name]
+
+
+def _cells(row: Algorithm) -> dict[str, Any]:
+    """The cells of a row, each as a recipe would write it."""
+    return {cell: NO_BOUND if value == math.inf else value for cell, value in asdict(row).items()}
 
 
 def _words(preset: Preset, width: int) -> list[RenderableType]:

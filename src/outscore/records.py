@@ -211,6 +211,10 @@ class RankedGroup:
         assert len(self.ranks) == len(self.completions) >= 2
 
 
+GivenGroup = DemonstrationGroup | RankedGroup
+"""A group whose completions were given, and not sampled, to train a policy on."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledGroup:
     """A group of one: a prompt and a completion, with a number for some of its beginnings, such as a label for each

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from outscore.records import (
     Completion,
+    DemonstrationGroup,
+    GivenGroup,
     Problem,
     Prompt,
+    RankedGroup,
     SampledCompletion,
     SampledGroup,
     Score,
@@ -54,6 +57,19 @@ def rows_of(step: int, rewards: Sequence[float | None], **group: object) -> list
     made = scored_group(rewards, **group)  # type: ignore[arg-type]
     advantages = [[None if reward is None else reward - 1.0 for reward in rewards]]
     return completion_rows(stage="grpo", step=step, groups=[made], advantages=advantages)
+
+
+def given_groups() -> list[GivenGroup]:
+    """A demonstration of three tokens, the second of which carries no loss, and a ranking of two completions."""
+    problem = Problem(id="p/3", question="7-5", answer=None, columns={}, population="adults")
+    prompt = Prompt(problem=problem, text="7-5=", token_ids=(4, 8))
+    completions = [
+        Completion(token_ids=(5, 6, 2), text="277", counts=(True, False, True)),
+        Completion(token_ids=(5, 2), text="2", counts=(True, True)),
+        Completion(token_ids=(6, 2), text="20", counts=(True, True)),
+    ]
+    ranked = RankedGroup(prompt=prompt, completions=tuple(completions[1:]), ranks=(1, 0))
+    return [DemonstrationGroup(prompt=prompt, completion=completions[0]), ranked]
 
 
 def report(number: int, **metrics: float) -> StepReport:

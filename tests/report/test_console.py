@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 import rich.console
-from report.building import evaluation, report, rows_of
+from report.building import evaluation, given_groups, report, rows_of
 from rich.cells import cell_len
 
-from outscore.report import Console, views
+from outscore.report import Console, given_rows, views
 
 METRICS = {"reward": 1.25, "accuracy": 0.625, "zero_variance": 0.125, "completion_length": 33.0, "lr": 1e-5}
 METRICS |= {"reward_std": 0.5, "truncated": 0.0, "entropy": 0.5, "ref_kl": 1e-3, "clip_fraction_high": 0.01}
@@ -152,6 +152,19 @@ def test_a_group_at_80_columns_line_by_line():
         "─" * 80,
         "<answer>\\n277\\n</answer>                    0.000   0.500   0.500   -0.50   stop",
         "<answer>\\n277\\n</answer>                    1.000   0.500   1.500   +0.50   stop",
+    ]
+
+
+def test_a_given_group_fits_80_columns():
+    pulls = [(0.0,) * 3, (-1 / 3,) * 2, (1 / 3,) * 2]
+    rows = given_rows(stage="dpo", step=1, groups=given_groups(), coefficients=pulls)[1:]
+    assert [line.rstrip() for line in rendered(views.group_view(rows, 80))] == [
+        "dpo step 1 · p/3",
+        "7-5",
+        "response                                                        rank mean coeff.",
+        "─" * 80,
+        "2                                                                  1    -3.3e-01",
+        "20                                                                 0    +3.3e-01",
     ]
 
 

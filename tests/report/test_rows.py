@@ -5,9 +5,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report.building import rows_of, scored_group
+from report.building import given_groups, rows_of, scored_group
 
-from outscore.report.rows import completion_rows, read_parquet, read_rewards, to_parquet
+from outscore.report.rows import completion_rows, given_rows, read_parquet, read_rewards, to_parquet
 
 
 def many_rows():
@@ -59,6 +59,32 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read_rewards(path) == [(0, 0, 0.5), (0, 0, None), (1, 0, 1.5), (1, 0, 0.75)]
 
 
+def test_given_completions_are_rows_without_what_sampling_and_scoring_say(tmp_path):
+    pulls = [(0.25, 0.0, 0.25), (-0.5, -0.5), (0.5, 0.5)]
+    rows = given_rows(stage="dpo", step=4, groups=given_groups(), coefficients=pulls)
+    assert [(row.slot, row.sample, row.rank, row.response) for row in rows] == [
+        (0, 0, None, "277"),
+        (1, 0, 1, "2"),
+        (1, 1, 0, "20"),
+    ]
+    path = tmp_path / "step.parquet"
+    path.write_bytes(to_parquet(rows))
+    assert read_parquet(path) == rows  # quarters and halves are exact in float32
+    for row, pull in zip(rows, pulls, strict=True):
+        assert row.was_given and (row.problem_id, row.population, row.prompt) == ("p/3", "adults", "7-5=")
+        assert row.coefficients == pull and len(row.token_ids) == len(row.counts) == len(pull)
+        assert (row.reward, row.advantage, row.finish, row.policy_version, row.sampler_logprobs) == (None,) * 5
+    assert read_rewards(path) == [(0, 0, None), (1, 0, None), (1, 0, None)]
+    assert not any(row.was_given for row in many_rows())
+    assert pq.read_schema(path).types == pq.read_schema(_sampled_file(tmp_path)).types
+
+
+def _sampled_file(folder):
+    rows = completion_rows(stage="g", step=1, groups=[scored_group([None])], advantages=[[None]])
+    (folder / "sampled.parquet").write_bytes(to_parquet(rows))
+    return folder / "sampled.parquet"
+
+
 def test_the_same_rows_are_the_same_bytes():
     assert to_parquet(many_rows()) == to_parquet(many_rows())
     assert to_parquet(many_rows()) != to_parquet(many_rows()[::-1])
@@ -93,5 +119,7 @@ def test_text_that_has_no_utf8_is_kept_as_an_escape(tmp_path):
 
 
 def test_a_column_of_the_wrong_length_is_our_own_fault():
+    with pytest.raises(AssertionError, match="4 values for 3 completions"):
+        given_rows(stage="g", step=1, groups=given_groups(), coefficients=[None] * 4)
     with pytest.raises(AssertionError, match="1 values for 2 completions"):
         completion_rows(stage="g", step=1, groups=[scored_group([0.0, 1.0])], advantages=[[0.0, 0.0]], correct=[True])

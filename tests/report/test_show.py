@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import rich.console
-from report.building import CONFIG, STAGES, WEIGHTS, make_run, rows_of
+from report.building import CONFIG, STAGES, WEIGHTS, given_groups, make_run, rows_of
 from rich.cells import cell_len
 
 from outscore.model.tiny import tiny_model
-from outscore.report import RunDirectory, show_run
+from outscore.report import RunDirectory, given_rows, show_run
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_step_shows_its_groups(run):
     assert data["groups"][0][0]["response"] == "277"
     with pytest.raises(ValueError, match=r"step 9: .*groups of steps 1 to 4"):
         shown(run, step=9)
-    with pytest.raises(ValueError, match="no sampled groups in stage 'sft'"):
+    with pytest.raises(ValueError, match="no groups in stage 'sft'"):
         shown(run, step=1, stage="sft")
     with pytest.raises(ValueError, match="has sft, grpo"):
         shown(run, step=1, stage="ppo")
@@ -99,14 +99,14 @@ def test_one_prompt_across_steps(run):
     assert steps_and_slots(data) == [(1, 1), (2, 1), (3, 1), (4, 1)]
     assert [group[0]["reward"] for group in data["groups"]] == [0.75, 1.0, 1.25, 1.5]
     assert steps_and_slots(shown(run, prompt="p/1", best=True)[0])[0] == (4, 1)
-    with pytest.raises(ValueError, match=r"'p/7' was not sampled; the nearest that were: p/"):
+    with pytest.raises(ValueError, match=r"'p/7' is not in these groups; the nearest that are: p/"):
         shown(run, prompt="p/7")
 
 
 def test_a_run_in_progress_can_be_looked_at(tmp_path):
     run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
     assert shown(run)[0]["stages"][1]["steps_done"] == 0
-    with pytest.raises(ValueError, match="no sampled groups yet"):
+    with pytest.raises(ValueError, match="no groups yet"):
         shown(run, best=True)
     run = make_run(tmp_path / "b")
     with open(run.path / "metrics.jsonl", "ab") as file:
@@ -144,6 +144,28 @@ def test_a_completion_is_shown_token_by_token_with_the_coefficient_that_was_appl
         shown(run, step=1, sample=2)
     with pytest.raises(ValueError, match="sample 0: say of which groups: step, best, worst or prompt"):
         shown(run, sample=0)
+
+
+def test_given_completions_are_shown_with_their_ranks_and_coefficients(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    pulls = [(0.25, 0.0, 0.125), (-0.5, -0.5), (0.5, 0.5)]
+    run.write_groups("sft", 1, given_rows(stage="sft", step=1, groups=given_groups(), coefficients=pulls))
+    data, text = shown(run, step=1)
+    assert [[row["rank"] for row in group] for group in data["groups"]] == [[None], [1, 0]]
+    lines = [line.split() for line in text.splitlines()]
+    assert ["response", "mean", "coeff."] in lines and ["277", "+1.9e-01"] in lines  # 3/16: the mean of two tokens
+    assert ["response", "rank", "mean", "coeff."] in lines
+    assert ["2", "1", "-5.0e-01"] in lines and ["20", "0", "+5.0e-01"] in lines
+    data, text = shown(run, step=1, sample=0)
+    lines = [line.split() for line in text.splitlines()]
+    assert "completion 0 of p/3: given" in text and "completion 0 of p/3: given, rank 1" in text
+    assert ["1", "#6", "–"] in lines and ["2", "#2", "+1.250e-01"] in lines and ["0", "#5", "-5.000e-01"] in lines
+    for asked in ({"best": True}, {"worst": True, "prompt": "p/3"}):
+        with pytest.raises(ValueError, match="no completion here has one"):
+            shown(run, **asked)
+    run.write_groups("grpo", 1, rows_of(1, [0.0, 1.0], problem="p/3"))
+    for asked in ({"worst": True}, {"worst": True, "prompt": "p/3"}):
+        assert [[row["stage"] for row in group] for group in shown(run, **asked)[0]["groups"]] == [["grpo"] * 2]
 
 
 def test_tokens_are_decoded_with_the_newest_checkpoints_tokenizer(tmp_path):

@@ -174,7 +174,8 @@ def test_a_stage_of_preferences_resumes_exactly(tmp_path: Any) -> None:
 
     shutil.rmtree(stopped.checkpoint_path("dpo", 4))
     resume(stopped.path)
-    for name in ("metrics.jsonl", "evals.jsonl", "checkpoints/dpo/step-000004/model.safetensors"):
+    kept = ("checkpoints/dpo/step-000004/model.safetensors", "groups/dpo/step-000004.parquet")
+    for name in ("metrics.jsonl", "evals.jsonl", *kept):
         assert (whole.path / name).read_bytes() == (stopped.path / name).read_bytes(), name
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from train.building import tiny_policy
 from transformers import AutoModelForCausalLM
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from outscore.config import parse_recipe
 from outscore.model.load import encode
 from outscore.report import RunDirectory
+from outscore.report.rows import read_parquet
 from outscore.train.materials import text_groups
 from outscore.train.run import run_recipe
 from outscore.train.setup import prepare
@@ -59,4 +61,10 @@ def test_held_out_text_gets_likelier(tmp_path: Path) -> None:
     run = run_recipe({**RECIPE, "stages": [stage], "task": corpus(tmp_path)}, tmp_path / "run")
     before, after = (each.metrics["text_logprob"] for each in run.evaluations)
     assert after > before + 0.5
-    assert RunDirectory.open(run.path).metrics("pretrain")[0]["loss"] > -after
+    directory = RunDirectory.open(run.path)
+    assert directory.metrics("pretrain")[0]["loss"] > -after
+    # Every piece is on record, and each of its tokens pulls with 1 / (all tokens of the step).
+    rows = read_parquet(directory.groups_path("pretrain", 40))
+    coefficients = [value for row in rows for value in row.coefficients or ()]
+    assert len(rows) == 16 and len(coefficients) == directory.metrics("pretrain")[-1]["num_tokens"]
+    assert coefficients == pytest.approx([1 / len(coefficients)] * len(coefficients), rel=1e-6)

@@ -74,7 +74,7 @@ def score(
 def show(
     run: Annotated[Path, typer.Argument(help="The run directory.")],
     stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
-    step: Annotated[int | None, typer.Option(help="Show sampled groups of this step.")] = None,
+    step: Annotated[int | None, typer.Option(help="Show groups of this step.")] = None,
     best: Annotated[bool, typer.Option("--best", help="Show the groups with the highest reward.")] = False,
     worst: Annotated[bool, typer.Option("--worst", help="Show the groups with the lowest reward.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Show one problem (its id) over the steps.")] = None,

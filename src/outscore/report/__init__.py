@@ -5,7 +5,7 @@ from outscore.report.console import Console
 from outscore.report.evaluation import Evaluation
 from outscore.report.progress import Progress
 from outscore.report.reporter import Reporter
-from outscore.report.rows import CompletionRow, completion_rows
+from outscore.report.rows import CompletionRow, completion_rows, given_rows
 from outscore.report.run import Discarded, RunDirectory, StagePlan, StepFile
 from outscore.report.show import show_run
 from outscore.report.trackers import Tracker, open_trackers, require_trackers
@@ -25,6 +25,7 @@ __all__ = [
     "Tracker",
     "completion_rows",
     "find_alarms",
+    "given_rows",
     "open_trackers",
     "require_trackers",
     "show_run",

@@ -79,7 +79,7 @@ class Console:
             self.message(f"{name}: {total_steps} steps{resumed}")
 
     def step(self, report: StepReport, group_rows: Sequence[CompletionRow] = ()) -> None:
-        """A step is done; `group_rows` is the group to show, empty for stages that sample none."""
+        """A step is done; `group_rows` is the group to show, empty where nothing was sampled."""
         progress = self._stages[self._stage]
         progress.advance(report.step, report.seconds)
         self._history.append(step_metrics(report))

@@ -43,8 +43,9 @@ class Reporter:
         if self._console is not None:
             self._console.stage_ended()
 
-    def step(self, report: StepReport, completions: Sequence[CompletionRow] = (), shown_slot: int = 0) -> None:
-        """A step is done. `completions` are all of the step, none for stages that sample none; one slot is shown."""
+    def step(self, report: StepReport, completions: Sequence[CompletionRow] = (), shown_slot: int | None = 0) -> None:
+        """A step is done. `completions` are all of the step, none where no policy is trained; one slot is shown, or
+        none."""
         if completions:
             self._run.write_groups(self._stage, report.step, completions)
         self._run.append_step(self._stage, report)
@@ -103,7 +104,7 @@ def _metrics_of(line: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: value for name, value in line.items() if name not in RESERVED}
 
 
-def _one_group(completions: Sequence[CompletionRow], slot: int) -> list[CompletionRow]:
+def _one_group(completions: Sequence[CompletionRow], slot: int | None) -> list[CompletionRow]:
     # Of a slot that was refilled, the last attempt: the one that was trained on.
     attempts = [row.attempt for row in completions if row.slot == slot]
     return [row for row in completions if row.slot == slot and row.attempt == max(attempts)]

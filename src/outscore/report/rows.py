@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from outscore.records import Score, ScoredGroup, ScoringFailure
+from outscore.records import Completion, GivenGroup, Prompt, RankedGroup, Score, ScoredGroup, ScoringFailure
 
 PART_PREFIX = "reward/"
 EXTRA_PREFIX = "extra/"
@@ -18,7 +18,7 @@ EXTRA_PREFIX = "extra/"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompletionRow:
-    """Everything known of one completion of one step."""
+    """Everything known of one completion of one step, which was sampled or, as a demonstration, given."""
 
     stage: str
     """Name of the stage."""
@@ -41,29 +41,30 @@ class CompletionRow:
     answer: str | None
     """The gold answer."""
     response: str
-    """What the model wrote."""
+    """The text of the completion."""
     extracted: str | None
     """The answer found in the response, where the task extracts one."""
     correct: bool | None
     """Whether the answer is right, where that is known."""
     reward: float | None
-    """The total reward; None when scoring failed."""
+    """The total reward; None when scoring failed, or nothing was to be scored."""
     failure: str | None
     """Which reward failed and why; with a reward beside it, the recipe put a constant in its place."""
     advantage: float | None
-    """What training used; None when the completion was left out of it."""
-    finish: str
-    """`stop` or `length`."""
-    policy_version: int
-    """Optimizer steps the sampled policy had taken."""
+    """What training used; None when the completion was left out of it, or was given."""
+    finish: str | None
+    """`stop` or `length`; None where the completion was given."""
+    policy_version: int | None
+    """Optimizer steps the sampled policy had taken; None where the completion was given."""
     prompt_token_ids: tuple[int, ...]
     """Tokens of the prompt."""
     token_ids: tuple[int, ...]
     """Tokens of the completion, the stop token included."""
     counts: tuple[bool, ...]
     """For each token, whether it carries loss."""
-    sampler_logprobs: tuple[float, ...]
-    """For each token, its log-prob under the distribution sampled from; kept in float32."""
+    sampler_logprobs: tuple[float, ...] | None
+    """For each token, its log-prob under the distribution sampled from; kept in float32. None where the completion was
+    given."""
     coefficients: tuple[float, ...] | None = None
     """For each token, the coefficient on the gradient of its log-prob that was applied in the step's first pass over
     it; kept in float32. None when the completion was left out of training."""
@@ -71,10 +72,17 @@ class CompletionRow:
     """The last token of each step, where a reward scored steps."""
     step_rewards: tuple[float, ...] | None = None
     """What each step earned; together they are the reward."""
+    rank: int | None = None
+    """Where completions were given in the order they were liked: 0 for the best; equal ranks are a tie."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Each reward by name, before weighting."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Columns that rewards logged."""
+
+    @property
+    def was_given(self) -> bool:
+        """Whether nobody sampled it: a demonstration, a piece of text, one of a ranking."""
+        return self.policy_version is None
 
 
 def completion_rows(
@@ -113,10 +121,42 @@ def completion_rows(
     return rows
 
 
+def given_rows(
+    *,
+    stage: str,
+    step: int,
+    groups: Sequence[GivenGroup],
+    coefficients: Sequence[Sequence[float] | None],
+) -> list[CompletionRow]:
+    """The rows of a step's groups whose completions were given, in the order given: what sampling and scoring would say
+    of them is None. `coefficients` has one entry per completion, flat over all groups in order."""
+    rows: list[CompletionRow] = []
+    unknown: dict[str, Any] = dict.fromkeys(
+        ("extracted", "correct", "reward", "failure", "advantage", "finish", "policy_version", "sampler_logprobs")
+    )
+    for slot, group in enumerate(groups):
+        completions, ranks = _members(group)
+        for sample, (completion, rank) in enumerate(zip(completions, ranks, strict=True)):
+            own = coefficients[len(rows)]
+            known: dict[str, Any] = {
+                **{"slot": slot, "attempt": 0, "sample": sample, "rank": rank},
+                **_texts(group.prompt, completion),
+                "coefficients": None if own is None else tuple(own),
+            }
+            rows.append(CompletionRow(stage=stage, step=step, **known, **unknown))
+    assert len(rows) == len(coefficients), f"{len(coefficients)} values for {len(rows)} completions"
+    return rows
+
+
+def _members(group: GivenGroup) -> tuple[Sequence[Completion], Sequence[int | None]]:
+    """The completions of a group, and the rank of each where they have one."""
+    if isinstance(group, RankedGroup):
+        return group.completions, group.ranks
+    return (group.completion,), (None,)
+
+
 def _sampled(group: ScoredGroup, sample: int) -> dict[str, Any]:
-    prompt, problem = group.sampled.prompt, group.sampled.prompt.problem
     drawn, score = group.sampled.completions[sample], group.scores[sample]
-    question = problem.question
     scored: dict[str, Any] = (
         {"reward": None, "failure": f"{score.reward_name}: {score.reason}", "parts": {}}
         if isinstance(score, ScoringFailure)
@@ -129,19 +169,27 @@ def _sampled(group: ScoredGroup, sample: int) -> dict[str, Any]:
         "slot": group.sampled.slot,
         "attempt": group.sampled.attempt,
         "sample": sample,
+        "finish": drawn.finish,
+        "policy_version": drawn.policy_version,
+        "sampler_logprobs": drawn.sampler_logprobs,
+        **_texts(group.sampled.prompt, drawn.completion),
+        **scored,
+    }
+
+
+def _texts(prompt: Prompt, completion: Completion) -> dict[str, Any]:
+    """What was asked and what was answered."""
+    problem, question = prompt.problem, prompt.problem.question
+    return {
         "problem_id": problem.id,
         "population": problem.population,
         "question": question if isinstance(question, str) else json.dumps([dict(m) for m in question]),
         "prompt": prompt.text,
         "answer": problem.answer,
-        "response": drawn.completion.text,
-        "finish": drawn.finish,
-        "policy_version": drawn.policy_version,
+        "response": completion.text,
         "prompt_token_ids": prompt.token_ids,
-        "token_ids": drawn.completion.token_ids,
-        "counts": drawn.completion.counts,
-        "sampler_logprobs": drawn.sampler_logprobs,
-        **scored,
+        "token_ids": completion.token_ids,
+        "counts": completion.counts,
     }
 
 
@@ -176,6 +224,7 @@ _FIXED = pa.schema(
         ("coefficients", pa.list_(pa.float32())),
         ("step_ends", pa.list_(pa.int32())),
         ("step_rewards", pa.list_(pa.float64())),
+        ("rank", pa.int32()),
     ]
 )
 

@@ -31,7 +31,7 @@ def show_run(
     as_json: bool = False,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Print a run: its summary and, when asked for, sampled groups. Returns what it printed, as data.
+    """Print a run: its summary and, when asked for, groups of completions. Returns what it printed, as data.
 
     `stage` leaves the other stages out. `step` takes groups of that step (of `stage`, else of the last stage that has
     it); `best` and `worst` the groups with the highest or lowest mean reward, of `step` or of the whole run; `prompt`
@@ -118,17 +118,27 @@ def _choose(
         return None
     every = [item for item in directory.group_files() if stage in (None, item.stage)]
     if not every:
-        raise ValueError(f"{directory.path} has no sampled groups" + (f" in stage {stage!r}" if stage else " yet"))
+        raise ValueError(f"{directory.path} has no groups" + (f" in stage {stage!r}" if stage else " yet"))
     selected = every if step is None else [item for item in every if item.step == step][-1:]
     if not selected:
-        there = f"steps {every[0].step} to {every[-1].step}"
+        steps = [item.step for item in every]
+        there = f"steps {min(steps)} to {max(steps)}"
         raise ValueError(f"step {step}: {directory.path} has groups of {there}")
     if prompt is not None:
         groups = _of_prompt(selected, prompt)
-        return sorted(groups, key=_mean_reward, reverse=best)[:NUM_GROUPS] if best or worst else groups
+        if not best and not worst:
+            return groups
+        scored = [group for group in groups if any(row.reward is not None for row in group)]
+        return _some(sorted(scored, key=_mean_reward, reverse=best)[:NUM_GROUPS])
     if best or worst:
-        return _ranked(selected, worst=worst)
+        return _some(_ranked(selected, worst=worst))
     return _groups(rows.read_parquet(selected[0].path))[:NUM_GROUPS]
+
+
+def _some(ranked: list[list[rows.CompletionRow]]) -> list[list[rows.CompletionRow]]:
+    if not ranked:
+        raise ValueError("best and worst are by reward, and no completion here has one: ask for a step or a prompt")
+    return ranked
 
 
 def _samples(chosen: list[list[rows.CompletionRow]] | None, sample: int) -> list[list[rows.CompletionRow]]:
@@ -162,7 +172,7 @@ def _of_prompt(selected: Sequence[run.StepFile], prompt: str) -> list[list[rows.
     if not groups:
         seen = {row.problem_id for item in selected for row in rows.read_parquet(item.path)}
         near = difflib.get_close_matches(prompt, sorted(seen), n=3, cutoff=0.0)
-        raise ValueError(f"prompt {prompt!r} was not sampled; the nearest that were: {', '.join(near)}")
+        raise ValueError(f"prompt {prompt!r} is not in these groups; the nearest that are: {', '.join(near)}")
     return groups
 
 
@@ -192,7 +202,7 @@ def _groups(completions: Sequence[rows.CompletionRow]) -> list[list[rows.Complet
 
 def _mean_reward(group: Sequence[rows.CompletionRow]) -> float:
     rewards = [row.reward for row in group if row.reward is not None]
-    return math.fsum(rewards) / len(rewards) if rewards else -math.inf
+    return math.fsum(rewards) / len(rewards)
 
 
 def _render(

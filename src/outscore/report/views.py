@@ -3,8 +3,9 @@
 Model text only ever enters as `rich.text.Text` made by `literal`, so it is neither markup nor a terminal's command.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich import box
 from rich.cells import cell_len
@@ -39,6 +40,9 @@ MAX_PARTS = 3
 
 History = Sequence[Mapping[str, float | None]]
 """Metrics by name, a mapping per step, oldest first."""
+
+_Column = tuple[str, int, Callable[[CompletionRow], Text]]
+"""A column of a group's table: its name, how wide it is, and what it says of a completion."""
 
 
 def literal(content: str, width: int | None = None, *, style: str = "") -> Text:
@@ -105,40 +109,60 @@ def pack(chunks: Sequence[str], width: int, separator: str = " · ") -> list[str
 
 
 def group_view(rows: Sequence[CompletionRow], width: int, *, max_rows: int = 8, lines: int = 2) -> RenderableType:
-    """A sampled group: its question, and each completion, in at most `lines` lines, with its rewards and its ending."""
-    parts = sorted({name for row in rows for name in row.parts})
-    parts = parts if 1 < len(parts) <= MAX_PARTS else []
+    """A group: its question, and each completion, in at most `lines` lines, with its rewards and its ending or, where
+    it was given, with its rank and the mean of its tokens' coefficients."""
+    columns = _given_columns(rows) if rows[0].was_given else _sampled_columns(rows)
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    # Columns of 7 for numbers and one of 6 for the ending, a blank between any two; the response takes what is left.
-    response_width = max(12, width - 8 * len(parts) - 8 - 8 - 7)
+    # A blank between any two columns; the response takes what is left.
+    response_width = max(12, width - sum(size + 1 for _, size, _ in columns))
     table.add_column("response", width=response_width, no_wrap=True)
-    for name in [*parts, "reward", "advant."]:
-        table.add_column(literal(name, 7), justify="right", width=7, no_wrap=True)
-    table.add_column("ended", justify="right", width=6, no_wrap=True)
+    for name, size, _ in columns:
+        table.add_column(literal(name, size), justify="right", width=size, no_wrap=True)
     for row in rows[:max_rows]:
-        table.add_row(
-            Text(fold(visible(row.response), response_width, lines)),
-            *(Text(format_value(PART_PREFIX, row.parts.get(name))) for name in parts),
-            Text("failed", style="red") if row.failure else Text(format_value("reward", row.reward)),
-            _advantage(row.advantage),
-            Text(row.finish, style="yellow" if row.finish == "length" else ""),
-        )
+        cells = (cell(row) for _, _, cell in columns)
+        table.add_row(Text(fold(visible(row.response), response_width, lines)), *cells)
     below = [Text(f"… {len(rows) - max_rows} more", style="dim")] if len(rows) > max_rows else []
     below += [literal(row.failure, width, style="red") for row in rows if row.failure][:1]
     return Group(*heading(rows[0], width), table, *below)
 
 
+def _sampled_columns(rows: Sequence[CompletionRow]) -> list[_Column]:
+    names = sorted({name for row in rows for name in row.parts})
+    names = names if 1 < len(names) <= MAX_PARTS else []
+
+    def part(name: str) -> _Column:
+        return name, 7, lambda row: Text(format_value(PART_PREFIX, row.parts.get(name)))
+
+    def reward(row: CompletionRow) -> Text:
+        return Text("failed", style="red") if row.failure else Text(format_value("reward", row.reward))
+
+    def ended(row: CompletionRow) -> Text:
+        return Text(row.finish or "", style="yellow" if row.finish == "length" else "")
+
+    others: list[_Column] = [("reward", 7, reward), ("advant.", 7, lambda row: _signed(row.advantage, ".2f"))]
+    return [*map(part, names), *others, ("ended", 6, ended)]
+
+
+def _given_columns(rows: Sequence[CompletionRow]) -> list[_Column]:
+    def pull(row: CompletionRow) -> Text:
+        own = [value for value, counts in zip(row.coefficients or (), row.counts, strict=False) if counts]
+        return _signed(math.fsum(own) / len(own) if own else None, ".1e")
+
+    ranks: list[_Column] = [("rank", 4, lambda row: Text(str(row.rank)))] if rows[0].rank is not None else []
+    return [*ranks, ("mean coeff.", 11, pull)]
+
+
 def heading(first: CompletionRow, width: int) -> list[Text]:
-    """Where a group was sampled, its question and its gold answer."""
+    """In which step a group was trained on, its question and its gold answer."""
     gold = "" if first.answer is None else shorten(f"   gold: {visible(first.answer)}", width // 2)
     question = Text(shorten(visible(first.question), width - cell_len(gold)))
     title = literal(f"{first.stage} step {first.step} · {first.problem_id}", width, style="bold")
     return [title, Text.assemble(question, (gold, "green"))]
 
 
-def _advantage(value: float | None) -> Text:
+def _signed(value: float | None, form: str) -> Text:
     style = "" if not value else "green" if value > 0 else "red"
-    return Text("–" if value is None else f"{value:+.2f}", style=style)
+    return Text("–" if value is None else f"{value:+{form}}", style=style)
 
 
 def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = None, width: int = 80) -> RenderableType:

@@ -34,7 +34,7 @@ class DemonstrationSource:
         batch = demonstration_batch(groups)
         lengths = [float(len(group.completion.token_ids)) for group in groups]
         metrics = {"completion_length": (sum(lengths), float(len(lengths)))}
-        return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
+        return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)), given=tuple(groups))
 
 
 def demonstration_batch(groups: Sequence[DemonstrationGroup]) -> Batch:

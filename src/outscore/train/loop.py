@@ -14,7 +14,7 @@ from outscore.config import EvaluationSettings, Recipe
 from outscore.inputs import nearest
 from outscore.objectives.returns import adaptive_kl_coef
 from outscore.records import StepReport
-from outscore.report import Evaluation, Reporter, RunDirectory, completion_rows
+from outscore.report import CompletionRow, Evaluation, Reporter, RunDirectory, completion_rows, given_rows
 from outscore.report.evaluation import headline
 from outscore.report.populations import falls
 from outscore.rollout import Sampler
@@ -145,20 +145,26 @@ class StageRun:
                 f"`outscore resume {self.run.path}`"
             ) from error
 
-    def _rows(self, step: int, collected: Collected, coefficients: Tensor | None = None):  # type: ignore[no-untyped-def]
+    def _rows(self, step: int, collected: Collected, coefficients: Tensor) -> tuple[list[CompletionRow], Metrics]:
+        """The record of a step's completions, and how many of those that were sampled are right.
+
+        A reward model is moved by its scores: nothing pulls at the log-probs of what was given to it.
+        """
+        label, judge = self.stage.settings.label, self.stage.judge
         if not collected.groups:
-            return [], {}
-        judge = self.stage.judge
+            given = collected.given if self.stage.plan.algorithm.trains == "policy" else ()
+            own = collected.per_token(coefficients) if given else []
+            return given_rows(stage=label, step=step, groups=given, coefficients=own), {}
         verdicts = [judge.correct(group) for group in collected.groups]
         rows = completion_rows(
-            stage=self.stage.settings.label,
+            stage=label,
             step=step,
             groups=collected.groups,
             advantages=collected.advantages,
             extracted=[answer for group in collected.groups for answer in judge.answers(group.sampled)],
             correct=[verdict for group in verdicts for verdict in group],
             extra_columns=collected.extra_columns,
-            coefficients=None if coefficients is None else collected.per_token(coefficients),
+            coefficients=collected.per_token(coefficients),
         )
         # Of the groups trained on, as the other metrics of rollouts: replaced ones were chosen for being all alike.
         kept = verdicts[: collected.num_kept]
@@ -286,9 +292,10 @@ def shrink(learner: Learner, settings: PlateauSettings | None, num_plateaus: int
         learner.populations.shrunk = settings.step_size_factor**num_plateaus
 
 
-def _most_telling_slot(collected: Collected) -> int:
-    """The first group whose completions differ in advantage: the one worth showing."""
+def _most_telling_slot(collected: Collected) -> int | None:
+    """The first group whose completions differ in advantage: the one worth showing. None where nothing was sampled:
+    what was given is known."""
     for group, advantages in zip(collected.groups, collected.advantages, strict=True):
         if any(advantages):
             return group.sampled.slot
-    return 0
+    return 0 if collected.groups else None

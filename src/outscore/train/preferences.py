@@ -59,14 +59,15 @@ class PreferenceSource:
     def collect(self, step: int, tell: Tell = tell_nobody) -> Collected:
         """The rankings of a step; they are there, so there is nothing to tell."""
         chosen = batch_indices(self.seed, self.stage, step, self.batch_size, len(self.rankings), self.strata)
-        batch = ranked_batch([self.rankings[index] for index in chosen], ties=self.ties)
+        groups = tuple(self.rankings[index] for index in chosen)
+        batch = ranked_batch(groups, ties=self.ties)
         assert batch.pairs is not None
         lengths = [float(len(completion.token_ids)) for completion in batch.completions]
         metrics = {
             "completion_length": (sum(lengths), float(len(lengths))),
             "pairs": (float(batch.pairs.better.numel()), float(len(batch.groups))),
         }
-        return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
+        return Collected(batch=batch, metrics=metrics, seconds={}, num_tokens=int(sum(lengths)), given=groups)
 
 
 def check_ties(rankings: Sequence[RankedGroup], ties: Ties) -> None:

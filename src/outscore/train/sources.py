@@ -15,6 +15,7 @@ from outscore.model.rows import TrainingGroup
 from outscore.objectives.advantages import is_zero_variance
 from outscore.records import (
     Completion,
+    GivenGroup,
     Prompt,
     SampledGroup,
     SampleRequest,
@@ -52,6 +53,8 @@ class Collected:
     completion was left out of training, as all of a replaced group are."""
     extra_columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """What rewards logged, flat over the completions of `groups`."""
+    given: tuple[GivenGroup, ...] = ()
+    """Instead of `groups`, those of the batch where their completions were given."""
 
     @property
     def num_kept(self) -> int:
@@ -59,15 +62,19 @@ class Collected:
         return len(self.batch.groups)
 
     def per_token(self, values: Float[Tensor, " token"]) -> list[tuple[float, ...] | None]:
-        """Values on the batch's token axis for every token of every completion of `groups`, 0 where it carries no
-        loss; None for a completion that was left out of training."""
+        """Values on the batch's token axis for every token of every completion of `groups`, or of `given`, 0 where it
+        carries no loss; None for a completion that was left out of training."""
         flat, starts = values.tolist(), self.batch.starts
         used = [value is not None for group in self.advantages for value in group]
+        used = [True] * len(self.batch.completions) if self.given else used
         spread: list[tuple[float, ...] | None] = [None] * len(used)
         for number, completion in enumerate(self.batch.completions):
             if used[number]:
-                own = iter(flat[starts[number] : starts[number + 1]])
-                spread[number] = tuple(next(own) if counts else 0.0 for counts in completion.counts)
+                own = flat[starts[number] : starts[number + 1]]
+                if len(own) < len(completion.counts):
+                    rest = iter(own)
+                    own = [next(rest) if counts else 0.0 for counts in completion.counts]
+                spread[number] = tuple(own)
         return spread
 
 
