@@ -155,6 +155,17 @@ def load_place(source: str, folder: Path) -> tuple[ModuleType, str]:
     return module, name
 
 
+def source_file(reward: Reward) -> tuple[str, Path] | None:
+    """The file that a reward of the user's was read from, by the name the recipe has for it; None for one that is built
+    in or was given as an object."""
+    if reward.origin is None:
+        return None
+    given, folder = reward.origin
+    place, colon, _ = str(given["name"]).rpartition(":")
+    file = folder / place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    return (place, Path(file)) if colon and file else None
+
+
 def _own(target: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Reward:
     """A reward of the user's. A class is instantiated with the options, and the object is called."""
     checked = _checked(name, target, options) if options else {}

@@ -30,6 +30,7 @@ from outscore.train.checkpoint import (
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
 from outscore.train.plateaus import check_plateaus
+from outscore.train.provenance import differences
 from outscore.train.setup import Workshop, prepare, stage_plans
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
@@ -98,7 +99,8 @@ def resume(
 
     Raises:
         ValueError: if there is no run at `path`, another process is writing it, objects must be given again or are
-            others, or it has checkpoints and none is sound; the run is then as it was.
+            others, or it has checkpoints and none is sound; the run is then as it was. Or if the weights that it began
+            with are needed and are others. Other data and other reward files are reported.
     """
     run = RunDirectory.open(Path(path))
     config = run.config()
@@ -120,14 +122,19 @@ def resume(
             progress, saved_in = read_progress(found.path)
             run.truncate_after(found.stage, found.step)
             notes += _differences(saved_in)
-        for note in notes:
-            run.log(note)
-            if console:
-                console.message(note, warning=True)
+        _say(notes, run, console)
     weights = policy_weights(run, found.path if found else None)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
+    _say(differences(facts, workshop.facts), run, console)
     check_plateaus(recipe, workshop)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
+
+
+def _say(notes: Sequence[str], run: RunDirectory, console: Console | None) -> None:
+    for note in notes:
+        run.log(note)
+        if console:
+            console.message(note, warning=True)
 
 
 def _check_objects(recipe: Recipe, path: str | Path, *, task: object, rewards: object) -> None:

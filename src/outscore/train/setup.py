@@ -3,7 +3,7 @@ any work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ from outscore.stages import (
     StageSettings,
     TextSettings,
 )
-from outscore.tasks import RankingTask, Task, make_task
-from outscore.tasks.base import CorpusTask, LabelledTask, question_text
+from outscore.tasks import Task, make_task
+from outscore.tasks.base import CorpusTask, characters_of, question_text
 from outscore.train.evaluate import Judge
 from outscore.train.materials import (
     Materials,
@@ -57,6 +57,7 @@ from outscore.train.populations import (
     population_notices,
     stage_weights,
 )
+from outscore.train.provenance import data_digests, reward_digests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +234,7 @@ def prepare(
         made = partial(stage_materials, unseen=others, corpus=corpus)
         materials.append(made(stage, own_task, scorers, verdicts, policy, recipe))
     asked = _asked(recipe, task.eval_problems()) if recipe.rewards else []
-    return Workshop(
+    workshop = Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
         base=partial(_trained_weights, load, found),
@@ -246,6 +247,13 @@ def prepare(
         facts=found,
         notices=_population_notices(recipe.stages, materials, asked),
     )
+    return workshop if outlined or evaluation_only else replace(workshop, facts={**found, **_digests(recipe, workshop)})
+
+
+def _digests(recipe: Recipe, made: Workshop) -> dict[str, Any]:
+    stages = {stage.label: own for stage, own in zip(recipe.stages, made.materials, strict=True)}
+    held_out = (*made.eval_prompts, *made.eval_rankings, *made.eval_texts)
+    return {"data": data_digests(stages, held_out), "reward_files": reward_digests(made.all_rewards)}
 
 
 def _asked(recipe: Recipe, held_out: Sequence[Problem]) -> Sequence[Problem]:
@@ -313,6 +321,7 @@ def load_policy(
     """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen.
 
     `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights.
+    ValueError where `facts` has the digest of other weights than those that `settings` names.
     """
     granted: Mapping[str, Any] = {"layout": "group_rows", "layout_probe": "not probed: no weights"} if outlined else {}
     facts = facts or granted
@@ -321,11 +330,17 @@ def load_policy(
     if precision is None:
         probe = probe_precision(default_device())
         precision, probed = probe.precision, probe.reason
-    source = str(weights) if weights is not None and settings.lora is None else settings.source
+    resumed = weights is not None and settings.lora is None  # else the weights are those that the run began with
+    source = str(weights) if resumed else settings.source
     tasks = [task] if isinstance(task, Task) else [] if task is None else task
     with torch.device("meta") if outlined else nullcontext():
         loaded = _load(source, settings, tasks, seed, outline_model if outlined else load_model)
-    model, tokenizer = loaded.model, loaded.tokenizer
+    model, tokenizer, began_with = loaded.model, loaded.tokenizer, facts.get("weights_sha256", loaded.sha256)
+    if not resumed and source != "tiny" and loaded.sha256 not in ("", began_with):
+        raise ValueError(
+            f"model.source = {source!r}: its weights are not those the run began with (SHA-256 {loaded.sha256[:12]}…, "
+            f"and {began_with[:12]}… then); put those back, or begin a new run"
+        )
     stops = stop_token_ids(model, tokenizer)
     if "layout_probe" in facts:
         layout, tried = facts["layout"], facts["layout_probe"]
@@ -340,7 +355,7 @@ def load_policy(
         add_lora(model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed)
     policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout)
     found = {
-        "weights_sha256": facts.get("weights_sha256", loaded.sha256),
+        "weights_sha256": began_with if resumed else loaded.sha256,
         "precision": precision,
         "precision_probe": probed,
         "layout": layout,
@@ -355,7 +370,7 @@ def _load(
     if source == "tiny":
         if not tasks:
             raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
-        known = [getattr(task, "characters", None) or _characters(task) for task in tasks]
+        known = [getattr(task, "characters", None) or characters_of(task) for task in tasks]
         characters = known[0] if len(known) == 1 else "".join(sorted(set("".join(known))))
         strings = tuple(dict.fromkeys(text for task in tasks for text in getattr(task, "special_strings", ())))
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
@@ -370,20 +385,3 @@ def _load(
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _characters(task: Task) -> str:
-    """Every character of a task's text, for a tokenizer made for it."""
-    problems = [*task.train_problems(), *task.eval_problems()]
-    demonstrations = task.demonstrations()
-    rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []
-    labelled = [*task.labelled_solutions(), *task.eval_labelled_solutions()] if isinstance(task, LabelledTask) else []
-    rated = [*task.train_ratings(), *task.eval_ratings()] if isinstance(task, LabelledTask) else []
-    answered = [*problems, *(d.problem for d in demonstrations), *(r.problem for r in rankings)]
-    texts = [p.question for p in answered if isinstance(p.question, str)]
-    texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
-    texts += [response for ranking in rankings for response in ranking.responses]
-    texts += [*task.train_texts(), *task.eval_texts()] if isinstance(task, CorpusTask) else []
-    texts += [rating.response for rating in rated] + [step for each in labelled for step in each.steps]
-    texts += [" \n"] if labelled else []  # what a stage may put between steps
-    return "".join(sorted({character for text in texts for character in text}))
