@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -17,23 +17,20 @@ from outscore.train.materials import Materials
 _AS_TEXT = (date, time, timedelta, Decimal, Fraction, PurePath)
 
 
-def data_digests(stages: Mapping[str, Materials], held_out: Sequence[Any]) -> dict[str, Any]:
-    """Digests of what each stage (by name) works on, rendered, and of what evaluations ask.
+def digests(stages: Mapping[str, Materials], held_out: Iterable[Any], rewards: Iterable[Rewards]) -> dict[str, Any]:
+    """Digests of what each stage (by name) works on and of what evaluations ask, both rendered, and of the files that
+    rewards of one's own were read from, by what the recipe calls them.
 
-    >>> data_digests({}, [])
-    {'stages': {}, 'evaluation': 'e3b0c44298fc1c14'}
+    >>> digests({}, [], [])
+    {'data': {'stages': {}, 'evaluation': 'e3b0c44298fc1c14'}, 'reward_files': {}}
     """
     data = [field.name for field in dataclasses.fields(Materials) if field.name not in ("rewards", "judge")]
     found = {
         stage: digest_of(item for name in data for item in (name, *getattr(own, name))) for stage, own in stages.items()
     }
-    return {"stages": found, "evaluation": digest_of(held_out)}
-
-
-def reward_digests(rewards: Iterable[Rewards]) -> dict[str, str]:
-    """Digests of the files that rewards of one's own were read from, by what the recipe calls them."""
-    named = [source_file(each) for own in rewards for each in own.rewards]
-    return {name: _short(hashlib.sha256(path.read_bytes())) for name, path in filter(None, named)}
+    named = filter(None, (source_file(each) for own in rewards for each in own.rewards))
+    files = {name: _short(hashlib.sha256(path.read_bytes())) for name, path in named}
+    return {"data": {"stages": found, "evaluation": digest_of(held_out)}, "reward_files": files}
 
 
 def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

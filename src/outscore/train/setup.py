@@ -57,7 +57,7 @@ from outscore.train.populations import (
     population_notices,
     stage_weights,
 )
-from outscore.train.provenance import data_digests, reward_digests
+from outscore.train.provenance import digests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,6 +185,12 @@ def check_before_loading(recipe: Recipe) -> None:
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
+        if is_adapter(Path(recipe.model.source).expanduser()):
+            raise ValueError(
+                f"model.source = {recipe.model.source!r} holds a LoRA adapter, and model.lora would put another one on "
+                f"it: merge it first (`outscore export {recipe.model.source} DIRECTORY`) and give that directory, or "
+                "leave model.lora out"
+            )
 
 
 def prepare(
@@ -221,7 +227,8 @@ def prepare(
     if not outlined:
         rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed, outlined=outlined)
+    kept = {"outlined": outlined, "keep_adapter": evaluation_only}
+    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed, **kept)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
     materials, unseen = [], {question_text(problem) for problem in task.eval_problems()}
@@ -247,13 +254,11 @@ def prepare(
         facts=found,
         notices=_population_notices(recipe.stages, materials, asked),
     )
-    return workshop if outlined or evaluation_only else replace(workshop, facts={**found, **_digests(recipe, workshop)})
-
-
-def _digests(recipe: Recipe, made: Workshop) -> dict[str, Any]:
-    stages = {stage.label: own for stage, own in zip(recipe.stages, made.materials, strict=True)}
-    held_out = (*made.eval_prompts, *made.eval_rankings, *made.eval_texts)
-    return {"data": data_digests(stages, held_out), "reward_files": reward_digests(made.all_rewards)}
+    if outlined or evaluation_only:
+        return workshop
+    stages = {stage.label: own for stage, own in zip(recipe.stages, materials, strict=True)}
+    held_out = (*workshop.eval_prompts, *workshop.eval_rankings, *workshop.eval_texts)
+    return replace(workshop, facts=found | digests(stages, held_out, workshop.all_rewards))
 
 
 def _asked(recipe: Recipe, held_out: Sequence[Problem]) -> Sequence[Problem]:
@@ -317,10 +322,12 @@ def load_policy(
     weights: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     outlined: bool = False,
+    keep_adapter: bool = False,
 ) -> tuple[Policy, dict[str, Any]]:
     """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen.
 
-    `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights.
+    `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights. A
+    LoRA adapter that is the source is merged into its base, unless `keep_adapter` leaves it in, frozen.
     ValueError where `facts` has the digest of other weights than those that `settings` names.
     """
     granted: Mapping[str, Any] = {"layout": "group_rows", "layout_probe": "not probed: no weights"} if outlined else {}
@@ -334,7 +341,7 @@ def load_policy(
     source = str(weights) if resumed else settings.source
     tasks = [task] if isinstance(task, Task) else [] if task is None else task
     with torch.device("meta") if outlined else nullcontext():
-        loaded = _load(source, settings, tasks, seed, outline_model if outlined else load_model)
+        loaded = _load(source, settings, tasks, seed, outlined=outlined, merged=not keep_adapter)
     model, tokenizer, began_with = loaded.model, loaded.tokenizer, facts.get("weights_sha256", loaded.sha256)
     if not resumed and source != "tiny" and loaded.sha256 not in ("", began_with):
         raise ValueError(
@@ -365,7 +372,7 @@ def load_policy(
 
 
 def _load(
-    source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int, load: Callable[..., LoadedModel]
+    source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int, *, outlined: bool, merged: bool
 ) -> LoadedModel:
     if source == "tiny":
         if not tasks:
@@ -376,9 +383,10 @@ def _load(
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
         digest = "" if model.device.type == "meta" else weights_sha256(model)
         return LoadedModel(model=model, tokenizer=tokenizer, sha256=digest, source=source)
+    load = outline_model if outlined else load_model
     allowed = {"trust_remote_code": settings.trust_remote_code, "allow_pickle": settings.allow_pickle}
-    if is_adapter(Path(source)):
-        return load_with_adapter(Path(source), load=load, **allowed)
+    if is_adapter(directory := Path(source).expanduser()):
+        return load_with_adapter(directory, load=load, merged=merged, **allowed)
     return load(source, precision_dtype=torch.float32, **allowed)
 
 
