@@ -119,6 +119,15 @@ def test_a_row_s_side_does_not_depend_on_the_other_rows(tmp_path, jsonl):
     }
 
 
+@pytest.mark.parametrize("options", [{}, {"id": "key"}], ids=["by question", "by id"])
+def test_a_row_s_side_does_not_depend_on_where_the_rows_lie(tmp_path, options):
+    rows = [{**row, "key": f"k{number}"} for number, row in enumerate(ROWS)]
+    named = [DataTask(path=write_jsonl(tmp_path / name, rows), **options) for name in ("one.jsonl", "two.jsonl")]
+    given = [DataTask(rows=rows, **options), DataTask(path=tmp_path / "one.jsonl", name="mine", **options)]
+    held_out = [{problem.question for problem in task.eval_problems()} for task in (*named, *given)]
+    assert held_out.count(held_out[0]) == 4 and 1 <= len(held_out[0]) < 30
+
+
 def test_rows_with_the_same_question_fall_on_the_same_side_under_ids_of_their_own(tmp_path):
     rows = [{"question": str(n % 10), "answer": n} for n in range(40)]
     task = DataTask(path=write_jsonl(tmp_path / "d.jsonl", rows), eval_fraction=0.4)

@@ -132,7 +132,7 @@ class DataTask:
 class Entry:
     """A row that has been understood.
 
-    >>> Entry(problem=problem, response=None, feedback=None, hold_out_key="problems/3f2a")
+    >>> Entry(problem=problem, response=None, feedback=None, hold_out_key="3f2a")
     """
 
     problem: Problem
@@ -142,8 +142,8 @@ class Entry:
     feedback: Ranking | Rating | LabelledSolution | None
     """What was said about completions, if the row says anything."""
     hold_out_key: str
-    """What is hashed to decide whether the row is held out: rows with the same question share it unless ids are
-    given."""
+    """What is hashed to decide whether the row is held out, wherever the row lies: its id or, where none are given, a
+    digest of its question, which rows with the same question share."""
 
 
 def _check_sources(
@@ -230,7 +230,8 @@ def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -
     else:
         question, response = _question(row, mapping)
     text = question_text(Problem(id="", question=question, answer=None, columns={}))
-    key = f"{name}/{row.values[mapping.id] if mapping.id else _digest(text)[:12]}"
+    own = str(row.values[mapping.id]) if mapping.id else _digest(text)[:12]
+    key = f"{name}/{own}"
     if mapping.id and key in places:
         raise ValueError(f"{row.where}: the id {row.values[mapping.id]!r} is already that of {places[key]}")
     population = row.values.get(mapping.population) if mapping.population else None
@@ -244,7 +245,7 @@ def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -
     )
     feedback = _feedback(row, mapping, problem, pair)
     rated = isinstance(feedback, Rating)
-    return Entry(problem=problem, response=None if rated else response, feedback=feedback, hold_out_key=key)
+    return Entry(problem=problem, response=None if rated else response, feedback=feedback, hold_out_key=own)
 
 
 def _feedback(
