@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from outscore.inputs import checked_options, expected, nearest
+from outscore.inputs import checked_options, expected, from_here, nearest
 from outscore.records import PYTHON
 from outscore.rewards.builtin import BUILTIN_REWARDS
 from outscore.rewards.contract import Reward, RewardFunction
@@ -189,7 +189,7 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         folder = path.parent
         present = sorted(each.name for each in folder.glob("*.py")) if folder.is_dir() else []
-        raise ValueError(f"rewards: there is no file {str(path)!r}{nearest(path.name, present)}")
+        raise ValueError(f"rewards: there is no file {str(path)!r}{nearest(path.name, present)}{from_here(path)}")
     path = path.resolve()
     name = f"outscore_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -19,6 +19,7 @@ from outscore.stages import PreferenceSettings
 from outscore.tasks import make_task, render
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
 from outscore.train.checkpoint import REFERENCE_FILE, best_checkpoint, newest_sound
+from outscore.train.home import home_of, located
 from outscore.train.setup import Workshop, load_policy, prepare
 from outscore.train.step import Reference
 
@@ -124,7 +125,8 @@ def target_recipe(
 ) -> Recipe:
     """The settings to use a target with: those of its run, with what is given put in their place.
 
-    How the model is loaded and prompted is the run's, unless `recipe` brings a prompt. A model that belongs to no run
+    How the model is loaded and prompted is the run's, unless `recipe` brings a prompt; its paths are relative to where
+    it was started, and those that are given to where they are given. A model that belongs to no run
     gets the defaults. Without a reward it is the last number that is right; but where `compares` says that held-out
     preferences are enough, a run which trains on some has no reward unless one is given.
 
@@ -133,6 +135,8 @@ def target_recipe(
     """
     run = run_of(target)
     own = RunDirectory.open(run).config() if run is not None else {}
+    if run is not None and (home := home_of(run, own)) is not None:
+        own = located(own, home)
     data: dict[str, Any] = dump_recipe(load_recipe(recipe)) if recipe is not None else own or deepcopy(_BARE)
     data.pop(FACTS, None)
     if task is not None:

@@ -27,6 +27,7 @@ from outscore.train.checkpoint import (
     prune_checkpoints,
     read_progress,
 )
+from outscore.train.home import WORKING_DIRECTORY, at_home, working_directory
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
 from outscore.train.plateaus import check_plateaus
@@ -80,7 +81,8 @@ def run_recipe(
     _check_vacant(directory)
     workshop = prepare(chosen, task=own_task, rewards=own_rewards)
     check_plateaus(chosen, workshop)
-    config = {**dump_recipe(chosen), FACTS: {**workshop.facts, "environment": environment()}}
+    began = {"environment": environment(), WORKING_DIRECTORY: working_directory(directory)}
+    config = {**dump_recipe(chosen), FACTS: {**workshop.facts, **began}}
     run = RunDirectory.create(directory, config=config, stages=plans)
     return _go(run, chosen, workshop, None, console)
 
@@ -95,15 +97,25 @@ def resume(
     """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
 
     `task` must be given again if `run_recipe` was given it, and `rewards` if there were functions among those it was
-    given.
+    given. The process works in the directory that the run was started in until this returns: the recipe's paths are
+    relative to that.
 
     Raises:
         ValueError: if there is no run at `path`, another process is writing it, objects must be given again or are
             others, or it has checkpoints and none is sound; the run is then as it was. Or if the weights that it began
             with are needed and are others. Other data and other reward files are reported.
     """
-    run = RunDirectory.open(Path(path))
-    config = run.config()
+    with at_home(Path(path)) as place:
+        return _resume(RunDirectory.open(place), task, rewards, console)
+
+
+def _resume(
+    run: RunDirectory,
+    task: Task | Iterable[Mapping[str, Any]] | None,
+    rewards: Sequence[RewardSpec] | None,
+    console: Console | None,
+) -> RunResult:
+    path, config = run.path, run.config()
     facts = config.pop(FACTS)
     written = parse_recipe(config, where=str(run.path / "config.yaml"))
     recipe, own_task, own_rewards = _with_objects(written, task, rewards)
@@ -137,7 +149,7 @@ def _say(notes: Sequence[str], run: RunDirectory, console: Console | None) -> No
             console.message(note, warning=True)
 
 
-def _check_objects(recipe: Recipe, path: str | Path, *, task: object, rewards: object) -> None:
+def _check_objects(recipe: Recipe, path: Path, *, task: object, rewards: object) -> None:
     """ValueError where the run was given objects that it is not given now."""
     missing = ["task"] if task is None and recipe.task["kind"] == PYTHON else []
     functions = [each["name"] for each in recipe.rewards if isinstance(each, Mapping) and each.get("kind") == PYTHON]
