@@ -143,6 +143,20 @@ def test_training_rows_whose_question_is_held_out_are_left_out(tmp_path, jsonl):
     assert (len(task.train_problems()), len(task.eval_problems()), task.num_left_out) == (95, 6, 5)
 
 
+@pytest.mark.parametrize("options", [{"path": "sums.jsonl", "eval_fraction": 1}, {"eval_path": "sums.jsonl"}])
+def test_a_task_can_be_there_to_be_evaluated_on_alone(jsonl, monkeypatch, options):
+    monkeypatch.chdir(jsonl.parent)
+    task = make_task("data", **options)
+    assert (task.name, len(task.eval_problems()), list(task.train_problems())) == ("sums", 100, [])
+    assert len({problem.id for problem in task.eval_problems()}) == 100
+    assert len(make_task("data", **options, num_eval=7).eval_problems()) == 7
+
+
+def test_a_single_row_cannot_be_held_out_and_trained_on(tmp_path):
+    with pytest.raises(ValueError, match="no training row of 'd' is left"):
+        DataTask(path=write_jsonl(tmp_path / "d.jsonl", ROWS[:1]))
+
+
 def test_at_least_one_row_is_held_out_of_a_small_file(tmp_path):
     for count in (2, 3, 5):
         task = DataTask(path=write_jsonl(tmp_path / "d.jsonl", ROWS[:count]), eval_fraction=0.01)
@@ -212,7 +226,8 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         ({"path": "sumz.jsonl"}, r"no such file; did you mean `sums.jsonl`\?"),
         ({"path": "nowhere/sums.jsonl"}, "there is no directory nowhere"),
         ({"path": "sums.jsonl", "eval_split": "test"}, "eval_split='test' is for hub"),
-        ({"path": "sums.jsonl", "eval_fraction": 1.0}, r"eval_fraction=1\.0 must be at least 0 and below 1"),
+        ({"path": "sums.jsonl", "eval_fraction": 1.5}, r"eval_fraction=1\.5 must be from 0 to 1"),
+        ({"path": "sums.jsonl", "eval_path": "sums.jsonl"}, "no training row .* is left .*give eval_path alone"),
         ({"path": "sums.jsonl", "num_eval": 0}, "num_eval=0 must be at least 1"),
         ({"path": "sums.jsonl", "question": "question", "messages": "m"}, "exclude each other"),
         (

@@ -29,7 +29,7 @@ class Task(Protocol):
         """What runs and tables call it."""
 
     def train_problems(self) -> Sequence[Problem]:
-        """Problems to train on; never empty."""
+        """Problems to train on; empty only where a task is there to be evaluated on."""
 
     def eval_problems(self) -> Sequence[Problem]:
         """Held-out problems: none has the question of a training problem or a demonstration."""
