@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -208,7 +208,7 @@ def _go(
 ) -> RunResult:
     trackers = open_trackers(recipe.trackers, run=run.path, config=dump_recipe(recipe), project="outscore")
     reporter = Reporter(run, console=console, trackers=trackers)
-    finished = False
+    finished, failed = False, None
     with run.lock(), _interrupts(reporter) as interrupted:
         if start is None:
             _report_facts(workshop, reporter)
@@ -217,17 +217,34 @@ def _go(
         try:
             stopped = _stages(run, recipe, workshop, start, reporter, interrupted)
             finished = stopped is None
+        except Exception as error:  # whatever it is, the run's own record says why it ended
+            failed = error
+            raise
         finally:
             done = run.evaluations()
             for rewards in workshop.all_rewards:
                 rewards.close()
             reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
+            if failed is not None:
+                _say_failed(failed, run, reporter)
         if stopped is not None:
             # Last on the screen, below what the live view leaves there.
             reporter.message(f"stopped after step {stopped.step}; go on with: outscore resume {run.path}")
     checkpoints = run.checkpoints()
     newest = checkpoints[-1].path if checkpoints else None
     return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest, best=best_checkpoint(run))
+
+
+def _say_failed(error: Exception, run: RunDirectory, reporter: Reporter) -> None:
+    """Record what ended a run, and say how to go on, unless the error does. What a full disk refuses is left."""
+    with suppress(OSError):
+        run.log(f"error: {type(error).__name__}: {error}")
+        if "outscore resume" not in str(error):
+            reporter.message(
+                f"stopped by an error; what the last checkpoint holds is kept. Once it is mended, go on with: "
+                f"outscore resume {run.path}",
+                warning=True,
+            )
 
 
 def _stages(
