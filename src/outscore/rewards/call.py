@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import outscore
 from outscore.rewards.background import submit
 from outscore.rewards.contract import Item, Log, MissingColumn, Reward, TrainerState
 from outscore.rewards.single import prepared
@@ -163,9 +162,10 @@ def describe(error: BaseException) -> str:
 
 
 _INSTALLED = tuple(
-    str(Path(place).resolve()) + os.sep
-    for place in (Path(outscore.__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+    str(place) + os.sep
+    for place in (Path(__file__).parents[1], *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
 )
+"""Where code lies that is not the user's."""
 
 
 def _place(error: BaseException) -> str:

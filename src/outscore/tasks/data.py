@@ -57,8 +57,7 @@ class DataTask:
         num_eval: int | None = None,
         name: str | None = None,
     ) -> None:
-        alone = rows is None and path is None and hub is None and eval_path is not None
-        if alone:
+        if rows is None and path is None and hub is None:  # eval_path alone
             path, eval_path, eval_fraction = eval_path, None, 1.0
         _check_sources(rows, path, hub, eval_path, eval_split, eval_fraction, num_train, num_eval)
         if question is not None and messages is not None:
@@ -80,14 +79,13 @@ class DataTask:
             rating=rating,
         )
         read = _read(path, hub, subset, split) if rows is None else _given(rows)
-        train = _entries(read, asked, f"{self.name}/eval" if alone else self.name)
+        train = _entries(read, asked, self.name)
         if eval_path is not None or eval_split is not None:
             held_out = _entries(_read(eval_path, hub, subset, eval_split or split), asked, f"{self.name}/eval")
         else:
             train, held_out = _hold_out(train, eval_fraction)
         held_out = held_out[:num_eval]
-        evaluated_only = eval_fraction == 1 and eval_path is None and eval_split is None
-        kept = [] if evaluated_only else _apart(train, held_out, self.name)
+        kept = _apart(train, held_out, self.name) if train or eval_fraction < 1 else []
         self.num_left_out = len(train) - len(kept)
         """Training rows left out because their question is held out."""
         self._train, self._eval = kept[:num_train], held_out

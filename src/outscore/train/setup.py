@@ -210,8 +210,7 @@ def prepare(
         weights: a checkpoint's directory to take the weights from instead of the recipe's source (on resume).
         facts: what the run's config says was found when it began; its choices are kept instead of probing again.
         evaluation_only: leave training prompts and demonstrations out.
-        task: a task object instead of the one the recipe names.
-        rewards: rewards instead of those the recipe names.
+        task, rewards: objects instead of what the recipe names.
         outlined: for counting alone: the model has shapes and no weights, and no worker starts.
 
     Raises:
@@ -237,8 +236,7 @@ def prepare(
         verdicts = judge if stage.rewards is None else make_judge(recipe, scorers, own=True)
         _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
-        others: set[str] = set() if own_task is task else unseen
-        made = partial(stage_materials, unseen=others, corpus=corpus)
+        made = partial(stage_materials, unseen=set() if own_task is task else unseen, corpus=corpus)
         materials.append(made(stage, own_task, scorers, verdicts, policy, recipe))
     asked = _asked(recipe, task.eval_problems()) if recipe.rewards else []
     workshop = Workshop(
@@ -254,11 +252,14 @@ def prepare(
         facts=found,
         notices=_population_notices(recipe.stages, materials, asked),
     )
-    if outlined or evaluation_only:
-        return workshop
-    stages = {stage.label: own for stage, own in zip(recipe.stages, materials, strict=True)}
-    held_out = (*workshop.eval_prompts, *workshop.eval_rankings, *workshop.eval_texts)
-    return replace(workshop, facts=found | digests(stages, held_out, workshop.all_rewards))
+    return workshop if outlined or evaluation_only else _traced(workshop, recipe.stages)
+
+
+def _traced(made: Workshop, stages: Sequence[StageSettings]) -> Workshop:
+    """The workshop with digests of what it was made from among its facts."""
+    data = {stage.label: own for stage, own in zip(stages, made.materials, strict=True)}
+    held_out = (*made.eval_prompts, *made.eval_rankings, *made.eval_texts)
+    return replace(made, facts={**made.facts, **digests(data, held_out, made.all_rewards)})
 
 
 def _asked(recipe: Recipe, held_out: Sequence[Problem]) -> Sequence[Problem]:
