@@ -34,8 +34,10 @@ def evaluate(
         from outscore.report.views import evaluation_table
         from outscore.train.inspect import evaluate_target, last_population_weights
 
-        asked = {"recipe": recipe, "task": task, "reward": reward, "overrides": overrides or ()}
-        found, weights = evaluate_target(target, **asked, say=rich.console.Console(stderr=True).print)
+        say = rich.console.Console(stderr=True).print
+        found, weights = evaluate_target(
+            target, recipe=recipe, task=task, reward=reward, overrides=overrides or (), say=say
+        )
         last_weights = last_population_weights(target) if recipe is None and task is None else {}
         if as_json:
             print_json({**to_line(found), "weights_sha256": weights, "population_weights": last_weights})

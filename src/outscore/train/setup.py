@@ -226,8 +226,8 @@ def prepare(
     if not outlined:
         rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
-    kept = {"outlined": outlined, "keep_adapter": evaluation_only}
-    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed, **kept)
+    load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed, outlined=outlined)
+    load = partial(load, keep_adapter=evaluation_only)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
     materials, unseen = [], {question_text(problem) for problem in task.eval_problems()}
