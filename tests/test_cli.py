@@ -119,6 +119,14 @@ def test_a_whole_run_and_what_can_be_done_with_it(folder: Path) -> None:
     assert load_model(folder / "model").sha256 == weights
     assert f"weights {weights[:12]}…" in run("eval", "model", "--task", "arithmetic", "evaluation.problems=2").output
     assert "say what to evaluate on" in refused("eval", "model")
+    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(10) for b in range(3)]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ("--task", "data", "--json", "evaluation.samples=1", "evaluation.max_new_tokens=2")
+    whole = run("eval", "model", *few, "task.eval_path=t.jsonl")
+    assert json.loads(whole.stdout)["num_problems"] == 30 and not whole.stderr
+    part = run("eval", "model", *few, "task.path=t.jsonl", "task.eval_fraction=0.3", "evaluation.problems=2")
+    assert json.loads(part.stdout)["num_problems"] == 2
+    assert "rows are left out as training data" in part.stderr and "evaluation.problems=" in part.stderr
 
     resumed = run("resume", "one")
     assert resumed.exit_code == 0

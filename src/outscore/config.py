@@ -107,7 +107,8 @@ class EvaluationSettings(Settings):
     """The reward that says whether an answer is correct: where it gives its greatest value, 1 for one of your own.
     Empty takes the last listed whose greatest value is 1, else the last of your own."""
     patience: int = Field(0, ge=0)
-    """Stop a stage after so many evaluations without a better one; 0 never does."""
+    """Stop a stage after so many evaluations without a better one; it then ends with the weights of the best, which the
+    next stage goes on from. 0 never does."""
 
 
 class CheckpointSettings(Settings):
@@ -116,8 +117,8 @@ class CheckpointSettings(Settings):
     every: int = Field(50, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(2, ge=2)
-    """Newest checkpoints kept, beside the best one and the last of each stage. At least two: where the newest is
-    damaged, a resume takes the one before."""
+    """Newest checkpoints kept of the stage in hand, beside the best one and the last of each stage. At least two: where
+    the newest is damaged, a resume takes the one before."""
 
 
 class Recipe(Settings):

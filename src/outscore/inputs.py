@@ -6,6 +6,7 @@ Every error is a ValueError that names the key, its value and what would be righ
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -112,6 +113,11 @@ def nearest(wrong: object, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; known: {', '.join(words)}" if words else ""
+
+
+def from_here(path: Path) -> str:
+    """What a relative path is relative to, to end an error message with; nothing for an absolute one."""
+    return "" if path.is_absolute() else f" (the working directory is {Path.cwd()})"
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:

@@ -65,15 +65,22 @@ async def faulty_async(prompts, completions, **columns):
     return faulty(prompts, completions)
 '''
 
+
+def _line(text: str) -> int:
+    """The line of the source that has this in it."""
+    [found] = [number for number, line in enumerate(SOURCE.splitlines(), start=1) if text in line]
+    return found
+
+
 REASONS = {
-    "raise": "raised ZeroDivisionError: division by zero",
+    "raise": f"raised ZeroDivisionError: division by zero at faulty.py:{_line('1 / 0')}",
     "exit": "called sys.exit(3)",
     "os_exit": "ended its worker process with exit code 7",
     "segfault": "ended its worker process by SIGSEGV",
     "signal": "ended its worker process by SIGTERM",
     "loop": "took longer than 2 s",
     "sleep": "took longer than 2 s",
-    "allocate": "raised MemoryError: ",
+    "allocate": f"raised MemoryError:  at faulty.py:{_line('8 << 30')}",
     "nan": "returned nan",
     "wrong_length": "returned 2 values for 1 completions; exactly one each is due",
     "endless_output": "took longer than 2 s",

@@ -220,10 +220,10 @@ def test_the_task_in_a_page_validates(capsys):
     assert capsys.readouterr().out == "TaskCheck(num_problems=26, complaints=())\n"
 
 
-def test_the_error_shown_is_the_error_raised():
-    def ratio(completions):
-        return [1.0 / float(text) for text in completions]
-
+def test_the_error_shown_is_the_error_raised(tmp_path):
+    lines = ['"""Rewards."""', "", "def ratio(completions):", "    return [1.0 / float(text) for text in completions]"]
+    (tmp_path / "my_reward.py").write_text("\n".join(lines))
+    rewards = Rewards(["my_reward.py:ratio"], folder=tmp_path)
     with pytest.raises(ValueError) as caught:
-        Rewards([ratio]).score([group("1", "2", "0", "4", "5", "6", "7", "8", id="sums/17")], step=1)
+        rewards.score([group("1", "2", "0", "4", "5", "6", "7", "8", id="sums/17")], step=1)
     assert f"```\n{caught.value}\n```" in (DOCS / "rewards.md").read_text(encoding="utf-8")

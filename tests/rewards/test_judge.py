@@ -114,7 +114,8 @@ def test_a_raise_that_no_completion_causes_alone_says_so():
             raise RuntimeError("too many")
         return [0.0]
 
-    reason = "raised RuntimeError: too many, but on no completion alone"
+    line = crowd.__code__.co_firstlineno + 2
+    reason = f"raised RuntimeError: too many at test_judge.py:{line}, but on no completion alone"
     with pytest.raises(RewardError, match=reason):
         scores_of(crowd, "a", "b")
     both = scores_of(crowd, "a", "b", on_failure="exclude")
@@ -139,9 +140,9 @@ def test_excluded_completions_become_failures_and_the_rest_are_scored_together(a
     result = rewards.score([group("1", "0", "4", "x")], step=1)
     first, second, third, fourth = result.groups[0].scores
     assert (first.reward, third.reward) == (1.0, 0.25)
-    assert second == ScoringFailure(
-        reward_name=rewards.names[0], reason="raised ZeroDivisionError: float division by zero"
-    )
+    line = reward.__code__.co_firstlineno + 2
+    reason = f"raised ZeroDivisionError: float division by zero at test_judge.py:{line}"
+    assert second == ScoringFailure(reward_name=rewards.names[0], reason=reason)
     assert isinstance(fourth, ScoringFailure)
     assert "ValueError" in fourth.reason
     assert sizes[-1] == 2

@@ -119,6 +119,15 @@ def test_a_row_s_side_does_not_depend_on_the_other_rows(tmp_path, jsonl):
     }
 
 
+@pytest.mark.parametrize("options", [{}, {"id": "key"}], ids=["by question", "by id"])
+def test_a_row_s_side_does_not_depend_on_where_the_rows_lie(tmp_path, options):
+    rows = [{**row, "key": f"k{number}"} for number, row in enumerate(ROWS)]
+    named = [DataTask(path=write_jsonl(tmp_path / name, rows), **options) for name in ("one.jsonl", "two.jsonl")]
+    given = [DataTask(rows=rows, **options), DataTask(path=tmp_path / "one.jsonl", name="mine", **options)]
+    held_out = [{problem.question for problem in task.eval_problems()} for task in (*named, *given)]
+    assert held_out.count(held_out[0]) == 4 and 1 <= len(held_out[0]) < 30
+
+
 def test_rows_with_the_same_question_fall_on_the_same_side_under_ids_of_their_own(tmp_path):
     rows = [{"question": str(n % 10), "answer": n} for n in range(40)]
     task = DataTask(path=write_jsonl(tmp_path / "d.jsonl", rows), eval_fraction=0.4)
@@ -132,6 +141,20 @@ def test_training_rows_whose_question_is_held_out_are_left_out(tmp_path, jsonl):
     held_out = write_jsonl(tmp_path / "test.jsonl", [*ROWS[:5], {"question": "new", "answer": 0}])
     task = DataTask(path=jsonl, eval_path=held_out)
     assert (len(task.train_problems()), len(task.eval_problems()), task.num_left_out) == (95, 6, 5)
+
+
+@pytest.mark.parametrize("options", [{"path": "sums.jsonl", "eval_fraction": 1}, {"eval_path": "sums.jsonl"}])
+def test_a_task_can_be_there_to_be_evaluated_on_alone(jsonl, monkeypatch, options):
+    monkeypatch.chdir(jsonl.parent)
+    task = make_task("data", **options)
+    assert (task.name, len(task.eval_problems()), list(task.train_problems())) == ("sums", 100, [])
+    assert len({problem.id for problem in task.eval_problems()}) == 100
+    assert len(make_task("data", **options, num_eval=7).eval_problems()) == 7
+
+
+def test_a_single_row_cannot_be_held_out_and_trained_on(tmp_path):
+    with pytest.raises(ValueError, match="no training row of 'd' is left"):
+        DataTask(path=write_jsonl(tmp_path / "d.jsonl", ROWS[:1]))
 
 
 def test_at_least_one_row_is_held_out_of_a_small_file(tmp_path):
@@ -203,7 +226,8 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         ({"path": "sumz.jsonl"}, r"no such file; did you mean `sums.jsonl`\?"),
         ({"path": "nowhere/sums.jsonl"}, "there is no directory nowhere"),
         ({"path": "sums.jsonl", "eval_split": "test"}, "eval_split='test' is for hub"),
-        ({"path": "sums.jsonl", "eval_fraction": 1.0}, r"eval_fraction=1\.0 must be at least 0 and below 1"),
+        ({"path": "sums.jsonl", "eval_fraction": 1.5}, r"eval_fraction=1\.5 must be from 0 to 1"),
+        ({"path": "sums.jsonl", "eval_path": "sums.jsonl"}, "no training row .* is left .*give eval_path alone"),
         ({"path": "sums.jsonl", "num_eval": 0}, "num_eval=0 must be at least 1"),
         ({"path": "sums.jsonl", "question": "question", "messages": "m"}, "exclude each other"),
         (

@@ -24,6 +24,9 @@ def evaluate(
     A run is evaluated at its best checkpoint, with its own prompt, and on its own task and rewards unless others are
     given; one that trained on preferences and has no rewards, on held-out preferences. For a model say which task:
     outscore eval models/smollm2-135m --task reasoning_gym task.dataset=chain_sum --reward last_number
+
+    On a file of your own, all of whose rows are asked:
+    outscore eval models/smollm2-135m --task data task.eval_path=test.jsonl --reward last_number
     """
     with explained():
         from outscore.report.evaluation import to_line
@@ -31,7 +34,10 @@ def evaluate(
         from outscore.report.views import evaluation_table
         from outscore.train.inspect import evaluate_target, last_population_weights
 
-        found, weights = evaluate_target(target, recipe=recipe, task=task, reward=reward, overrides=overrides or ())
+        say = rich.console.Console(stderr=True).print
+        found, weights = evaluate_target(
+            target, recipe=recipe, task=task, reward=reward, overrides=overrides or (), say=say
+        )
         last_weights = last_population_weights(target) if recipe is None and task is None else {}
         if as_json:
             print_json({**to_line(found), "weights_sha256": weights, "population_weights": last_weights})

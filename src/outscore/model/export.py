@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from outscore.model.adapters import has_adapters, load_lora, merge
-from outscore.model.load import LoadedModel, load_model, quiet_transformers
+from outscore.model.load import LoadedModel, load_model, quiet_transformers, weights_sha256
 
 
 def export(
@@ -51,21 +51,27 @@ def load_with_adapter(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     load: Callable[..., LoadedModel] = load_model,
+    merged: bool = False,
 ) -> LoadedModel:
-    """The base model an adapter directory names, in fp32, with the adapter put in (not merged); `load` loads the base.
+    """The base model an adapter directory names, in fp32, with the adapter put in; `load` loads the base.
 
-    The tokenizer is the directory's own if it has one. The SHA-256 is the base model's.
+    The adapter is frozen, and the SHA-256 the base model's; or it is `merged` into the weights, all of which can be
+    trained, and the SHA-256 is theirs. The tokenizer is the directory's own if it has one.
     """
     base = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{directory / 'adapter_config.json'} names no base model (base_model_name_or_path)")
     loaded = load(base, precision_dtype=torch.float32, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    model, tokenizer, sha256 = loaded.model, loaded.tokenizer, loaded.sha256
+    outlined = model.device.type == "meta"  # merged, the model has the shapes of its base
     with quiet_transformers():
-        load_lora(loaded.model, directory)
-    tokenizer = loaded.tokenizer
+        if not (merged and outlined):
+            load_lora(model, directory)
+    if merged and not outlined:
+        sha256 = weights_sha256(merge(model))
     if (directory / "tokenizer_config.json").is_file():
         tokenizer = type(tokenizer).from_pretrained(str(directory), local_files_only=True)
-    return LoadedModel(model=loaded.model, tokenizer=tokenizer, sha256=loaded.sha256, source=str(directory))
+    return LoadedModel(model=model, tokenizer=tokenizer, sha256=sha256, source=str(directory))
 
 
 def save_model(model: PreTrainedModel, tokenizer: Tokenizer, directory: Path) -> None:

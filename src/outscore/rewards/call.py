@@ -1,10 +1,14 @@
 """One call of a reward function, in whichever process: completions in, a `Reply` out, or `CallFailed` with a reason."""
 
 import inspect
+import os
+import sysconfig
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from outscore.rewards.background import submit
@@ -151,7 +155,22 @@ def reply_of(output: Callable[[], Any], log: Log, items: Sequence[Item]) -> Repl
 
 
 def describe(error: BaseException) -> str:
-    """What an exception says, in a sentence about who raised it."""
+    """What an exception says, in a sentence about who raised it, and where in code that is the user's."""
     if isinstance(error, SystemExit):
         return f"called sys.exit({error.code!r})"
-    return f"raised {type(error).__name__}: {str(error)[:1000]}"
+    return f"raised {type(error).__name__}: {str(error)[:1000]}{_place(error)}"
+
+
+_INSTALLED = tuple(
+    str(place) + os.sep
+    for place in (Path(__file__).parents[1], *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
+"""Where code lies that is not the user's."""
+
+
+def _place(error: BaseException) -> str:
+    """` at FILE:LINE`, the last line of the user's own code that the exception came through; empty where it came
+    through none."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in frames if not file.startswith(("<", *_INSTALLED))]
+    return f" at {Path(own[-1][0]).name}:{own[-1][1]}" if own else ""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from outscore.inputs import checked_options, expected, nearest
+from outscore.inputs import checked_options, expected, from_here, nearest
 from outscore.records import PYTHON
 from outscore.rewards.builtin import BUILTIN_REWARDS
 from outscore.rewards.contract import Reward, RewardFunction
@@ -155,6 +155,17 @@ def load_place(source: str, folder: Path) -> tuple[ModuleType, str]:
     return module, name
 
 
+def source_file(reward: Reward) -> tuple[str, Path] | None:
+    """The file that a reward of the user's was read from, by the name the recipe has for it; None for one that is built
+    in or was given as an object."""
+    if reward.origin is None:
+        return None
+    given, folder = reward.origin
+    place, colon, _ = str(given["name"]).rpartition(":")
+    file = folder / place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    return (place, Path(file)) if colon and file else None
+
+
 def _own(target: Callable[..., Any], name: str, options: Mapping[str, Any]) -> Reward:
     """A reward of the user's. A class is instantiated with the options, and the object is called."""
     checked = _checked(name, target, options) if options else {}
@@ -178,7 +189,7 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         folder = path.parent
         present = sorted(each.name for each in folder.glob("*.py")) if folder.is_dir() else []
-        raise ValueError(f"rewards: there is no file {str(path)!r}{nearest(path.name, present)}")
+        raise ValueError(f"rewards: there is no file {str(path)!r}{nearest(path.name, present)}{from_here(path)}")
     path = path.resolve()
     name = f"outscore_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -29,7 +29,7 @@ class Task(Protocol):
         """What runs and tables call it."""
 
     def train_problems(self) -> Sequence[Problem]:
-        """Problems to train on; never empty."""
+        """Problems to train on; empty only where a task is there to be evaluated on."""
 
     def eval_problems(self) -> Sequence[Problem]:
         """Held-out problems: none has the question of a training problem or a demonstration."""
@@ -171,6 +171,23 @@ def question_text(problem: Problem) -> str:
     if isinstance(problem.question, str):
         return problem.question
     return "\n".join(f"{message['role']}: {message['content']}" for message in problem.question)
+
+
+def characters_of(task: Task) -> str:
+    """Every character of a task's text, for a tokenizer made for it."""
+    problems = [*task.train_problems(), *task.eval_problems()]
+    demonstrations = task.demonstrations()
+    rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []
+    labelled = [*task.labelled_solutions(), *task.eval_labelled_solutions()] if isinstance(task, LabelledTask) else []
+    rated = [*task.train_ratings(), *task.eval_ratings()] if isinstance(task, LabelledTask) else []
+    answered = [*problems, *(d.problem for d in demonstrations), *(r.problem for r in rankings)]
+    texts = [p.question for p in answered if isinstance(p.question, str)]
+    texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
+    texts += [response for ranking in rankings for response in ranking.responses]
+    texts += [*task.train_texts(), *task.eval_texts()] if isinstance(task, CorpusTask) else []
+    texts += [rating.response for rating in rated] + [step for each in labelled for step in each.steps]
+    texts += [" \n"] if labelled else []  # what a stage may put between steps
+    return "".join(sorted({character for text in texts for character in text}))
 
 
 def _some(task: Task, count: int) -> list[Problem]:

@@ -17,8 +17,9 @@ class DataTask:
     """Problems from a file (`path`) or a Hugging Face data set (`hub`: an id, or a directory).
 
     Held-out problems come from `eval_path` or `eval_split`, or are the rows whose id hashes into the lowest
-    `eval_fraction` of all hashes: a row's side does not depend on the other rows. A training row with the question of
-    a held-out one is left out. Without `question` or `messages` the column `question` is used, or else `messages`, or
+    `eval_fraction` of all hashes: a row's side does not depend on the other rows. With `eval_fraction` 1, or
+    `eval_path` alone, all are held out: a task to evaluate on. A training row with the question of a held-out one is
+    left out. Without `question` or `messages` the column `question` is used, or else `messages`, or
     `prompt`, whose demonstration is then the column `response` or `completion`; without `answer` the column `answer` if
     there is one. Preferences (`chosen` and `rejected`, or `completions` and `ranking`), labels of steps (`completions`
     and `labels`) and ratings (`expected_reward`) are read where there are such columns. Every other column reaches the
@@ -56,6 +57,8 @@ class DataTask:
         num_eval: int | None = None,
         name: str | None = None,
     ) -> None:
+        if rows is None and path is None and hub is None:  # eval_path alone
+            path, eval_path, eval_fraction = eval_path, None, 1.0
         _check_sources(rows, path, hub, eval_path, eval_split, eval_fraction, num_train, num_eval)
         if question is not None and messages is not None:
             raise ValueError(f"task data: question={question!r} and messages={messages!r} exclude each other")
@@ -82,7 +85,7 @@ class DataTask:
         else:
             train, held_out = _hold_out(train, eval_fraction)
         held_out = held_out[:num_eval]
-        kept = _apart(train, held_out, self.name)
+        kept = _apart(train, held_out, self.name) if train or eval_fraction < 1 else []
         self.num_left_out = len(train) - len(kept)
         """Training rows left out because their question is held out."""
         self._train, self._eval = kept[:num_train], held_out
@@ -132,7 +135,7 @@ class DataTask:
 class Entry:
     """A row that has been understood.
 
-    >>> Entry(problem=problem, response=None, feedback=None, hold_out_key="problems/3f2a")
+    >>> Entry(problem=problem, response=None, feedback=None, hold_out_key="3f2a")
     """
 
     problem: Problem
@@ -142,8 +145,8 @@ class Entry:
     feedback: Ranking | Rating | LabelledSolution | None
     """What was said about completions, if the row says anything."""
     hold_out_key: str
-    """What is hashed to decide whether the row is held out: rows with the same question share it unless ids are
-    given."""
+    """What is hashed to decide whether the row is held out, wherever the row lies: its id or, where none are given, a
+    digest of its question, which rows with the same question share."""
 
 
 def _check_sources(
@@ -158,14 +161,15 @@ def _check_sources(
 ) -> None:
     if rows is None and (path is None) == (hub is None):
         raise ValueError(
-            f"task data: give either path (a file) or hub (a Hugging Face data set); path={path!r}, hub={hub!r}"
+            f"task data: give either path (a file) or hub (a Hugging Face data set), or eval_path alone to evaluate; "
+            f"path={path!r}, hub={hub!r}"
         )
     if eval_path is not None and eval_split is not None:
         raise ValueError(f"task data: eval_path={str(eval_path)!r} and eval_split={eval_split!r} exclude each other")
     if eval_split is not None and hub is None:
         raise ValueError(f"task data: eval_split={eval_split!r} is for hub; a file has no splits, use eval_path")
-    if not 0 <= eval_fraction < 1:
-        raise ValueError(f"task data: eval_fraction={eval_fraction!r} must be at least 0 and below 1")
+    if not 0 <= eval_fraction <= 1:
+        raise ValueError(f"task data: eval_fraction={eval_fraction!r} must be from 0 to 1, which holds out all rows")
     for key, count in (("num_train", num_train), ("num_eval", num_eval)):
         if count is not None and count < 1:
             raise ValueError(f"task data: {key}={count!r} must be at least 1")
@@ -230,7 +234,8 @@ def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -
     else:
         question, response = _question(row, mapping)
     text = question_text(Problem(id="", question=question, answer=None, columns={}))
-    key = f"{name}/{row.values[mapping.id] if mapping.id else _digest(text)[:12]}"
+    own = str(row.values[mapping.id]) if mapping.id else _digest(text)[:12]
+    key = f"{name}/{own}"
     if mapping.id and key in places:
         raise ValueError(f"{row.where}: the id {row.values[mapping.id]!r} is already that of {places[key]}")
     population = row.values.get(mapping.population) if mapping.population else None
@@ -244,7 +249,7 @@ def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -
     )
     feedback = _feedback(row, mapping, problem, pair)
     rated = isinstance(feedback, Rating)
-    return Entry(problem=problem, response=None if rated else response, feedback=feedback, hold_out_key=key)
+    return Entry(problem=problem, response=None if rated else response, feedback=feedback, hold_out_key=own)
 
 
 def _feedback(
@@ -321,7 +326,10 @@ def _apart(train: Sequence[Entry], held_out: Sequence[Entry], name: str) -> list
     questions = {question_text(each.problem) for each in held_out}
     kept = [each for each in train if question_text(each.problem) not in questions]
     if not kept:
-        raise ValueError(f"task data: no training row of {name!r} is left that is not held out for evaluation")
+        raise ValueError(
+            f"task data: no training row of {name!r} is left that is not held out for evaluation "
+            "(to evaluate only, give eval_path alone)"
+        )
     return kept
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from outscore.inputs import nearest
+from outscore.inputs import from_here, nearest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +45,9 @@ def check_exists(path: Path) -> None:
     if path.exists():
         return
     if not path.parent.is_dir():
-        raise ValueError(f"{path}: there is no directory {path.parent}")
+        raise ValueError(f"{path}: there is no directory {path.parent}{from_here(path)}")
     present = sorted(each.name for each in path.parent.iterdir() if not each.name.startswith("."))
-    raise ValueError(f"{path}: no such file{nearest(path.name, present[:1000])}")
+    raise ValueError(f"{path}: no such file{nearest(path.name, present[:1000])}{from_here(path)}")
 
 
 def read_hub(source: str, *, subset: str | None, split: str) -> list[Row]:

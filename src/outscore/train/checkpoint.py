@@ -33,7 +33,7 @@ from torch import Tensor
 from outscore import __version__
 from outscore.model.adapters import has_adapters
 from outscore.model.export import disk_errors
-from outscore.model.heads import is_reward_model
+from outscore.model.heads import is_reward_model, load_reward_model
 from outscore.model.load import load_model, quiet_transformers
 from outscore.model.precision import MasterWeights
 from outscore.report import files
@@ -69,7 +69,7 @@ class Progress:
     best_value: float | None = None
     """The best evaluation of this stage so far."""
     best_step: int | None = None
-    """The step it was made at; its checkpoint is kept."""
+    """The step it was made at; its checkpoint is kept, and what a stage that stops early ends with."""
     evaluations_since_best: int = 0
     """Evaluations of this stage after it, for early stopping."""
     plateau_best: float | None = None
@@ -130,20 +130,25 @@ def read_progress(path: Path) -> tuple[Progress, dict[str, Any]]:
     Raises:
         ValueError: naming what is missing or damaged.
     """
-    file = path / STATE_FILE
-    if not file.is_file():
-        raise ValueError(f"{path} has no {STATE_FILE}: it is no complete checkpoint")
-    try:
-        state = json.loads(file.read_text())
-        progress, digests = Progress(**state["progress"]), state["digests"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    for name, digest in digests.items():
+    progress, state = _recorded(path)
+    for name, digest in state["digests"].items():
         if not (path / name).is_file():
             raise ValueError(f"{path / name} is missing")
         if _digest(path / name) != digest:
             raise ValueError(f"{path / name} is damaged: its bytes are not those that were saved")
     return progress, dict(state["environment"])
+
+
+def _recorded(path: Path) -> tuple[Progress, dict[str, Any]]:
+    """The counters of a checkpoint and all else that it says of itself; ValueError where that cannot be read."""
+    file = path / STATE_FILE
+    if not file.is_file():
+        raise ValueError(f"{path} has no {STATE_FILE}: it is no complete checkpoint")
+    try:
+        state = json.loads(file.read_text())
+        return Progress(**state["progress"]), {key: state[key] for key in ("digests", "environment")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:
@@ -194,8 +199,25 @@ def trained_weights(path: Path, *, trust_remote_code: bool = False) -> Mapping[s
     """The trained weights of a checkpoint by name, in fp32, wherever it holds them."""
     if stored := _below(safetensors.torch.load_file(path / "trainer.safetensors"), "master."):
         return stored
-    loaded = load_model(str(path), precision_dtype=torch.float32, trust_remote_code=trust_remote_code)
-    return {name: weight.detach() for name, weight in loaded.model.named_parameters()}
+    if is_reward_model(path):
+        model = load_reward_model(path, trust_remote_code=trust_remote_code).model
+    else:
+        model = load_model(str(path), precision_dtype=torch.float32, trust_remote_code=trust_remote_code).model
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+def return_to(path: Path, learner: Learner, *, trust_remote_code: bool = False) -> None:
+    """Make a learner what it was when it saved a checkpoint of the stage it is in, its critic included; the policy's
+    version keeps counting.
+
+    Raises:
+        ValueError: if the checkpoint is damaged.
+    """
+    progress, _ = read_progress(path)
+    for each, place in ((learner, path), (learner.critic, path / CRITIC)):
+        if each is not None:
+            each.masters.load_state_dict(trained_weights(place, trust_remote_code=trust_remote_code))
+    load_trainer_state(path, learner, progress)
 
 
 def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None:
@@ -228,13 +250,20 @@ def load_trainer_state(path: Path, learner: Learner, progress: Progress) -> None
 
 
 def prune_checkpoints(run: RunDirectory, progress: Progress, keep: int) -> None:
-    """Remove checkpoints except the newest `keep` of this stage, its best, and the last of every earlier stage."""
+    """Remove checkpoints except the newest `keep` of this stage, the last of every earlier one, and the best of each.
+
+    Of an earlier stage whose last checkpoint is damaged, and so does not say which is the best, all stay.
+    """
     by_stage: dict[str, list[StepFile]] = {}
     for item in run.checkpoints():
         by_stage.setdefault(item.stage, []).append(item)
     for stage, items in by_stage.items():
         own = stage == progress.stage
-        kept = {item.step for item in items[-keep if own else -1 :]} | ({progress.best_step} if own else set())
+        try:
+            best_step = (progress if own else _recorded(items[-1].path)[0]).best_step
+        except ValueError:
+            continue
+        kept = {item.step for item in items[-keep if own else -1 :]} | {best_step}
         for item in items:
             if item.step not in kept:
                 files.remove_directory(item.path)

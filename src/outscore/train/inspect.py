@@ -16,9 +16,11 @@ from outscore.report.populations import last_weights
 from outscore.report.run import FACTS, RESERVED
 from outscore.rollout import make_sampler
 from outscore.stages import PreferenceSettings
-from outscore.tasks import make_task, render
+from outscore.tasks import DataTask, Task, make_task, render
+from outscore.train.activity import Tell, tell_nobody
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
 from outscore.train.checkpoint import REFERENCE_FILE, best_checkpoint, newest_sound
+from outscore.train.home import home_of, located
 from outscore.train.setup import Workshop, load_policy, prepare
 from outscore.train.step import Reference
 
@@ -50,10 +52,11 @@ def evaluate_target(
     task: str | None = None,
     reward: str | None = None,
     overrides: Sequence[str] = (),
+    say: Tell = tell_nobody,
 ) -> tuple[Evaluation, str]:
     """Evaluate a run, checkpoint or model; see `outscore eval --help`. Returns what was found and the SHA-256 of the
     weights it was found for. A checkpoint of a stage of preferences is compared with the reference of that stage, on
-    the run's own task.
+    the run's own task. `say` hears what of the problems is left out, where they are not the run's own.
 
     Raises:
         ValueError: if it is not said what to evaluate on, or anything in it cannot work.
@@ -61,15 +64,33 @@ def evaluate_target(
     if recipe is None and task is None and run_of(target) is None:
         raise ValueError(f"{target} is no run: say what to evaluate on with --task KIND or --recipe FILE")
     settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides, compares=True)
-    workshop = prepare(settings, evaluation_only=True)
+    asked = make_task(**settings.task)
+    workshop = prepare(settings, evaluation_only=True, task=asked)
     sampler = make_sampler(workshop.policy, EVALUATION_ROWS)
     own_task = recipe is None and task is None
     index, reference = _compared(settings, workshop) if own_task else (None, None)
     evaluator = build_evaluator(settings, workshop, index, reference)
     if evaluator is None:
         raise ValueError(f"task {settings.task['kind']!r} has no held-out problems to evaluate on")
+    for left_out in [] if own_task else _left_out(asked, len(workshop.eval_prompts), settings):
+        say(left_out)
     found = evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
     return found, str(workshop.facts["weights_sha256"])
+
+
+def _left_out(task: Task, num_asked: int, settings: Recipe) -> list[str]:
+    """What of the data an evaluation does not ask, and what would ask it."""
+    held_out, said = len(task.eval_problems()), []
+    split = settings.task.get("eval_path") is None and settings.task.get("eval_split") is None
+    if isinstance(task, DataTask) and split and (kept := len(task.train_problems())):
+        said.append(
+            f"{kept} of the {kept + held_out} rows are left out as training data: task.eval_fraction=1 evaluates on all"
+        )
+    if num_asked < held_out:
+        said.append(
+            f"{num_asked} of the {held_out} held-out problems are asked: evaluation.problems={held_out} asks all"
+        )
+    return said
 
 
 def last_population_weights(target: str) -> dict[str, float]:
@@ -124,7 +145,8 @@ def target_recipe(
 ) -> Recipe:
     """The settings to use a target with: those of its run, with what is given put in their place.
 
-    How the model is loaded and prompted is the run's, unless `recipe` brings a prompt. A model that belongs to no run
+    How the model is loaded and prompted is the run's, unless `recipe` brings a prompt; its paths are relative to where
+    it was started, and those that are given to where they are given. A model that belongs to no run
     gets the defaults. Without a reward it is the last number that is right; but where `compares` says that held-out
     preferences are enough, a run which trains on some has no reward unless one is given.
 
@@ -133,6 +155,8 @@ def target_recipe(
     """
     run = run_of(target)
     own = RunDirectory.open(run).config() if run is not None else {}
+    if run is not None and (home := home_of(run, own)) is not None:
+        own = located(own, home)
     data: dict[str, Any] = dump_recipe(load_recipe(recipe)) if recipe is not None else own or deepcopy(_BARE)
     data.pop(FACTS, None)
     if task is not None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from outscore.report.populations import falls
 from outscore.rollout import Sampler
 from outscore.stage_parts import PlateauSettings
 from outscore.stages import PolicySettings, StageSettings
-from outscore.train.checkpoint import Progress, prune_checkpoints, save_checkpoint
+from outscore.train.checkpoint import Progress, prune_checkpoints, return_to, save_checkpoint
 from outscore.train.evaluate import Evaluator, Judge
 from outscore.train.memory import peak_bytes
 from outscore.train.optim import NotFiniteError
@@ -93,6 +94,7 @@ class StageRun:
         if self.progress.finished:
             patience, step = self.stage.recipe.evaluation.patience, self.progress.step
             early = f"ended after step {step} of {settings.steps}: none of the last {patience} evaluations was better"
+            early += f", so that it ends with the weights of step {self.progress.best_step}"
             self.reporter.stage_ended(early if step < settings.steps else "")
         return self.progress
 
@@ -231,6 +233,10 @@ class StageRun:
 
     def _save(self) -> None:
         started = time.perf_counter()
+        if self.progress.finished and self.progress.step < self.stage.settings.steps:
+            # Stopped early: what is evaluated, saved and handed on is the best. `_evaluate` has saved it.
+            best = self.run.checkpoint_path(self.progress.stage, cast(int, self.progress.best_step))
+            return_to(best, self.stage.learner, trust_remote_code=self.stage.recipe.model.trust_remote_code)
         if self.progress.finished and self.stage.closing is not None:
             self.stage.closing()
         if self.progress.finished and self.stage.evaluator is not None:

@@ -106,7 +106,7 @@ def stage_materials(
     if sampling_of(stage):
         problems = [placed(each, stage) for each in task.train_problems() if question_text(each) not in unseen]
         if not problems:
-            raise ValueError(f"task: {task.name} has no training problems")
+            raise ValueError(f"task: {task.name} has no training problems, or all of them are held out")
         if isinstance(stage, RejectionSettings):
             for name in stage.filters:
                 rewards.named(name)

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,9 +27,11 @@ from outscore.train.checkpoint import (
     prune_checkpoints,
     read_progress,
 )
+from outscore.train.home import WORKING_DIRECTORY, at_home, working_directory
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
 from outscore.train.plateaus import check_plateaus
+from outscore.train.provenance import differences
 from outscore.train.setup import Workshop, prepare, stage_plans
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
@@ -79,7 +81,8 @@ def run_recipe(
     _check_vacant(directory)
     workshop = prepare(chosen, task=own_task, rewards=own_rewards)
     check_plateaus(chosen, workshop)
-    config = {**dump_recipe(chosen), FACTS: {**workshop.facts, "environment": environment()}}
+    began = {"environment": environment(), WORKING_DIRECTORY: working_directory(directory)}
+    config = {**dump_recipe(chosen), FACTS: {**workshop.facts, **began}}
     run = RunDirectory.create(directory, config=config, stages=plans)
     return _go(run, chosen, workshop, None, console)
 
@@ -94,14 +97,25 @@ def resume(
     """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
 
     `task` must be given again if `run_recipe` was given it, and `rewards` if there were functions among those it was
-    given.
+    given. The process works in the directory that the run was started in until this returns: the recipe's paths are
+    relative to that.
 
     Raises:
         ValueError: if there is no run at `path`, another process is writing it, objects must be given again or are
-            others, or it has checkpoints and none is sound; the run is then as it was.
+            others, or it has checkpoints and none is sound; the run is then as it was. Or if the weights that it began
+            with are needed and are others. Other data and other reward files are reported.
     """
-    run = RunDirectory.open(Path(path))
-    config = run.config()
+    with at_home(Path(path)) as place:
+        return _resume(RunDirectory.open(place), task, rewards, console)
+
+
+def _resume(
+    run: RunDirectory,
+    task: Task | Iterable[Mapping[str, Any]] | None,
+    rewards: Sequence[RewardSpec] | None,
+    console: Console | None,
+) -> RunResult:
+    path, config = run.path, run.config()
     facts = config.pop(FACTS)
     written = parse_recipe(config, where=str(run.path / "config.yaml"))
     recipe, own_task, own_rewards = _with_objects(written, task, rewards)
@@ -120,17 +134,22 @@ def resume(
             progress, saved_in = read_progress(found.path)
             run.truncate_after(found.stage, found.step)
             notes += _differences(saved_in)
-        for note in notes:
-            run.log(note)
-            if console:
-                console.message(note, warning=True)
+        _say(notes, run, console)
     weights = policy_weights(run, found.path if found else None)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
+    _say(differences(facts, workshop.facts), run, console)
     check_plateaus(recipe, workshop)
     return _go(run, recipe, workshop, (progress, found.path) if progress and found else None, console)
 
 
-def _check_objects(recipe: Recipe, path: str | Path, *, task: object, rewards: object) -> None:
+def _say(notes: Sequence[str], run: RunDirectory, console: Console | None) -> None:
+    for note in notes:
+        run.log(note)
+        if console:
+            console.message(note, warning=True)
+
+
+def _check_objects(recipe: Recipe, path: Path, *, task: object, rewards: object) -> None:
     """ValueError where the run was given objects that it is not given now."""
     missing = ["task"] if task is None and recipe.task["kind"] == PYTHON else []
     functions = [each["name"] for each in recipe.rewards if isinstance(each, Mapping) and each.get("kind") == PYTHON]
@@ -189,7 +208,7 @@ def _go(
 ) -> RunResult:
     trackers = open_trackers(recipe.trackers, run=run.path, config=dump_recipe(recipe), project="outscore")
     reporter = Reporter(run, console=console, trackers=trackers)
-    finished = False
+    finished, failed = False, None
     with run.lock(), _interrupts(reporter) as interrupted:
         if start is None:
             _report_facts(workshop, reporter)
@@ -198,17 +217,34 @@ def _go(
         try:
             stopped = _stages(run, recipe, workshop, start, reporter, interrupted)
             finished = stopped is None
+        except Exception as error:  # whatever it is, the run's own record says why it ended
+            failed = error
+            raise
         finally:
             done = run.evaluations()
             for rewards in workshop.all_rewards:
                 rewards.close()
             reporter.close([e for e in done if finished and (e.label.startswith(("before ", "after ")))])
+            if failed is not None:
+                _say_failed(failed, run, reporter)
         if stopped is not None:
             # Last on the screen, below what the live view leaves there.
             reporter.message(f"stopped after step {stopped.step}; go on with: outscore resume {run.path}")
     checkpoints = run.checkpoints()
     newest = checkpoints[-1].path if checkpoints else None
     return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest, best=best_checkpoint(run))
+
+
+def _say_failed(error: Exception, run: RunDirectory, reporter: Reporter) -> None:
+    """Record what ended a run, and say how to go on, unless the error does. What a full disk refuses is left."""
+    with suppress(OSError):
+        run.log(f"error: {type(error).__name__}: {error}")
+        if "outscore resume" not in str(error):
+            reporter.message(
+                f"stopped by an error; what the last checkpoint holds is kept. Once it is mended, go on with: "
+                f"outscore resume {run.path}",
+                warning=True,
+            )
 
 
 def _stages(

@@ -3,7 +3,7 @@ any work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from outscore.stages import (
     StageSettings,
     TextSettings,
 )
-from outscore.tasks import RankingTask, Task, make_task
-from outscore.tasks.base import CorpusTask, LabelledTask, question_text
+from outscore.tasks import Task, make_task
+from outscore.tasks.base import CorpusTask, characters_of, question_text
 from outscore.train.evaluate import Judge
 from outscore.train.materials import (
     Materials,
@@ -53,6 +53,7 @@ from outscore.train.populations import (
     population_notices,
     stage_weights,
 )
+from outscore.train.provenance import digests
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +118,12 @@ def check_before_loading(recipe: Recipe) -> None:
     require_trackers(recipe.trackers)
     if recipe.model.lora is not None:
         require_peft()
+        if is_adapter(Path(recipe.model.source).expanduser()):
+            raise ValueError(
+                f"model.source = {recipe.model.source!r} holds a LoRA adapter, and model.lora would put another one on "
+                f"it: merge it first (`outscore export {recipe.model.source} DIRECTORY`) and give that directory, or "
+                "leave model.lora out"
+            )
 
 
 def prepare(
@@ -136,8 +143,7 @@ def prepare(
         weights: a checkpoint's directory to take the weights from instead of the recipe's source (on resume).
         facts: what the run's config says was found when it began; its choices are kept instead of probing again.
         evaluation_only: leave training prompts and demonstrations out.
-        task: a task object instead of the one the recipe names.
-        rewards: rewards instead of those the recipe names.
+        task, rewards: objects instead of what the recipe names.
         outlined: for counting alone: the model has shapes and no weights, and no worker starts.
 
     Raises:
@@ -154,6 +160,7 @@ def prepare(
         rewards.start()  # workers load while the model does
     judge = make_judge(recipe, rewards)
     load = partial(load_policy, recipe.model, _different((task, *tasks, *corpora)), recipe.seed, outlined=outlined)
+    load = partial(load, keep_adapter=evaluation_only)
     policy, found = load(weights=weights, facts=facts)
     _bind(rewards, recipe, load, found)
     materials, unseen = [], {question_text(problem) for problem in task.eval_problems()}
@@ -162,11 +169,10 @@ def prepare(
         verdicts = judge if stage.rewards is None else make_judge(recipe, scorers, own=True)
         _bind(scorers, recipe, load, found)
         # A task holds its own evaluation problems out; another task may have them.
-        others: set[str] = set() if own_task is task else unseen
-        made = partial(stage_materials, unseen=others, corpus=corpus)
+        made = partial(stage_materials, unseen=set() if own_task is task else unseen, corpus=corpus)
         materials.append(made(stage, own_task, scorers, verdicts, policy, recipe))
     asked = _asked(recipe, task.eval_problems()) if recipe.rewards else []
-    return Workshop(
+    workshop = Workshop(
         policy=policy,
         masters=MasterWeights(policy.model, DTYPES[found["precision"]]),
         base=partial(_trained_weights, load, found),
@@ -179,6 +185,14 @@ def prepare(
         facts=found,
         notices=_population_notices(recipe.stages, materials, asked),
     )
+    return workshop if outlined or evaluation_only else _traced(workshop, recipe.stages)
+
+
+def _traced(made: Workshop, stages: Sequence[StageSettings]) -> Workshop:
+    """The workshop with digests of what it was made from among its facts."""
+    data = {stage.label: own for stage, own in zip(stages, made.materials, strict=True)}
+    held_out = (*made.eval_prompts, *made.eval_rankings, *made.eval_texts)
+    return replace(made, facts={**made.facts, **digests(data, held_out, made.all_rewards)})
 
 
 def _asked(recipe: Recipe, held_out: Sequence[Problem]) -> Sequence[Problem]:
@@ -242,10 +256,13 @@ def load_policy(
     weights: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     outlined: bool = False,
+    keep_adapter: bool = False,
 ) -> tuple[Policy, dict[str, Any]]:
     """Load or build the model, add adapters, choose precision and layout; returns the policy and what was chosen.
 
-    `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights.
+    `task`, or several, gives a `tiny` model its tokenizer's characters. A model that is `outlined` has no weights. A
+    LoRA adapter that is the source is merged into its base, unless `keep_adapter` leaves it in, frozen.
+    ValueError where `facts` has the digest of other weights than those that `settings` names.
     """
     granted: Mapping[str, Any] = {"layout": "group_rows", "layout_probe": "not probed: no weights"} if outlined else {}
     facts = facts or granted
@@ -254,11 +271,17 @@ def load_policy(
     if precision is None:
         probe = probe_precision(default_device())
         precision, probed = probe.precision, probe.reason
-    source = str(weights) if weights is not None and settings.lora is None else settings.source
+    resumed = weights is not None and settings.lora is None  # else the weights are those that the run began with
+    source = str(weights) if resumed else settings.source
     tasks = [task] if isinstance(task, Task) else [] if task is None else task
     with torch.device("meta") if outlined else nullcontext():
-        loaded = _load(source, settings, tasks, seed, outline_model if outlined else load_model)
-    model, tokenizer = loaded.model, loaded.tokenizer
+        loaded = _load(source, settings, tasks, seed, outlined=outlined, merged=not keep_adapter)
+    model, tokenizer, began_with = loaded.model, loaded.tokenizer, facts.get("weights_sha256", loaded.sha256)
+    if not resumed and source != "tiny" and loaded.sha256 not in ("", began_with):
+        raise ValueError(
+            f"model.source = {source!r}: its weights are not those the run began with (SHA-256 {loaded.sha256[:12]}…, "
+            f"and {began_with[:12]}… then); put those back, or begin a new run"
+        )
     stops = stop_token_ids(model, tokenizer)
     if "layout_probe" in facts:
         layout, tried = facts["layout"], facts["layout_probe"]
@@ -273,7 +296,7 @@ def load_policy(
         add_lora(model, rank=settings.lora.rank, alpha=settings.lora.alpha, targets=settings.lora.targets, seed=seed)
     policy = Policy(model, tokenizer, stop_token_ids=stops, layout=layout)
     found = {
-        "weights_sha256": facts.get("weights_sha256", loaded.sha256),
+        "weights_sha256": began_with if resumed else loaded.sha256,
         "precision": precision,
         "precision_probe": probed,
         "layout": layout,
@@ -285,40 +308,24 @@ def load_policy(
 
 
 def _load(
-    source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int, load: Callable[..., LoadedModel]
+    source: str, settings: ModelSettings, tasks: Sequence[Task], seed: int, *, outlined: bool, merged: bool
 ) -> LoadedModel:
     if source == "tiny":
         if not tasks:
             raise ValueError("model.source = 'tiny' builds a model for a task: name the directory of a trained one")
-        known = [getattr(task, "characters", None) or _characters(task) for task in tasks]
+        known = [getattr(task, "characters", None) or characters_of(task) for task in tasks]
         characters = known[0] if len(known) == 1 else "".join(sorted(set("".join(known))))
         strings = tuple(dict.fromkeys(text for task in tasks for text in getattr(task, "special_strings", ())))
         model, tokenizer = tiny_model(characters, strings, seed, **settings.tiny.model_dump())
         digest = "" if model.device.type == "meta" else weights_sha256(model)
         return LoadedModel(model=model, tokenizer=tokenizer, sha256=digest, source=source)
+    load = outline_model if outlined else load_model
     allowed = {"trust_remote_code": settings.trust_remote_code, "allow_pickle": settings.allow_pickle}
-    if is_adapter(Path(source)):
-        return load_with_adapter(Path(source), load=load, **allowed)
+    if is_adapter(directory := Path(source).expanduser()):
+        return load_with_adapter(directory, load=load, merged=merged, **allowed)
     return load(source, precision_dtype=torch.float32, **allowed)
 
 
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _characters(task: Task) -> str:
-    """Every character of a task's text, for a tokenizer made for it."""
-    problems = [*task.train_problems(), *task.eval_problems()]
-    demonstrations = task.demonstrations()
-    rankings = [*task.train_rankings(), *task.eval_rankings()] if isinstance(task, RankingTask) else []
-    labelled = [*task.labelled_solutions(), *task.eval_labelled_solutions()] if isinstance(task, LabelledTask) else []
-    rated = [*task.train_ratings(), *task.eval_ratings()] if isinstance(task, LabelledTask) else []
-    answered = [*problems, *(d.problem for d in demonstrations), *(r.problem for r in rankings)]
-    texts = [p.question for p in answered if isinstance(p.question, str)]
-    texts += [p.answer for p in problems if p.answer is not None] + [d.response for d in demonstrations]
-    texts += [response for ranking in rankings for response in ranking.responses]
-    texts += [*task.train_texts(), *task.eval_texts()] if isinstance(task, CorpusTask) else []
-    texts += [rating.response for rating in rated] + [step for each in labelled for step in each.steps]
-    texts += [" \n"] if labelled else []  # what a stage may put between steps
-    return "".join(sorted({character for text in texts for character in text}))
