@@ -34,7 +34,7 @@ ENTROPY = torch.linspace(0.1, 2.0, sum(LENGTHS), dtype=torch.float64)
 OTHER_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "supervision": ("process", "outcome"),
     "reward": ("correct", "parts", "none"),
-    "baseline": ("leave_one_out", "none", "group_mean"),
+    "baseline": ("leave_one_out", "shrunk_mean", "none", "group_mean"),
     "scale": ("sample_std", "mean", "batch_std", "none", "population_std"),
     "advantage_eps": (0.5,),
     "batch_norm": ("completions", "tokens", "whiten", "none"),
@@ -51,7 +51,7 @@ OTHER_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "clip_high": (0.02,),
     "gate_positive": (4.0,),
     "gate_negative": (4.0,),
-    "aggregation": ("completion_mean", "completion_sum", "token_mean"),
+    "aggregation": ("completion_mean", "completion_sum", "token_mean", "prompt_mean"),
     "aggregation_constant": (99,),
     "kl_estimator": ("k1", "k2"),
     "kl_coef": (0.7, 0.0),
@@ -93,6 +93,8 @@ IDENTITIES = {
     ("no ratio", "ratio_level", "sequence_mean"),
     ("rloo", "kl_level", "sequence"),  # k1 of a product of ratios is the sum of their k1
     ("bounded", "kl_level", "sequence"),
+    ("rloo", "baseline", "shrunk_mean"),  # of two groups each has one other: too few to draw its mean towards them
+    ("bounded", "baseline", "shrunk_mean"),
     ("reinforce++", "reward", "parts"),  # without baseline and scale, parts add up to the total
 }
 """(row, cell, choice) where two different choices give the same numbers, because the mathematics says so."""
