@@ -134,8 +134,8 @@ class Recipe(Settings):
     rewards: tuple[str | Mapping[str, Any], ...] = ()
     """Rewards by name or as file.py:function, with options and weight; see docs/rewards.md."""
     on_reward_failure: OnFailure = "stop"
-    """What a reward that fails means: stop the run, leave the completion out of its group's baseline and out of
-    training (`exclude`), or count as this number. A reward's own `on_failure` comes before it."""
+    """What a reward that fails means: `stop` the run; `exclude` the completion from its group's baseline and from
+    training; or count as this number. A reward's own `on_failure` comes before it."""
     scoring: ScoringSettings = ScoringSettings()
     """Worker processes of rewards and their limits."""
     stages: tuple[AnyStage, ...] = Field(min_length=1)

@@ -155,13 +155,13 @@ class PopulationSettings(Settings):
     """`robust` climbs towards the worst-off population; `equal`, `shares` or a weight for each name stay as they
     are."""
     initial: FixedWeights = "equal"
-    """What robust weights begin with, and the fixed weights of `trade_off`."""
+    """What robust weights begin with, and the fixed weights of `trade_off`: `equal`, `shares` or one for each name."""
     step_size: float = Field(0.01, ge=0, allow_inf_nan=False)
     """Of robust weights, in units of 1 / loss: they are multiplied by exp(step_size * loss) at each optimizer step."""
     trade_off: float = Field(1.0, ge=0, le=1)
     """Robust weights count so much (1: the worst case), those of `initial` the rest."""
     draw: Literal["shares", "equal"] = "shares"
-    """Whether a batch has as many examples of a population as the data, or as many of each."""
+    """Whether a batch has as many examples of a population as the data (`shares`), or as many of each (`equal`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "PopulationSettings":

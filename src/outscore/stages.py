@@ -365,6 +365,13 @@ def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
     return _KINDS.get(str(value.get("algorithm")), PolicySettings)
 
 
+def kinds_of_stage() -> dict[type[StageSettings], tuple[str, ...]]:
+    """The kinds of stage with the algorithms that they are the kind of; the last is that of all other algorithms."""
+    kinds = dict.fromkeys(_KINDS.values())
+    named = {kind: tuple(name for name, own in _KINDS.items() if own is kind) for kind in kinds}
+    return {**named, PolicySettings: ("grpo",)}
+
+
 _KINDS: Mapping[str, type[StageSettings]] = {
     name: kind
     for kind in (
