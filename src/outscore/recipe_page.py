@@ -20,9 +20,9 @@ STAGE = "stages.NAME"
 HEAD = """# The keys of a recipe
 
 A recipe is a YAML file of these keys. On the command line a key is a dotted path, in which a stage goes by its name or
-its place: `outscore train recipe.yaml seed=1 model.lora.rank=8 stages.grpo.steps=200`. A key that is not here, or has no
-effect on its kind of stage, is refused, and the nearest right one is named. A run's `config.yaml` has every key with the
-value that was used.
+its place: `outscore train recipe.yaml seed=1 model.lora.rank=8 stages.grpo.steps=200`. A key that is not here, or has
+no effect on its kind of stage, is refused, and the nearest right one is named. A run's `config.yaml` has every key with
+the value that was used.
 
 The options of a task are in [tasks.md](tasks.md), those of a reward in [rewards.md](rewards.md), the cells of an
 algorithm's row in `outscore algorithms NAME`; what stages are for is in [pipelines.md](pipelines.md).

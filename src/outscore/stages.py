@@ -140,7 +140,7 @@ class RejectionSettings(StageSettings):
     """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
     min_kept: int = Field(1, ge=1)
     """The run stops where fewer samples than this are kept."""
-    min_reward: float | None = None
+    min_reward: float | None = Field(None, allow_inf_nan=False)
     """What a sample must score to pass; without it those pass whose answer is correct."""
     sampling: SamplingSettings = SamplingSettings()
     """How samples are drawn."""
@@ -221,7 +221,7 @@ class PolicySettings(StageSettings):
     truncated: Literal["keep", "mask"] = "keep"
     """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
     but gives them no loss."""
-    truncated_score: float | None = None
+    truncated_score: float | None = Field(None, allow_inf_nan=False)
     """What the reward of a completion counts as that reached the length limit, whatever it was scored: -1 is the EOS
     trick of Stiennon et al. (arXiv 2009.01325). None leaves rewards as they are."""
     refills: int = Field(0, ge=0)

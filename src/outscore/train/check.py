@@ -22,6 +22,7 @@ from outscore.train.populations import populations_in_words
 from outscore.train.rejection import RejectionSource
 from outscore.train.setup import Workshop, check_before_loading, prepare, stage_algorithm
 from outscore.train.sources import Collected
+from outscore.train.unused import unused_settings
 
 PROBE_GROUPS = 4
 """Groups sampled to see how the model does before training."""
@@ -51,6 +52,7 @@ def check_recipe(recipe: Recipe) -> list[Finding]:
         Finding(what=f"stage {stage.label}", status="ok", detail=f"{stage_algorithm(stage).name}, {stage.steps} steps")
         for stage in recipe.stages
     ]
+    findings += [Finding(what="unused", status="warn", detail=sentence) for sentence in unused_settings(recipe)]
     if recipe.trackers:
         findings.append(Finding(what="trackers", status="ok", detail=f"{', '.join(recipe.trackers)} can be imported"))
     task = make_task(**recipe.task)

@@ -31,6 +31,7 @@ from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
 from outscore.train.plateaus import check_plateaus
 from outscore.train.setup import Workshop, prepare, stage_plans
+from outscore.train.unused import unused_settings
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
 """A reward by name, with options, as a function or as a record."""
@@ -192,7 +193,7 @@ def _go(
     finished = False
     with run.lock(), _interrupts(reporter) as interrupted:
         if start is None:
-            _report_facts(workshop, reporter)
+            _report_facts(workshop, recipe, reporter)
         for rewards in workshop.all_rewards:
             rewards.listen(lambda text, shown: reporter.message(text, warning=True) if shown else run.log(text))
         try:
@@ -263,12 +264,12 @@ def _check_vacant(directory: Path) -> None:
         )
 
 
-def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
+def _report_facts(workshop: Workshop, recipe: Recipe, reporter: Reporter) -> None:
     facts = workshop.facts
     reporter.message(
         f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {facts['layout_probe']}"
     )
-    for notice in workshop.notices:
+    for notice in (*unused_settings(recipe), *workshop.notices):
         reporter.message(notice, warning=True)
 
 
