@@ -82,8 +82,8 @@ class PromptSettings(Settings):
     """How a question becomes what the model reads."""
 
     template: str = "auto"
-    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}; `auto` is `chat` where there
-    is one, else `none`."""
+    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}, and {COLUMN} for columns
+    of the data; `auto` is `chat` where there is one, else `none`."""
     system: str | None = None
     """A system message for chat templates."""
 

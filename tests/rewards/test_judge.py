@@ -127,9 +127,7 @@ def test_a_raise_that_no_completion_causes_alone_says_so():
             raise RuntimeError("too many")
         return [0.0]
 
-    with pytest.raises(
-        RewardError, match="raised RuntimeError: too many\n  no completion alone is to blame"
-    ):
+    with pytest.raises(RewardError, match="raised RuntimeError: too many\n  no completion alone is to blame"):
         scores_of(crowd, "a", "b")
     reason = "raised RuntimeError: too many, but on no completion alone"
     both = scores_of(crowd, "a", "b", on_failure="exclude")
