@@ -38,7 +38,8 @@ def recipe_page() -> str:
     whole |= {own: f"`{path}`" for path, own in _below(Recipe, "")}
     whole[StageSettings] = "Every stage"
     whole |= {kind: _title(kind, rows) for kind, rows in kinds.items()}
-    for kind, rows in ((StageSettings, ()), *kinds.items()):
+    stages: list[tuple[type[Settings], tuple[str, ...]]] = [(StageSettings, ()), *kinds.items()]
+    for kind, rows in stages:
         for path, own in _below(kind, f"{STAGE}."):
             taken = f"`{path}`" in whole.values()
             whole.setdefault(own, f"`{path}` of {_listed(rows)}" if taken else f"`{path}`")
