@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from outscore.cli import app
 from outscore.model.load import load_model
+from outscore.model.tiny import tiny_model
 from outscore.objectives import algorithm
 
 RECIPE = """\
@@ -78,6 +79,23 @@ def test_ctrl_c_in_a_command_without_a_run_says_nothing_of_one(folder: Path, mon
         stopped = run(*asked)
         assert stopped.exit_code == 130
         assert "resume" not in stopped.output and "Traceback" not in stopped.output
+
+
+def test_a_check_that_ends_with_an_error_says_what_it_had_found(folder: Path) -> None:
+    impossible = ("model={source: some/where, precision: fp32}", "prompt.template=chat")
+    model, tokenizer = tiny_model("0123456789+-*= ?()", [], 0, hidden_size=16, num_layers=1, num_heads=2)
+    model.save_pretrained(folder / "some" / "where")
+    tokenizer.save_pretrained(folder / "some" / "where")
+    message = refused("check", "micro.yaml", *impossible)
+    assert "stage sft" in message and "no chat template" in message
+    found = json.loads(run("check", "micro.yaml", *impossible, "--json").stdout)
+    assert [each["what"] for each in found] == ["stage sft", "stage grpo", "error"]
+    assert found[-1]["status"] == "fail" and "no chat template" in found[-1]["detail"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("show",), ("eval",)])
+def test_help_names_no_type_for_what_takes_no_value(arguments: tuple[str, ...]) -> None:
+    assert "bool" not in run(*arguments, "--help").output
 
 
 def test_a_mistyped_key_names_the_nearest(folder: Path) -> None:

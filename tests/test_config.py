@@ -1,6 +1,7 @@
 """Bad recipes are refused before any work, naming key, value and the nearest right one."""
 
 import re
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,31 @@ def refused(**changes: Any) -> str:
         ({"stages": GRPO}, ["`stages`", "must be a list"]),
         ({"model": {"lora": {"targets": "q_proj"}}}, ["model.lora.targets", "give a list: [q_proj]"]),
         ({"evaluation": {"patience": 2}}, ["evaluation", "patience = 2", "give `every`"]),
+        # Steps 1 and 2 are evaluated before the last: the best so far, and one that may be no better.
+        ({"evaluation": {"patience": 2, "every": 1}}, ["patience = 2 has no effect", "2 evaluations before step 3"]),
+        ({"evaluation": {"patience": 1, "every": 4}}, ["patience = 1 has no effect", "0 evaluations before step 3"]),
+        ({"stages": [{**GRPO, "optimizer": {"betas": [0.9, 1.5]}}]}, ["optimizer.betas.1", "1.5", "less than 1"]),
+        ({"stages": [{**GRPO, "optimizer": {"betas": [1, 0.9]}}]}, ["optimizer.betas.0", "less than 1"]),
+        ({"stages": [{**GRPO, "optimizer": {"lr": inf}}]}, ["optimizer.lr", "inf", "finite"]),
+        ({"stages": [{**GRPO, "optimizer": {"weight_decay": inf}}]}, ["optimizer.weight_decay", "finite"]),
+        ({"stages": [{**GRPO, "sampling": {"temperature": inf}}]}, ["sampling.temperature", "finite"]),
+        ({"stages": [{**GRPO, "truncated_score": nan}]}, ["truncated_score", "finite"]),
+        ({"task": "arithmetic"}, ["`task` = 'arithmetic': must be a mapping, such as {kind: arithmetic}"]),
+        ({"stages": ["grpo"]}, ["`stages.0` = 'grpo': must be a mapping, such as {algorithm: grpo, steps: 100}"]),
+        ({"model": "my/model"}, ["`model` = 'my/model': must be a mapping, such as {source: my/model}"]),
+        ({"checkpoints": 5}, ["`checkpoints` = 5: must be a mapping of keys to values"]),
         ({"model": {"lora": {}}}, ["model", "lora", "'tiny'", "random"]),
     ],
 )
 def test_an_impossible_recipe_says_what_is_wrong(changes: dict[str, Any], parts: list[str]) -> None:
     message = refused(**changes)
     assert all(part in message for part in parts), message
+
+
+def test_patience_may_stop_the_longest_stage_alone() -> None:
+    """Which it can from two evaluations on: the best so far, and one that is no better."""
+    stages = [{"algorithm": "sft", "steps": 2}, GRPO]
+    assert parse_recipe({**BASE, "stages": stages, "evaluation": {"patience": 1, "every": 1}}).evaluation.patience == 1
 
 
 def test_the_source_decides_which_settings_a_stage_has() -> None:

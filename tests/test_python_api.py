@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import outscore
-from outscore.train.run import _with_objects
+from outscore.train.inspect import evaluate_target
+from outscore.train.objects import with_objects
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -47,6 +48,40 @@ def test_rows_and_functions_make_a_run_that_resumes(tmp_path: Path) -> None:
     assert outscore.resume(tmp_path / "run", task=ROWS, rewards=rewards).finished
 
 
+def test_a_run_with_objects_is_evaluated_with_them_again_and_exported(tmp_path: Path) -> None:
+    def never(completions, **columns):
+        return [0.0] * len(completions)
+
+    def always(completions, **columns):
+        return [1.0] * len(completions)
+
+    recipe = {"model": MODEL, "stages": [{**STAGE, "steps": 1}], "evaluation": {"problems": 3, "samples": 2}}
+    path = outscore.run_recipe(recipe, tmp_path / "run", task=ROWS, rewards=[never]).path
+    assert outscore.evaluate(path, task=ROWS, rewards=[never]).metrics["greedy"] == 0.0
+    other = outscore.evaluate(path, task=ROWS, rewards=[always], overrides=["evaluation.samples=4"])
+    assert (other.metrics["greedy"], other.metrics["pass@2"]) == (1.0, 1.0)
+    with pytest.raises(ValueError, match=r"own task and rewards \(never\): .*evaluate\(target, task=…, rewards=…\)"):
+        outscore.evaluate(path)
+    exported = outscore.export_model(path, tmp_path / "model")
+    plain = outscore.evaluate(exported, task=ROWS, rewards=[always], overrides=["evaluation.samples=1"])
+    assert set(plain.metrics) == {"greedy"}
+    with pytest.raises(ValueError, match=r"model is no run: say what to evaluate on with task=… or recipe=…"):
+        outscore.evaluate(exported)
+    # A command cannot name objects: it says all at once what to give instead.
+    with pytest.raises(ValueError, match=r"task and rewards \(never\), .*give --task KIND and --reward NAME"):
+        evaluate_target(str(path))
+    with pytest.raises(ValueError, match=r"own rewards \(never\), .*: give --reward NAME \(or file.py:function\), or"):
+        evaluate_target(str(path), task="arithmetic")
+
+
+def test_a_model_of_ones_own_is_a_policy_with_the_tokens_that_end_its_answers() -> None:
+    settings = outscore.ModelSettings.model_validate(MODEL)
+    policy, _ = outscore.load_policy(settings, outscore.make_task("data", rows=ROWS), seed=0)
+    stops = outscore.stop_token_ids(policy.model, policy.tokenizer)
+    assert stops == {policy.tokenizer.eos_token_id}
+    assert outscore.Policy(policy.model, policy.tokenizer, stop_token_ids=stops).stop_token_ids == stops
+
+
 def last_number(completions):
     """Named like a built-in reward, and not it."""
     return [0.0] * len(completions)
@@ -54,7 +89,7 @@ def last_number(completions):
 
 def test_what_a_file_can_name_stays_as_given_and_a_function_is_never_taken_for_a_built_in() -> None:
     specs = ["tag_answer", {"name": "format_tags", "weight": 0.4, "reward": 2.0}, {"name": last_number, "weight": 3}]
-    recipe, _, made = _with_objects({"task": {"kind": "arithmetic"}, "stages": [STAGE]}, None, specs)
+    recipe, _, made = with_objects({"task": {"kind": "arithmetic"}, "stages": [STAGE]}, None, specs)
     assert recipe.rewards == (*specs[:2], {"kind": "python", "name": "last_number", "weight": 3.0})
     assert made is not None and [reward.weight for reward in made.rewards] == [1.0, 0.4, 3.0]
     with pytest.raises(ValueError, match="'last_number' was given from Python"):
@@ -72,14 +107,14 @@ def test_whatever_is_iterated_into_mappings_is_a_task() -> None:
     recipe = {"rewards": ["last_number"], "stages": [STAGE]}
     expected = outscore.make_task("data", rows=ROWS).train_problems()
     for rows in (Rows(), tuple(ROWS), (row for row in ROWS)):
-        _, task, _ = _with_objects(recipe, rows, None)
+        _, task, _ = with_objects(recipe, rows, None)
         assert task is not None and task.train_problems() == expected
 
 
 def test_a_hugging_face_data_set_is_a_task() -> None:
     datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_list(ROWS)
-    _, task, _ = _with_objects({"rewards": ["last_number"], "stages": [STAGE]}, data, None)
+    _, task, _ = with_objects({"rewards": ["last_number"], "stages": [STAGE]}, data, None)
     assert task is not None and task.train_problems() == outscore.make_task("data", rows=ROWS).train_problems()
 
 

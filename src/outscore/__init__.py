@@ -1,8 +1,8 @@
 """Outscore: post-train language models by reinforcement, where everything is a group.
 
-Whole runs: `run_recipe`, `resume`. The pieces alone, for one's own loop: `load_policy` and `make_sampler` (sampling),
-`group_rows` and `token_logprobs` (training rows), `group_advantages` and `policy_loss` (the mathematics), `Rewards`,
-`make_task`.
+Whole runs: `run_recipe`, `resume`, `evaluate`, `export_model`. The pieces alone, for one's own loop: `load_policy` and
+`make_sampler` (sampling), `group_rows` and `token_logprobs` (training rows), `group_advantages` and `policy_loss` (the
+mathematics), `Rewards`, `make_task`.
 """
 
 import importlib
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from outscore.algorithms.rows import ALGORITHMS as ALGORITHMS
     from outscore.algorithms.rows import Algorithm as Algorithm
     from outscore.algorithms.rows import algorithm as algorithm
+    from outscore.config import ModelSettings as ModelSettings
     from outscore.config import Recipe as Recipe
     from outscore.config import load_recipe as load_recipe
     from outscore.config import parse_recipe as parse_recipe
     from outscore.model.attention import TreeAttention as TreeAttention
     from outscore.model.forest import Segment as Segment
     from outscore.model.load import load_model as load_model
+    from outscore.model.load import stop_token_ids as stop_token_ids
     from outscore.model.logprobs import token_logprobs as token_logprobs
     from outscore.model.policy import Policy as Policy
     from outscore.model.rows import TrainingGroup as TrainingGroup
@@ -52,16 +54,18 @@ if TYPE_CHECKING:
     from outscore.tasks import Task as Task
     from outscore.tasks import make_task as make_task
     from outscore.tasks.templates import render as render
+    from outscore.train.inspect import evaluate as evaluate
+    from outscore.train.inspect import export_model as export_model
     from outscore.train.run import RunResult as RunResult
     from outscore.train.run import resume as resume
     from outscore.train.run import run_recipe as run_recipe
     from outscore.train.setup import load_policy as load_policy
 
 _HOMES = {
-    "outscore.config": ("Recipe", "load_recipe", "parse_recipe"),
+    "outscore.config": ("ModelSettings", "Recipe", "load_recipe", "parse_recipe"),
     "outscore.model.attention": ("TreeAttention",),
     "outscore.model.forest": ("Segment",),
-    "outscore.model.load": ("load_model",),
+    "outscore.model.load": ("load_model", "stop_token_ids"),
     "outscore.model.logprobs": ("token_logprobs",),
     "outscore.model.policy": ("Policy",),
     "outscore.model.rows": ("TrainingGroup", "flat_starts", "group_rows"),
@@ -90,6 +94,7 @@ _HOMES = {
     "outscore.rollout": ("GroupEngine", "Sampler", "ScriptedSampler", "make_sampler"),
     "outscore.tasks": ("Task", "make_task"),
     "outscore.tasks.templates": ("render",),
+    "outscore.train.inspect": ("evaluate", "export_model"),
     "outscore.train.run": ("RunResult", "resume", "run_recipe"),
     "outscore.train.setup": ("load_policy",),
 }

@@ -44,7 +44,7 @@ class LoraSettings(Settings):
 
     rank: int = Field(16, ge=1)
     """Rank of the update."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(32.0, gt=0, allow_inf_nan=False)
     """Scale: the update is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ()
     """Names of the modules to adapt; empty adapts all linear layers but the head."""
@@ -84,8 +84,8 @@ class PromptSettings(Settings):
     """How a question becomes what the model reads."""
 
     template: str = "auto"
-    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}; `auto` is `chat` where there
-    is one, else `none`."""
+    """`chat` (the tokenizer's template), `none`, `r1-zero`, or a text with {question}, and {COLUMN} for columns
+    of the data; `auto` is `chat` where there is one, else `none`."""
     system: str | None = None
     """A system message for chat templates."""
 
@@ -99,7 +99,7 @@ class EvaluationSettings(Settings):
     """Steps between greedy evaluations within a stage; 0 evaluates only between stages."""
     samples: int = Field(8, ge=1)
     """Sampled completions of each problem, for pass@k and maj@k between stages; 1 evaluates greedily only."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Temperature of those samples."""
     max_new_tokens: int = Field(0, ge=0)
     """Limit on an answer; 0 takes the most that a stage's sampling allows, or 256 where no stage samples."""
@@ -137,8 +137,8 @@ class Recipe(Settings):
     rewards: tuple[str | Mapping[str, Any], ...] = ()
     """Rewards by name or as file.py:function, with options and weight; see docs/rewards.md."""
     on_reward_failure: OnFailure = "stop"
-    """What a reward that fails means: stop the run, leave the completion out of its group's baseline and out of
-    training (`exclude`), or count as this number. A reward's own `on_failure` comes before it."""
+    """What a reward that fails means: `stop` the run; `exclude` the completion from its group's baseline and from
+    training; or count as this number. A reward's own `on_failure` comes before it."""
     scoring: ScoringSettings = ScoringSettings()
     """Worker processes of rewards and their limits."""
     stages: tuple[AnyStage, ...] = Field(min_length=1)
@@ -182,8 +182,7 @@ class Recipe(Settings):
             for stage, is_taught in zip(self.stages, taught, strict=True)
         ):
             raise ValueError("rewards: at least one is needed to train on sampled completions")
-        if self.evaluation.patience and not self.evaluation.every:
-            raise ValueError(f"evaluation: patience = {self.evaluation.patience} counts evaluations; give `every` too")
+        _check_patience(self.evaluation, max(stage.steps for stage in self.stages))
         if self.model.lora is not None and self.model.source == "tiny":
             raise ValueError("model: lora adapts a trained model, but source = 'tiny' builds a random one; drop it")
         return self
@@ -269,6 +268,19 @@ def _settings_in(annotation: Any) -> list[type[BaseModel]]:
 def _nearest_file(file: Path) -> str:
     folder = file.parent if file.parent.is_dir() else Path(".")
     return nearest(file.name, sorted(entry.name for entry in folder.iterdir() if entry.suffix in (".yaml", ".yml")))
+
+
+def _check_patience(evaluation: EvaluationSettings, steps: int) -> None:
+    """ValueError where no stage, the longest of which has so many steps, could be stopped before its end."""
+    patience, every = evaluation.patience, evaluation.every
+    if patience and not every:
+        raise ValueError(f"evaluation: patience = {patience} counts evaluations; give `every` too")
+    if patience and (steps - 1) // every <= patience:
+        raise ValueError(
+            f"evaluation: patience = {patience} has no effect: every = {every} makes {(steps - 1) // every} "
+            f"evaluations before step {steps}, the last of the longest stage, and {patience + 1} are needed, the first "
+            "of which is the best so far; evaluate more often, or take more steps"
+        )
 
 
 def _check_plateau(stage: StageSettings, evaluation: EvaluationSettings) -> None:

@@ -94,6 +94,21 @@ def checked_options(
     return checked
 
 
+_WANTS_A_MAPPING = ("dict_type", "mapping_type", "model_type", "model_attributes_type")
+"""The same where a mapping should."""
+_MAPPINGS = {
+    "task": "{{kind: {}}}",
+    "stages": "{{algorithm: {}, steps: 100}}",
+    "model": "{{source: {}}}",
+    "lora": "{{rank: {}}}",
+    "prompt": "{{template: {}}}",
+    "optimizer": "{{lr: {}}}",
+    "sampling": "{{max_new_tokens: {}}}",
+    "evaluation": "{{problems: {}}}",
+}
+"""Key -> what somebody probably meant who gave one value in the place of its mapping."""
+
+
 def expected(error: Mapping[str, Any]) -> str:
     """What one of pydantic's errors says would be right, in words for somebody who writes YAML."""
     value, message = error["input"], str(error["msg"]).removeprefix("Value error, ")
@@ -101,6 +116,11 @@ def expected(error: Mapping[str, Any]) -> str:
     if is_sequence or error["type"] in _WANTS_A_LIST:
         one = f"[{value}]" if isinstance(value, str | int | float) else "one item after each `-`"
         return f"must be a list; give a list: {one}"
+    if error["type"] in _WANTS_A_MAPPING:
+        keys = [part for part in error["loc"] if isinstance(part, str)]
+        if keys and keys[-1] in _MAPPINGS and isinstance(value, str | int | float) and not isinstance(value, bool):
+            return f"must be a mapping, such as {_MAPPINGS[keys[-1]].format(value)}"
+        return "must be a mapping of keys to values, such as {key: value}"
     return message.replace("Input should be", "must be").replace("Tuple should", "the list should")
 
 

@@ -25,7 +25,7 @@ from outscore.tasks import make_task
 from outscore.tasks.base import question_text
 from outscore.tasks.rankings import parse_ranking
 from outscore.train.build import EVALUATION_ROWS
-from outscore.train.inspect import target_recipe
+from outscore.train.inspect import check_named, target_recipe
 from outscore.train.materials import render_prompt
 from outscore.train.setup import load_policy
 
@@ -101,6 +101,7 @@ def sheets(
         ValueError: if it is not said which task to ask about, or the model or task cannot work.
     """
     settings = target_recipe(target, recipe=recipe, task=task, overrides=overrides)
+    check_named(target, settings, ("task",))
     problems = make_task(**settings.task).train_problems()
     policy, facts = load_policy(settings.model.model_copy(update={"precision": "fp32"}), None, 0)
     model = str(facts["weights_sha256"])[:12]

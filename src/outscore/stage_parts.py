@@ -19,10 +19,14 @@ WARMUP_SHARE, WARMUP_MOST = 0.05, 10
 is an average over few steps at first; Alpaca and Tulu 2 warm up over 3 % of theirs."""
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a running mean is kept at each step."""
+
+
 class OptimizerSettings(Settings):
     """AdamW and its schedule."""
 
-    lr: float = Field(LR_POLICY, gt=0)
+    lr: float = Field(LR_POLICY, gt=0, allow_inf_nan=False)
     """Peak learning rate; a recipe that leaves it out gets 2e-5 for SFT, else 1e-5, and ten times that with LoRA."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after warm-up."""
@@ -30,11 +34,11 @@ class OptimizerSettings(Settings):
     """Optimizer steps of linear warm-up; a recipe that leaves it out gets 5 % of the stage's, at most 10."""
     final_fraction: float = Field(0.1, ge=0, le=1)
     """The rate at the end as a fraction of the peak (`linear`, `cosine`)."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Decoupled weight decay, on matrices only."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moment."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, allow_inf_nan=False)
     """Added to the root of the second moment."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this global norm."""
@@ -47,7 +51,7 @@ class SamplingSettings(Settings):
 
     max_new_tokens: int = Field(256, ge=1)
     """Limit on new tokens, the stop token included."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Divides the logits, when sampling and when training."""
     top_k: int = Field(0, ge=0)
     """Keep the k most probable tokens; 0 keeps all."""
@@ -78,7 +82,7 @@ class CriticSettings(Settings):
     start: str = POLICY
     """What it begins as: `policy`, a copy of the policy with a head that says 0; the reward model or critic of an
     earlier stage, by the stage's name; or the directory of a reward model. These bring their head along."""
-    lr: float = Field(LR_CRITIC_FACTOR * LR_POLICY, gt=0)
+    lr: float = Field(LR_CRITIC_FACTOR * LR_POLICY, gt=0, allow_inf_nan=False)
     """Peak learning rate; else its optimizer is the stage's. A recipe that leaves it out gets twice the policy's,
     LoRA's factor of ten aside: all weights of a critic are trained."""
     warmup_steps: int = Field(0, ge=0)
@@ -103,7 +107,7 @@ class PtxSettings(Settings):
     """The pretraining mix of PPO-ptx: every update of the policy also predicts plain text, so that what it could write
     before is not forgotten (InstructGPT, arXiv 2203.02155, eq. 2); docs/algorithms/ppo.md."""
 
-    coef: float = Field(ge=0)
+    coef: float = Field(ge=0, allow_inf_nan=False)
     """Multiplies the mean negative log-likelihood of a token of text, which is added to the loss of each update; 0
     leaves it out. InstructGPT's gamma."""
     batch_size: int = Field(32, ge=1)
@@ -178,13 +182,13 @@ class PopulationSettings(Settings):
     """`robust` climbs towards the worst-off population; `equal`, `shares` or a weight for each name stay as they
     are."""
     initial: FixedWeights = "equal"
-    """What robust weights begin with, and the fixed weights of `trade_off`."""
+    """What robust weights begin with, and the fixed weights of `trade_off`: `equal`, `shares` or one for each name."""
     step_size: float = Field(0.01, ge=0, allow_inf_nan=False)
     """Of robust weights, in units of 1 / loss: they are multiplied by exp(step_size * loss) at each optimizer step."""
     trade_off: float = Field(1.0, ge=0, le=1)
     """Robust weights count so much (1: the worst case), those of `initial` the rest."""
     draw: Literal["shares", "equal"] = "shares"
-    """Whether a batch has as many examples of a population as the data, or as many of each."""
+    """Whether a batch has as many examples of a population as the data (`shares`), or as many of each (`equal`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "PopulationSettings":

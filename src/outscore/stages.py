@@ -141,7 +141,7 @@ class RejectionSettings(StageSettings):
     """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
     min_kept: int = Field(1, ge=1)
     """The run stops where fewer samples than this are kept."""
-    min_reward: float | None = None
+    min_reward: float | None = Field(None, allow_inf_nan=False)
     """What a sample must score to pass; without it those pass whose answer is correct."""
     sampling: SamplingSettings = SamplingSettings()
     """How samples are drawn."""
@@ -229,7 +229,7 @@ class PolicySettings(StageSettings):
     truncated: Literal["keep", "mask"] = "keep"
     """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
     but gives them no loss."""
-    truncated_score: float | None = None
+    truncated_score: float | None = Field(None, allow_inf_nan=False)
     """What the reward of a completion counts as that reached the length limit, whatever it was scored: -1 is the EOS
     trick of Stiennon et al. (arXiv 2009.01325). None leaves rewards as they are."""
     refills: int = Field(0, ge=0)
@@ -372,6 +372,13 @@ what was used."""
 def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
     """The kind of a stage given as a mapping."""
     return _KINDS.get(str(value.get("algorithm")), PolicySettings)
+
+
+def kinds_of_stage() -> dict[type[StageSettings], tuple[str, ...]]:
+    """The kinds of stage with the algorithms that they are the kind of; the last is that of all other algorithms."""
+    kinds = dict.fromkeys(_KINDS.values())
+    named = {kind: tuple(name for name, own in _KINDS.items() if own is kind) for kind in kinds}
+    return {**named, PolicySettings: ("grpo",)}
 
 
 _KINDS: Mapping[str, type[StageSettings]] = {

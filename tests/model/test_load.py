@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -51,6 +52,23 @@ def test_a_directory_loads_the_weights_that_were_saved(saved: Path) -> None:
     assert all(torch.equal(loaded.model.state_dict()[name], original[name]) for name in original)
     assert not loaded.model.training and all(p.requires_grad for p in loaded.model.parameters())
     assert loaded.source == str(saved) and loaded.model.name_or_path == str(saved.resolve())
+
+
+def test_a_run_and_what_is_in_it_name_the_newest_checkpoint_of_a_policy(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for age, place in enumerate(("sft/step-000002", "sft/step-000001", "judge/step-000009")):
+        checkpoint = run / "checkpoints" / place
+        shutil.copytree(saved, checkpoint)
+        os.utime(checkpoint, (1000 - age, 1000 - age))
+    _edit(run / "checkpoints/judge/step-000009/config.json", lambda c: c.update(architectures=["LlamaForReward"]))
+    os.utime(run / "checkpoints/judge/step-000009", (2000, 2000))
+    named = str(run / "checkpoints" / "sft" / "step-000002")
+    for part in (".", "checkpoints", "checkpoints/sft"):
+        with pytest.raises(ValueError, match=r"has no config\.json.*checkpoints of a run: give one of them") as caught:
+            load_model(run / part)
+        assert named in str(caught.value)
+    with pytest.raises(ValueError, match=r"it is no Hugging Face model directory$"):
+        load_model(tmp_path)
 
 
 def test_the_hash_is_over_the_tensors_bytes_in_name_order(saved: Path) -> None:

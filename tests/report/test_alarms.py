@@ -24,6 +24,12 @@ def sampled(count, **metrics):
         (steps(5, truncated=0.51), "truncated", "max_new_tokens"),
         (sampled(5, entropy=2.0) + sampled(5, entropy=0.1), "entropy", "learning rate"),
         (steps(5, **{"scoring_failures": 0.06, "scoring_failures/mine": 0.06}), "scoring_failures", "scored by mine."),
+        (sampled(5, entropy=0.7) + sampled(5, entropy=1.5), "entropy_rise", "rose from 0.7 to 1.5 nats"),
+        (steps(5, ref_kl=1.1), "ref_kl", "kl_coef"),
+        (steps(5, ratio_max=25.0), "ratio", "some 25 times"),
+        # The geometric mean of 1, 1000, 1000, 1000 and 1000 is 10^2.4.
+        (steps(1, ratio_max=1.0) + steps(4, ratio_max=1000.0), "ratio", "some 251 times"),
+        (steps(5, sampler_kl=0.02), "mismatch", "mismatch_cap: 2.0"),
         (steps(1, loss=math.nan, grad_norm=1.0), "not_finite", "loss is nan"),
         (steps(1, grad_norm=math.inf), "not_finite", "precision: fp32"),
     ],
@@ -47,6 +53,15 @@ def test_each_alarm_names_its_remedy(history, kind, remedy):
         steps(5, loss=None, zero_variance=None),
         steps(4, truncated=0.0) + steps(1, truncated=1.0),
         steps(4, scoring_failures=0.0) + steps(1, scoring_failures=0.2),
+        # It doubled and more, but is still small; it rose by more than half a nat, but from a large one.
+        sampled(5, entropy=0.05) + sampled(5, entropy=0.4),
+        sampled(5, entropy=3.0) + sampled(5, entropy=4.0),
+        sampled(5, entropy=0.5, accuracy=0.5) + sampled(5, entropy=2.0, accuracy=0.95),
+        steps(5, ref_kl=0.2, ratio_max=8.0, sampler_kl=0.005),
+        # One wild token in one step.
+        steps(4, ratio_max=2.0) + steps(1, ratio_max=10_000.0),
+        steps(5, ref_kl=None, ratio_max=None, sampler_kl=None),
+        steps(4, ref_kl=9.0, ratio_max=900.0, sampler_kl=1.0),
     ],
 )
 def test_no_alarm_without_cause(history):

@@ -188,6 +188,14 @@ def test_the_table_of_evaluations_fits_80_columns_with_every_interval():
     assert "…" not in "".join(lines[:1])
 
 
+def test_the_table_of_evaluations_shows_pass_at_one_and_at_all_samples():
+    found = evaluation("after grpo", "grpo", 3, 0.5)
+    more = {**found.metrics, "pass@2": 0.6, "pass@4": 0.7}
+    assert rendered(views.evaluation_table([type(found)(**{**fields(found), "metrics": more})])) == rendered(
+        views.evaluation_table([found])
+    )
+
+
 def fields(found):
     return {name: getattr(found, name) for name in type(found).__dataclass_fields__}
 

@@ -82,7 +82,7 @@ REASONS = {
     "sleep": "took longer than 2 s",
     "allocate": f"raised MemoryError:  at faulty.py:{_line('8 << 30')}",
     "nan": "returned nan",
-    "wrong_length": "returned 2 values for 1 completions; exactly one each is due",
+    "wrong_length": "returned 2 values for a batch of 1 completion, and must return one for each",
     "endless_output": "took longer than 2 s",
 }
 """Fault -> what is said of it."""

@@ -53,8 +53,8 @@ def test_an_iterator_is_understood():
 @pytest.mark.parametrize(
     ("output", "complaint"),
     [
-        ([1.0], "returned 1 values for 2 completions"),
-        ([1.0, 2.0, 3.0], "returned 3 values for 2 completions"),
+        ([1.0], "returned 1 value for a batch of 2 completions, and must return one for each"),
+        ([1.0, 2.0, 3.0], "returned 3 values for a batch of 2 completions"),
         (1.0, "returned float '1.0'; a list of 2 floats or None is due"),
         (None, "returned NoneType"),
         ("ab", "returned str 'ab'"),
@@ -69,8 +69,21 @@ def test_a_result_of_the_wrong_shape_stops_under_either_policy(output, complaint
     with pytest.raises(RewardError, match=complaint) as caught:
         scores_of(wrong, "first text", "second text", on_failure=policy)
     assert caught.value.reward_name == "wrong"
-    for part in ("'p/1'", "completion 1 of 2", "325-28-20=", "first text"):
-        assert part in str(caught.value)
+    # Each alone is scored well, so none is accused; where the batch began is still of use.
+    _, blame, prompt, completion = str(caught.value).splitlines()
+    assert blame == "  no completion alone is to blame; the batch begins with problem 'p/1', completion 1 of 2"
+    assert "325-28-20=" in prompt and "first text" in completion
+
+
+def test_a_completion_that_is_left_out_of_the_result_is_the_culprit():
+    def forgetful(completions):
+        return [1.0 for text in completions if text != "b"]
+
+    with pytest.raises(
+        RewardError, match=r"returned 0 values for a batch of 1 completion.*completion 2 of 3"
+    ) as caught:
+        scores_of(forgetful, "a", "b", "c")
+    assert "to blame" not in str(caught.value)
 
 
 def test_a_value_that_is_no_number_names_its_completion():
@@ -115,9 +128,10 @@ def test_a_raise_that_no_completion_causes_alone_says_so():
         return [0.0]
 
     line = crowd.__code__.co_firstlineno + 2
-    reason = f"raised RuntimeError: too many at test_judge.py:{line}, but on no completion alone"
-    with pytest.raises(RewardError, match=reason):
+    said = f"raised RuntimeError: too many at test_judge.py:{line}\n  no completion alone is to blame"
+    with pytest.raises(RewardError, match=said):
         scores_of(crowd, "a", "b")
+    reason = f"raised RuntimeError: too many at test_judge.py:{line}, but on no completion alone"
     both = scores_of(crowd, "a", "b", on_failure="exclude")
     assert both == (ScoringFailure(reward_name="crowd", reason=reason),) * 2
 

@@ -257,3 +257,11 @@ def test_impossible_options_are_named(options, complaint, jsonl, monkeypatch):
 def test_what_a_script_hands_over_and_is_no_rows_is_refused_with_what_is_wanted(given, part):
     with pytest.raises(ValueError, match=part):
         _given(given)
+
+
+def test_a_column_that_a_row_leaves_out_is_an_empty_one(tmp_path):
+    """So that a prompt template which names it says so, and does not write its name."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a", "answer": "1", "context": "c"}\n{"question": "b", "answer": "2"}\n')
+    task = make_task("data", path=str(path), eval_fraction=0)
+    assert [problem.columns for problem in task.train_problems()] == [{"context": "c"}, {"context": None}]

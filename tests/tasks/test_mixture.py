@@ -90,7 +90,7 @@ def test_texts_of_the_parts_that_have_some_take_turns_and_none_is_held_out_and_t
         ({"a": PARTS["sums"]}, "parts has 1 tasks; a mixture has two or more"),
         ({"a": PARTS["sums"], "b": {"num_train": 3}}, "parts.b must name a task"),
         ({"a": PARTS["sums"], "b": {"kind": "arithmetc"}}, "parts.b: kind = 'arithmetc' is no task"),
-        ({"a": PARTS["sums"], "b": 5}, "must be a valid dictionary"),
+        ({"a": PARTS["sums"], "b": 5}, "must be a mapping of keys to values"),
     ],
 )
 def test_bad_parts_are_named(parts: dict[str, object], message: str) -> None:

@@ -179,6 +179,17 @@ def test_the_population_stands_where_the_template_or_the_system_message_names_it
         render(problem(), plain, "{population}-{question}")
 
 
+def test_columns_of_the_data_stand_where_the_template_or_the_system_message_names_them(plain, chat):
+    columns = {"context": "It has {question} in it.", "year": 1912, "tags": ["a", "é"], "answer": "85", "empty": None}
+    own = replace(problem("Who {context}?"), columns=columns)
+    # In one pass: what a column or a question holds is not looked into, and braces that name nothing stay.
+    text = render(own, plain, r"{context} ({year}) {question} {other} \\boxed{answer}").text
+    assert text == r"It has {question} in it. (1912) Who {context}? {other} \\boxed{answer}"
+    assert "say 1912" in render(own, chat, "chat", system="say {year}").text
+    with pytest.raises(ValueError, match=r"template: .* names the column 'empty', and prompt 'p/1' has none"):
+        render(own, plain, "{empty} {question}")
+
+
 def test_a_character_without_a_token_is_named(plain):
     with pytest.raises(ValueError, match="prompt 'p/1' cannot be tokenised: this model has no token for 'é'"):
         render(problem("é"), plain, "none")

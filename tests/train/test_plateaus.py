@@ -141,6 +141,16 @@ def test_a_plateau_that_could_never_be_found_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_patience_without_anything_to_evaluate_is_refused(tmp_path: Path) -> None:
+    settings = recipe("sft", evaluation={"problems": 0, "every": 1, "patience": 1})
+    settings["stages"] = [{**settings["stages"][0], "steps": 10}]
+    with pytest.raises(ValueError, match=r"patience = 1 has no effect, because no stage evaluates anything"):
+        check_recipe(parse_recipe(settings))
+    with pytest.raises(ValueError, match=r"patience = 1 has no effect"):
+        run_recipe(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("metric", ["preference_loss", "worst/preference_loss", "preference_loss/+", "spread/margin"])
 def test_a_plateau_may_wait_for_whatever_is_measured(metric: str) -> None:
     settings = recipe("ipo")

@@ -172,9 +172,30 @@ def test_evaluation_by_hand():
     found = evaluator.run(ScriptedSampler(texts, POLICY.tokenizer), label="now", stage="grpo", step=3, policy_version=7)
     assert found.metrics["greedy"] == 0.5  # the first scripted sample of each
     assert found.metrics["pass@1"] == 0.25
+    assert found.metrics["pass@2"] == pytest.approx(5 / 12)  # of the 6 pairs of problem 0 one is of two wrong ones
     assert found.metrics["pass@4"] == 0.5
     assert found.metrics["maj@4"] == 0.25  # a tie of two against two counts one half
     assert found.metrics["reward"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("samples", "budgets"), [(1, []), (2, [1, 2]), (5, [1, 2, 4, 5]), (8, [1, 2, 4, 8]), (9, [1, 2, 4, 8, 9])]
+)
+def test_pass_at_k_is_told_for_one_sample_for_powers_of_two_and_for_all(samples: int, budgets: list[int]) -> None:
+    evaluator = Evaluator(
+        prompts=[prompt_of(POLICY, "0+0=", "0", 0)],
+        rewards=Rewards([right]),
+        judge=Judge(reward_name="right", extract=str.strip),
+        samples=samples,
+        temperature=1.0,
+        max_new_tokens=4,
+        seed=0,
+    )
+    sampler = ScriptedSampler({"p0": ["0"] * samples}, POLICY.tokenizer)
+    found = evaluator.run(sampler, label="now", stage="grpo", step=3, policy_version=7).metrics
+    assert sorted(int(name.removeprefix("pass@")) for name in found if name.startswith("pass@")) == budgets
+    assert {found[f"pass@{budget}"] for budget in budgets} <= {1.0}
+    assert [name for name in found if name.startswith("maj@")] == [f"maj@{samples}"] * (samples > 1)
 
 
 def test_a_watcher_hears_of_every_completion_refills_included() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import typer
 
+from outscore.cli.common import Command, CommandGroup
 from outscore.cli.looking import chat, evaluate, score, show
 from outscore.cli.making import export, fetch, init, label
 from outscore.cli.methods import STUDIES_IN_A_LINE, algorithms, reproduce
@@ -14,6 +15,7 @@ from outscore.cli.training import check, demo, resume, train
 
 app = typer.Typer(
     name="outscore",
+    cls=CommandGroup,
     help="Post-train language models by reinforcement: sample a group of completions for each prompt, score them, "
     "and make those that outscore their group more likely.",
     no_args_is_help=True,
@@ -43,7 +45,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 EPILOGS = {"reproduce": STUDIES_IN_A_LINE}
 
 for name, command in COMMANDS.items():
-    app.command(name, epilog=EPILOGS.get(name))(command)
+    app.command(name, cls=Command, epilog=EPILOGS.get(name))(command)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import rich.console
 import typer
+import typer.core
 from rich.text import Text
 
 Overrides = Annotated[
@@ -20,6 +21,26 @@ Target = Annotated[str, typer.Argument(help="A run, a checkpoint, a model direct
 
 INTERRUPTED = 130
 """Exit status of a run that was asked to stop: 128 + SIGINT."""
+
+
+class _PlainFlags:
+    """Mixed into a command: its help says `--json`, not `--json <bool>`, as if a value had to follow."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The parameters, those without a value without a type."""
+        params = super().get_params(ctx)  # type: ignore[misc]  # of the command it is mixed into
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_PlainFlags, typer.core.TyperCommand):
+    """A command of `outscore`."""
+
+
+class CommandGroup(_PlainFlags, typer.core.TyperGroup):
+    """`outscore` itself."""
 
 
 @contextmanager

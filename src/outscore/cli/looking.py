@@ -85,7 +85,8 @@ def show(
     worst: Annotated[bool, typer.Option("--worst", help="Show the groups with the lowest reward.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Show one problem (its id) over the steps.")] = None,
     sample: Annotated[
-        int | None, typer.Option(help="Of the groups shown, this completion token by token, with its coefficients.")
+        int | None,
+        typer.Option(help="Of the groups shown, this completion (from 0) token by token, with coefficients."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -38,9 +38,9 @@ def export(
     recipe; a run has its own.
     """
     with explained():
-        from outscore.train.inspect import export_target
+        from outscore.train.inspect import export_model
 
-        typer.echo(f"{export_target(target, out, overrides=overrides or ())} holds the model")
+        typer.echo(f"{export_model(target, out, overrides=overrides or ())} holds the model")
 
 
 def init(directory: Annotated[Path, typer.Argument(help="The directory to write; it must not exist.")]) -> None:

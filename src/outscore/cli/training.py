@@ -62,14 +62,23 @@ def check(
     """
     with explained():
         from outscore.config import load_recipe
-        from outscore.train.check import check_recipe, check_reward_file
+        from outscore.train.check import Finding, check_recipe, check_reward_file
+
+        findings: list[Finding] = []
 
         if recipe.endswith(".py"):
             if overrides:
                 raise ValueError(f"{recipe} is no recipe, and has no settings to change: {overrides[0]!r}")
             findings = check_reward_file(recipe)
         else:
-            findings = check_recipe(load_recipe(recipe, overrides or ()))
+            checked = load_recipe(recipe, overrides or ())
+            try:
+                check_recipe(checked, findings)
+            except (ValueError, ImportError, OSError) as error:
+                if not as_json:
+                    _print_findings(findings)
+                    raise
+                findings.append(Finding(what="error", status="fail", detail=str(error)))
         if as_json:
             print_json([{"what": f.what, "status": f.status, "detail": f.detail} for f in findings])
         else:

@@ -220,6 +220,17 @@ def require_gguf() -> None:
         raise ImportError("reading a .gguf model needs `pip install 'outscore[gguf]'`") from error
 
 
+_CHECKPOINTS = ("checkpoints/*/step-*", "*/step-*", "step-*")
+"""Where the models of a run are: below the run, its checkpoints, or those of a stage."""
+
+
+def _is_policy(path: Path) -> bool:
+    """Whether a checkpoint is of a language model, or an adapter of one, rather than of a reward model."""
+    config = path / "config.json"
+    is_model = config.is_file() and "ForCausalLM" in config.read_text(encoding="utf-8")
+    return is_model or (path / "adapter_config.json").is_file()
+
+
 def _check_is_model(path: Path) -> None:
     """Refuse a directory that is no model's, before transformers looks for it elsewhere."""
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -229,6 +240,9 @@ def _check_is_model(path: Path) -> None:
     if not (path / "config.json").is_file():
         ggufs = sorted(p.name for p in path.glob("*.gguf"))
         hint = f"; for the GGUF file in it give {str(path / ggufs[0])!r}" if ggufs else ""
+        if saved := [found for depth in _CHECKPOINTS for found in path.glob(depth) if _is_policy(found)]:
+            newest = max(saved, key=lambda found: found.stat().st_mtime)
+            hint = f"; it holds checkpoints of a run: give one of them, such as {str(newest)!r}"
         raise ValueError(f"{path} has no config.json, so it is no Hugging Face model directory{hint}")
 
 

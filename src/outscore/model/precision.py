@@ -44,9 +44,9 @@ def probe_precision(
 ) -> PrecisionProbe:
     """Decide between fp32 and bf16 on a device.
 
-    A CUDA device that supports bf16 in hardware gets it. Elsewhere products of the model's own shapes are timed (about
+    A CUDA device that supports bf16 in hardware gets it. Elsewhere products of a small model's shapes are timed (about
     a second): a training row, and a decoding batch, which is bound by memory; bf16 must be `MIN_SPEEDUP` times as
-    fast on their sum. The defaults are the sizes of SmolLM2-135M.
+    fast on their sum. The defaults are the sizes of SmolLM2-135M; a run takes these whatever its own model is.
     """
     device = torch.device(device)
     if device.type == "cuda":

@@ -12,6 +12,14 @@ FAILURES_LIMIT = 0.05
 """Of the completions: at some per cent a reward has a fault, not the model a bad day."""
 ENTROPY_LIMIT = 0.1
 """As a share of the entropy of the stage's first steps."""
+ENTROPY_RISE, ENTROPY_RISE_NATS = 2.0, 0.5
+"""As a multiple of the same, and by how much at least: a small entropy may double and mean nothing."""
+REF_KL_LIMIT = 1.0
+"""Nats per token. Healthy runs stay below 0.2; policies that a reward model's blind spots drew away were at 3 to 5."""
+RATIO_LIMIT = 20.0
+"""Of a step's largest ratio. Healthy runs with several updates a step reach 8."""
+SAMPLER_KL_LIMIT = 0.01
+"""Nats per token. Rounding is far below 0.001, in bf16 too; min_p 0.005 at temperature 1.4 was seen to reach 0.005."""
 SOLVED = 0.9
 """Accuracy from which groups without contrast and low entropy are what success looks like."""
 
@@ -21,7 +29,8 @@ class Alarm:
     """Something a person should look at."""
 
     kind: str
-    """`zero_variance`, `truncated`, `scoring_failures`, `entropy` or `not_finite`."""
+    """`zero_variance`, `truncated`, `scoring_failures`, `entropy`, `entropy_rise`, `ref_kl`, `ratio`, `mismatch` or
+    `not_finite`."""
     sentence: str
     """What was seen and what to do about it."""
 
@@ -33,6 +42,7 @@ def find_alarms(history: Sequence[Mapping[str, float | None]]) -> list[Alarm]:
     solved = _recent(history, "accuracy", default=0.0) >= SOLVED
     entropy = None if solved else _entropy(history)
     found = [_zero_variance(history, solved), _truncated(history), _scoring_failures(history), entropy]
+    found += [_ref_kl(history), _ratio(history), _mismatch(history)]
     return _not_finite(history[-1]) + [alarm for alarm in found if alarm is not None]
 
 
@@ -98,6 +108,13 @@ def _entropy(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
     if len(history) < 2 * WINDOW or "zero_variance" not in history[-1]:
         return None
     first, now = _recent(history[:WINDOW], "entropy"), _recent(history, "entropy")
+    if now > max(ENTROPY_RISE * first, first + ENTROPY_RISE_NATS):
+        return Alarm(
+            kind="entropy_rise",
+            sentence=f"Entropy rose from {first:.3g} to {now:.3g} nats per token: completions fall apart. Lower the "
+            "learning rate, the temperature or an entropy bonus, or narrow the upper clip range; an earlier "
+            "checkpoint may be the better start.",
+        )
     if not (first > 0 and now < ENTROPY_LIMIT * first):
         return None
     return Alarm(
@@ -105,6 +122,46 @@ def _entropy(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
         sentence=f"Entropy fell from {first:.3g} to {now:.3g} nats per token: completions no longer differ. "
         "Lower the learning rate, raise the upper clip range or the temperature, or hold the policy with a larger "
         "beta; an earlier checkpoint may be the better start.",
+    )
+
+
+def _ref_kl(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
+    distance = _recent(history, "ref_kl")
+    if not distance > REF_KL_LIMIT:
+        return None
+    return Alarm(
+        kind="ref_kl",
+        sentence=f"The policy is {distance:.3g} nats per token from the reference, in the mean of the last {WINDOW} "
+        "steps: it no longer writes like the model it began as. Read its completions (`outscore show --best`): a "
+        "reward may be gamed. Hold it with a larger beta (kl_coef), lower the learning rate, or go on from an earlier "
+        "checkpoint.",
+    )
+
+
+def _ratio(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
+    # Largest values: in the geometric mean a single wild token of a single step raises nothing.
+    largest = [math.log(value) if (value := step.get("ratio_max")) else None for step in history[-WINDOW:]]
+    ratio = math.exp(_recent([{"log": value} for value in largest], "log"))
+    if not ratio > RATIO_LIMIT:
+        return None
+    return Alarm(
+        kind="ratio",
+        sentence=f"In each of the last {WINDOW} steps a token became some {ratio:.3g} times as likely within the step: "
+        "clipping does not bound a bad token's ratio. Take fewer updates of a step's groups (epochs, minibatches), a "
+        "lower learning rate, or a smaller max_grad_norm.",
+    )
+
+
+def _mismatch(history: Sequence[Mapping[str, float | None]]) -> Alarm | None:
+    distance = _recent(history, "sampler_kl")
+    if not distance > SAMPLER_KL_LIMIT:
+        return None
+    return Alarm(
+        kind="mismatch",
+        sentence=f"The distribution sampled from is {distance:.3g} nats per token from the one trained, in the mean of "
+        f"the last {WINDOW} steps, and the gradient is biased by it. Sample without top_k, top_p or min_p, or with "
+        "less of them, or correct it: cells: {mismatch_cap: 2.0}. Without any of them, and with one update a step, it "
+        "should be rounding: set precision: fp32.",
     )
 
 

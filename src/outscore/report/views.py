@@ -168,7 +168,7 @@ def _signed(value: float | None, form: str) -> Text:
 def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = None, width: int = 80) -> RenderableType:
     """A row per evaluation, a column per metric, with the half-width of the confidence interval where it has one; as
     many tables below each other as it takes for all columns to fit into `width`. What is known by population has a
-    table of its own (`outscore.report.populations`).
+    table of its own (`outscore.report.populations`). Of pass@k those of one sample and of all are shown.
 
     `weights` is a SHA-256, whose beginning stands below: of the weights a run began with, or that were evaluated.
     """
@@ -176,7 +176,7 @@ def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = No
     first = min(max(map(len, labels)), 20) + 2
     tables: list[list[tuple[str, list[str]]]] = [[]]
     left = width - first
-    names = {name for found in evaluations for name in found.metrics if not is_by_population(name)}
+    names = {name for found in evaluations for name in found.metrics if _has_column(name, found.samples)}
     for name in ordered(names):
         cells = [_with_interval(found, name) for found in evaluations]
         head = f"{name} %" if is_share(name) else name
@@ -190,6 +190,12 @@ def evaluation_table(evaluations: Sequence[Evaluation], weights: str | None = No
     if weights is not None:
         shown.append(literal(f"weights {weights[:12]}…", style="dim"))
     return Group(*shown)
+
+
+def _has_column(metric: str, samples: int) -> bool:
+    """Whether a metric of an evaluation of so many samples stands in the table."""
+    is_between = metric.startswith("pass@") and metric not in ("pass@1", f"pass@{samples}")
+    return not (is_between or is_by_population(metric))
 
 
 def _columns(labels: Sequence[str], columns: Sequence[tuple[str, Sequence[str]]]) -> Table:

@@ -46,6 +46,7 @@ class RewardError(ValueError):
         group_size: how many completions the group has.
         prompt: the question.
         completion: the text.
+        is_culprit: whether this completion makes the reward fail; else it is the first of the batch that failed.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class RewardError(ValueError):
         group_size: int,
         prompt: str,
         completion: str,
+        is_culprit: bool = True,
     ) -> None:
+        which = f"problem {problem_id!r}, completion {sample + 1} of {group_size}"
+        where = f" ({which})" if is_culprit else f"\n  no completion alone is to blame; the batch begins with {which}"
         super().__init__(
-            f"reward {reward_name!r} {reason} (problem {problem_id!r}, completion {sample + 1} of {group_size})\n"
-            f"  prompt: {shorten(prompt)}\n  completion: {shorten(completion)}"
+            f"reward {reward_name!r} {reason}{where}\n  prompt: {shorten(prompt)}\n  completion: {shorten(completion)}"
         )
         self.reward_name = reward_name
         self.reason = reason
@@ -183,8 +186,8 @@ class Item:
         """Its entry in `completions`."""
         return self.text if isinstance(self.prompt, str) else [{"role": "assistant", "content": self.text}]
 
-    def error(self, reward_name: str, reason: str) -> RewardError:
-        """An error about this completion."""
+    def error(self, reward_name: str, reason: str, *, is_culprit: bool = True) -> RewardError:
+        """An error about this completion, or a batch that begins with it."""
         return RewardError(
             reward_name=reward_name,
             reason=reason,
@@ -193,6 +196,7 @@ class Item:
             group_size=self.group_size,
             prompt=self.prompt if isinstance(self.prompt, str) else "\n".join(each["content"] for each in self.prompt),
             completion=self.text,
+            is_culprit=is_culprit,
         )
 
 

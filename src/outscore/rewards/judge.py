@@ -118,8 +118,9 @@ def judge(trial: Trial, begun: Finish | None = None) -> Outcome:
         # A result of the wrong shape from every completion is a function that does not keep the contract.
         is_nobodys = failure.wrong_shape and (not faults or len(faults) == len(items) > 1)
         if trial.on_failure == "stop" or is_nobodys:
-            place, reason = next(iter(faults.items()), (0, f"{failure.reason}, but on no completion alone"))
-            raise items[place].error(reward.name, reason) from failure.__cause__ or failure
+            place, reason = next(iter(faults.items()), (0, failure.reason))
+            error = items[place].error(reward.name, reason, is_culprit=bool(faults))
+            raise error from failure.__cause__ or failure
         places = [place for place in places if place not in faults]
         last = time.perf_counter()
         reply = _again(trial, places)
@@ -176,10 +177,10 @@ def _again(trial: Trial, places: Sequence[int]) -> Reply:
     try:
         return trial.begin(places)()
     except CallFailed as failure:
-        reason = f"{failure.reason}, but on no completion alone"
         if trial.on_failure == "stop":
-            cause = failure.__cause__ or failure
-            raise trial.items[places[0]].error(trial.reward.name, reason) from cause
+            first, cause = trial.items[places[0]], failure.__cause__ or failure
+            raise first.error(trial.reward.name, failure.reason, is_culprit=False) from cause
+        reason = f"{failure.reason}, but on no completion alone"
         return Reply(values=[Failed(reason=reason)] * len(places), columns={}, metrics=())
 
 

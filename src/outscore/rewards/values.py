@@ -48,7 +48,8 @@ def values_of(output: Any, lengths: Sequence[int]) -> list[Value]:
         raise WrongShape(f"returned {_kind(output)}; a list of {count} floats or None is due, one a completion")
     values = list(output)
     if len(values) != count:
-        raise WrongShape(f"returned {len(values)} values for {count} completions; exactly one each is due")
+        given, batch = _counted(len(values), "value"), _counted(count, "completion")
+        raise WrongShape(f"returned {given} for a batch of {batch}, and must return one for each")
     return [_value(value, length) for value, length in zip(values, lengths, strict=True)]
 
 
@@ -122,6 +123,10 @@ def _number(value: Any) -> float:
     if not isinstance(value, int | float):
         raise WrongShape(f"returned {_kind(value)} among its values; each is a float or None")
     return float(value)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _kind(value: Any) -> str:

@@ -209,10 +209,11 @@ def _given(rows: Any) -> list[Row]:
 
 def _entries(rows: Sequence[Row], asked: ColumnMap, name: str) -> list[Entry]:
     mapping = resolve(rows, asked)
+    empty = {column: None for row in rows for column in row.values}  # a row of JSON may leave columns out
     entries: list[Entry] = []
     places: dict[str, str] = {}
     for row in rows:
-        entry = _entry(row, mapping, name, places)
+        entry = _entry(Row(values={**empty, **row.values}, where=row.where), mapping, name, places)
         places[entry.problem.id] = row.where
         entries.append(entry)
     return entries
@@ -222,9 +223,8 @@ def _entry(row: Row, mapping: ColumnMap, name: str, places: Mapping[str, str]) -
     for role in ("question", "messages", "id"):
         column = getattr(mapping, role)
         if column is not None and row.values.get(column) is None:
-            raise ValueError(
-                f"{row.where}: the row has no {column!r} (for {role}); it has: {', '.join(map(repr, row.values))}"
-            )
+            has = ", ".join(repr(own) for own, value in row.values.items() if value is not None)
+            raise ValueError(f"{row.where}: the row has no {column!r} (for {role}); it has: {has}")
     pair: tuple[str, str] | None = None
     if mapping.has_implicit_prompt:
         assert mapping.chosen is not None and mapping.rejected is not None

@@ -1,6 +1,7 @@
 """From a problem to exactly what the model reads, by chat templates and plain ones; the one place a prompt is
 tokenised."""
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -34,24 +35,26 @@ def render(
     """Render a problem with a template and tokenise it.
 
     `chat` is the tokenizer's own chat template (with `system` as the first message, and a final assistant message
-    continued rather than closed), `none` the question alone, `r1-zero` DeepSeek's, a text with {question} itself;
-    {population} in such a text, or in `system`, is the problem's population;
+    continued rather than closed), `none` the question alone, `r1-zero` DeepSeek's, a text with {question} itself; in
+    such a text, or in `system`, {population} is the problem's population, and the name of a data column in braces is
+    the problem's value of it, but for {answer}, which a model must not read; other braces stay as they are;
     `auto` is `chat` where the tokenizer has a chat template and `none` where not. Plain templates get the
     beginning-of-sequence token if the tokenizer adds one, never a second one; chat templates write their own.
     ValueError for messages or `chat` without a chat template, a `system` that the template cannot place, a template
-    without {question}, an empty prompt, and one that a context of `limit` tokens cannot hold with `room` new ones.
+    without {question}, a column that the problem leaves empty, an empty prompt, and one that a context of `limit`
+    tokens cannot hold with `room` new ones.
 
     >>> render(problem, tokenizer, "Question: {question}\\nAnswer:").text
     'Question: 47+38=\\nAnswer:'
     """
     template = check_template(problem, tokenizer, template, system)
-    system = None if system is None else _with_population(system, problem, "system")
+    system = None if system is None else _filled(system, problem, "system")
     if template == "chat":
         text = _chat_text(problem, tokenizer, system)
         token_ids = _encode(problem, tokenizer, text)
     else:
         assert isinstance(problem.question, str)
-        text = _plain_text(problem.question, _with_population(template, problem, "template"))
+        text = _plain_text(problem, template)
         token_ids = _encode(problem, tokenizer, text)
         opening = _opening_token(tokenizer)
         if opening is not None and token_ids[:1] != [opening]:
@@ -91,20 +94,32 @@ def check_template(problem: Problem, tokenizer: PreTrainedTokenizerBase, templat
     return template
 
 
-def _plain_text(question: str, template: str) -> str:
+def _plain_text(problem: Problem, template: str) -> str:
+    assert isinstance(problem.question, str)
     if template == "none":
-        return question
-    # replace, not str.format: templates and questions hold braces of their own (JSON, LaTeX).
-    return (R1_ZERO if template == "r1-zero" else template).replace("{question}", question)
+        return problem.question
+    if template == "r1-zero":
+        return R1_ZERO.replace("{question}", problem.question)
+    return _filled(template, problem, "template", question=problem.question)
 
 
-def _with_population(text: str, problem: Problem, key: str) -> str:
-    """The text with the problem's population in its place; ValueError where it is wanted and there is none."""
-    if "{population}" not in text:
-        return text
-    if problem.population is None:
-        raise ValueError(f"{key}: {_short(text)} names a population, and prompt {problem.id!r} has none")
-    return text.replace("{population}", problem.population)
+def _filled(text: str, problem: Problem, key: str, **also: str) -> str:
+    """The text with the problem's own in the place of {population} and of its columns' names, and what is `also` given;
+    ValueError where one is wanted and there is none."""
+    known = {**problem.columns, "population": problem.population, **also}
+    known.pop("answer", None)
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in known:
+            return match[0]
+        if known[name] is None:
+            what = "a population" if name == "population" else f"the column {name!r}"
+            raise ValueError(f"{key}: {_short(text)} names {what}, and prompt {problem.id!r} has none")
+        return known[name] if isinstance(known[name], str) else json.dumps(known[name], ensure_ascii=False, default=str)
+
+    # In one pass, and not by str.format: templates and questions hold braces of their own (JSON, LaTeX).
+    return re.sub(r"\{([^{}]+)\}", value, text)
 
 
 def _chat_text(problem: Problem, tokenizer: PreTrainedTokenizerBase, system: str | None) -> str:

@@ -23,6 +23,7 @@ from outscore.train.populations import populations_in_words
 from outscore.train.rejection import RejectionSource
 from outscore.train.setup import Workshop, check_before_loading, prepare
 from outscore.train.sources import Collected
+from outscore.train.unused import unused_settings
 
 PROBE_GROUPS = 4
 """Groups sampled to see how the model does before training."""
@@ -40,18 +41,22 @@ class Finding:
     """What was found, and for a problem what to do."""
 
 
-def check_recipe(recipe: Recipe) -> list[Finding]:
+def check_recipe(recipe: Recipe, findings: list[Finding] | None = None) -> list[Finding]:
     """Try data, gold answers, model, template, stop tokens, lengths and memory, then sample a few groups.
+
+    What is found goes into `findings`, which so has all that came before an error.
 
     Raises:
         ValueError: where a run would raise it too: the first thing that makes the recipe impossible.
         ImportError: if a package is missing that the recipe needs.
     """
     check_before_loading(recipe)
-    findings = [
+    findings = [] if findings is None else findings
+    findings += [
         Finding(what=f"stage {stage.label}", status="ok", detail=f"{stage_algorithm(stage).name}, {stage.steps} steps")
         for stage in recipe.stages
     ]
+    findings += [Finding(what="unused", status="warn", detail=sentence) for sentence in unused_settings(recipe)]
     if recipe.trackers:
         findings.append(Finding(what="trackers", status="ok", detail=f"{', '.join(recipe.trackers)} can be imported"))
     task = make_task(**recipe.task)

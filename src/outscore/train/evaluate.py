@@ -114,8 +114,8 @@ class Evaluator:
         tell: Tell = tell_nobody,
     ) -> Evaluation:
         """Evaluate; the metrics are `greedy` (with several rewards also `part/NAME`, the mean of each), with k > 1
-        samples also `pass@1`, `pass@k`, `maj@k` and `reward`, and those of the measures; by population where problems
-        have one (`outscore.report.populations`).
+        samples also `pass@1`, `pass@2`, `pass@4` and so on to `pass@k`, `maj@k`, `reward`, and those of the measures;
+        by population where problems have one (`outscore.report.populations`).
 
         `tell` hears how far it is.
         """
@@ -169,13 +169,17 @@ class Evaluator:
 
     def _sampled(self, groups: Sequence[ScoredGroup]) -> dict[str, Estimate | float]:
         k = self.samples
+        budgets = [*(1 << power for power in range(1, (k - 1).bit_length())), k]
         groups = self._judged(groups)
         counts = [sum(bool(verdict) for verdict in self.judge.correct(group)) for group in groups]
         rates = [count / k for count in counts]
         return {
             "pass@1": mean_interval(rates),
             **means_by_population("pass@1", rates, _populations(groups)),
-            f"pass@{k}": mean_interval([pass_at_k(num_samples=k, num_correct=count, k=k) for count in counts]),
+            **{
+                f"pass@{few}": mean_interval([pass_at_k(num_samples=k, num_correct=count, k=few) for count in counts])
+                for few in budgets
+            },
             f"maj@{k}": mean_interval([self._majority(group) for group in groups]),
         }
 

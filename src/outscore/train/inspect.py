@@ -1,6 +1,6 @@
 """Looking at a model from outside a run: evaluate it, talk to it, find it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -14,6 +14,7 @@ from outscore.records import PYTHON, Message, Problem, SampleRequest, SamplingPa
 from outscore.report import Evaluation, RunDirectory
 from outscore.report.populations import last_weights
 from outscore.report.run import FACTS, RESERVED
+from outscore.rewards import Rewards
 from outscore.rollout import make_sampler
 from outscore.stages import PreferenceSettings
 from outscore.tasks import DataTask, Task, make_task, render
@@ -21,6 +22,7 @@ from outscore.train.activity import Tell, tell_nobody
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
 from outscore.train.checkpoint import REFERENCE_FILE, best_checkpoint, newest_sound
 from outscore.train.home import home_of, located
+from outscore.train.objects import RewardSpec, missing_objects, with_objects
 from outscore.train.setup import Workshop, load_policy, prepare
 from outscore.train.step import Reference
 
@@ -64,17 +66,85 @@ def evaluate_target(
     if recipe is None and task is None and run_of(target) is None:
         raise ValueError(f"{target} is no run: say what to evaluate on with --task KIND or --recipe FILE")
     settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides, compares=True)
-    asked = make_task(**settings.task)
-    workshop = prepare(settings, evaluation_only=True, task=asked)
+    check_named(target, settings)
+    return _evaluated(target, settings, None, None, on_own=recipe is None and task is None, say=say)
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    recipe: str | Path | None = None,
+    task: str | Task | Iterable[Mapping[str, Any]] | None = None,
+    rewards: Sequence[RewardSpec] | None = None,
+    overrides: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate a run at its best checkpoint, a checkpoint or a model on held-out problems, as `outscore eval` does.
+
+    Args:
+        target: a run, a checkpoint, a model directory, a .gguf file or a hub id.
+        recipe: a recipe file to take task, prompt and rewards from, instead of the run's.
+        task: a kind of task (its options follow in `overrides`), a task object, or rows; instead of the run's. It must
+            be given again where the run was given an object.
+        rewards: functions, or anything a recipe may name, instead of the run's; the same holds for these.
+        overrides: settings to change, such as `evaluation.samples=16`.
+
+    Raises:
+        ValueError: if it is not said what to evaluate on, or anything in it cannot work.
+    """
+    target, given = str(target), task if task is None or isinstance(task, str) else PYTHON
+    if recipe is None and task is None and run_of(target) is None:
+        raise ValueError(f"{target} is no run: say what to evaluate on with task=… or recipe=…")
+    settings = target_recipe(
+        target, recipe=None if recipe is None else str(recipe), task=given, overrides=overrides, compares=True
+    )
+    if rewards is not None and not any(each.startswith("evaluation.correct=") for each in overrides):
+        unnamed = settings.evaluation.model_copy(update={"correct": ""})
+        settings = settings.model_copy(update={"evaluation": unnamed})
+    settings, own_task, own_rewards = with_objects(settings, None if isinstance(task, str) else task, rewards)
+    if missing := missing_objects(settings, task=own_task, rewards=own_rewards):
+        raise ValueError(
+            f"{target} was started from Python with its own {' and '.join(missing.values())}: give them again, "
+            f"outscore.evaluate(target, {', '.join(f'{name}=…' for name in missing)})"
+        )
+    return _evaluated(target, settings, own_task, own_rewards, on_own=recipe is None and task is None)[0]
+
+
+def check_named(target: str, settings: Recipe, needed: Sequence[str] = ("task", "rewards")) -> None:
+    """ValueError in a command's words where a task, or rewards, that it needs are objects of a script."""
+    missing = {key: words for key, words in missing_objects(settings).items() if key in needed}
+    if not missing:
+        return
+    if run_of(target) is None:
+        raise ValueError(f"{target} is no run: say which task with --task KIND or --recipe FILE")
+    options = {"task": "--task KIND", "rewards": "--reward NAME (or file.py:function)"}
+    raise ValueError(
+        f"{target} was started from Python with its own {' and '.join(missing.values())}, which a command cannot name: "
+        f"give {' and '.join(options[key] for key in missing)}, or --recipe FILE"
+    )
+
+
+def _evaluated(
+    target: str,
+    settings: Recipe,
+    task: Task | None,
+    rewards: Rewards | None,
+    *,
+    on_own: bool,
+    say: Tell = tell_nobody,
+) -> tuple[Evaluation, str]:
+    """An evaluation with these settings and objects, and the SHA-256 of the weights; `on_own` is whether it is on the
+    task that the target was trained on."""
+    asked = make_task(**settings.task) if task is None else task
+    workshop = prepare(settings, evaluation_only=True, task=asked, rewards=rewards)
     sampler = make_sampler(workshop.policy, EVALUATION_ROWS)
-    own_task = recipe is None and task is None
-    index, reference = _compared(settings, workshop) if own_task else (None, None)
+    index, reference = _compared(settings, workshop) if on_own else (None, None)
     evaluator = build_evaluator(settings, workshop, index, reference)
     if evaluator is None:
         raise ValueError(f"task {settings.task['kind']!r} has no held-out problems to evaluate on")
-    for left_out in [] if own_task else _left_out(asked, len(workshop.eval_prompts), settings):
-        say(left_out)
-    found = evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
+    try:
+        found = evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
+    finally:
+        workshop.rewards.close()
     return found, str(workshop.facts["weights_sha256"])
 
 
@@ -179,9 +249,21 @@ _BARE: dict[str, Any] = {"task": {"kind": PYTHON}, "stages": [{"algorithm": "grp
 """What a model that belongs to no run begins with; its task is to be named."""
 
 
-def export_target(target: str, out: Path, *, overrides: Sequence[str] = ()) -> Path:
-    """Write a target as a plain Hugging Face directory, adapters merged; see `outscore export --help`."""
-    model = target_recipe(target, overrides=overrides).model
+def export_model(target: str | Path, out: str | Path, *, overrides: Sequence[str] = ()) -> Path:
+    """Write a run's best checkpoint, or any model, as a plain Hugging Face directory with adapters merged.
+
+    Args:
+        target: a run, a checkpoint, a model directory, a .gguf file or a hub id.
+        out: the directory to write; it must not exist.
+        overrides: settings to change, such as `model.trust_remote_code=true`; a run has its own.
+
+    Returns:
+        the directory.
+
+    Raises:
+        ValueError: if `out` exists, or the model cannot be loaded.
+    """
+    model = target_recipe(str(target), overrides=overrides).model
     return export(model.source, out, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
 
 

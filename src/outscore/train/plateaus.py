@@ -16,7 +16,14 @@ Measured = Mapping[str, frozenset[str] | None]
 
 
 def check_plateaus(recipe: Recipe, workshop: Workshop) -> None:
-    """Raises ValueError, naming the stage, where its `plateau` waits for a metric that no evaluation of it has."""
+    """Raises ValueError, naming the stage, where its `plateau` waits for a metric that no evaluation of it has; and
+    where `evaluation.patience` counts evaluations that no stage has."""
+    stages = range(len(recipe.stages))
+    if recipe.evaluation.patience and not any(evaluated_metrics(recipe, index, workshop) for index in stages):
+        raise ValueError(
+            f"evaluation: patience = {recipe.evaluation.patience} has no effect, because no stage evaluates anything: "
+            "there are no held-out examples, or evaluation.problems is 0"
+        )
     for index, stage in enumerate(recipe.stages):
         if stage.plateau is None:
             continue

@@ -9,13 +9,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
-from outscore.records import PYTHON
+from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_trackers
 from outscore.report.run import FACTS
-from outscore.rewards import Reward, Rewards
-from outscore.rewards.contract import RewardFunction
-from outscore.tasks import Task, make_task
+from outscore.tasks import Task
 from outscore.train.build import build_stage
 from outscore.train.checkpoint import (
     Progress,
@@ -30,12 +27,11 @@ from outscore.train.checkpoint import (
 from outscore.train.home import WORKING_DIRECTORY, at_home, working_directory
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
+from outscore.train.objects import RewardSpec, missing_objects, with_objects
 from outscore.train.plateaus import check_plateaus
 from outscore.train.provenance import differences
 from outscore.train.setup import Workshop, prepare, stage_plans
-
-RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
-"""A reward by name, with options, as a function or as a record."""
+from outscore.train.unused import unused_settings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +71,7 @@ def run_recipe(
     Raises:
         ValueError: if something in the recipe cannot work, before any work; or if the run directory exists.
     """
-    chosen, own_task, own_rewards = _with_objects(recipe, task, rewards)
+    chosen, own_task, own_rewards = with_objects(recipe, task, rewards)
     directory = Path(path) if path is not None else Path("runs") / chosen.name
     plans = stage_plans(chosen)
     _check_vacant(directory)
@@ -118,7 +114,7 @@ def _resume(
     path, config = run.path, run.config()
     facts = config.pop(FACTS)
     written = parse_recipe(config, where=str(run.path / "config.yaml"))
-    recipe, own_task, own_rewards = _with_objects(written, task, rewards)
+    recipe, own_task, own_rewards = with_objects(written, task, rewards)
     _check_objects(written, path, task=task, rewards=rewards)
     if recipe.rewards != written.rewards:
         raise ValueError(
@@ -151,52 +147,18 @@ def _say(notes: Sequence[str], run: RunDirectory, console: Console | None) -> No
 
 def _check_objects(recipe: Recipe, path: Path, *, task: object, rewards: object) -> None:
     """ValueError where the run was given objects that it is not given now."""
-    missing = ["task"] if task is None and recipe.task["kind"] == PYTHON else []
-    functions = [each["name"] for each in recipe.rewards if isinstance(each, Mapping) and each.get("kind") == PYTHON]
-    if rewards is None and functions:
-        missing.append("rewards")
-    if missing:
-        given = " and ".join(missing) + (f" ({', '.join(functions)})" if "rewards" in missing else "")
+    if missing := missing_objects(recipe, task=task, rewards=rewards):
         again = ", ".join(f"{name}=…" for name in missing)
         raise ValueError(
-            f"{path} was started from Python with its own {given}: resume it with outscore.resume(path, {again})"
+            f"{path} was started from Python with its own {' and '.join(missing.values())}: resume it with "
+            f"outscore.resume(path, {again})"
         )
-
-
-def _with_objects(
-    recipe: Recipe | Mapping[str, Any] | str | Path,
-    task: Task | Iterable[Mapping[str, Any]] | None,
-    rewards: Sequence[RewardSpec] | None,
-) -> tuple[Recipe, Task | None, Rewards | None]:
-    """The recipe with a name in the place of each object, and the objects."""
-    if isinstance(recipe, str | Path):
-        recipe = load_recipe(recipe)
-    data = dump_recipe(recipe) if isinstance(recipe, Recipe) else dict(recipe)
-    own_task: Task | None = None
-    if task is not None:
-        own_task = task if isinstance(task, Task) else make_task("data", rows=task)
-        data["task"] = {"kind": PYTHON, "name": own_task.name}
-    own_rewards = None
-    if rewards is not None:
-        own_rewards = Rewards(
-            rewards, on_failure=data.get("on_reward_failure", "stop"), scoring=data.get("scoring", {})
-        )
-        data["rewards"] = [_recorded(spec, made) for spec, made in zip(rewards, own_rewards.rewards, strict=True)]
-    return parse_recipe(data), own_task, own_rewards
 
 
 def _names(rewards: Sequence[str | Mapping[str, Any]]) -> str:
     """Rewards of a recipe, for a message: `a × 0.5, b`."""
     parts = [each if isinstance(each, Mapping) else {"name": each} for each in rewards]
     return ", ".join(f"{part['name']} × {part['weight']:g}" if "weight" in part else part["name"] for part in parts)
-
-
-def _recorded(spec: RewardSpec, made: Reward) -> str | Mapping[str, Any]:
-    """What config.yaml says of a reward: the spec where it names one, and for an object that it was one."""
-    named = spec.get("name") if isinstance(spec, Mapping) else spec
-    if isinstance(named, str) and isinstance(spec, str | Mapping):
-        return spec
-    return {"kind": PYTHON, "name": made.name, "weight": made.weight}
 
 
 def _go(
@@ -211,7 +173,7 @@ def _go(
     finished, failed = False, None
     with run.lock(), _interrupts(reporter) as interrupted:
         if start is None:
-            _report_facts(workshop, reporter)
+            _report_facts(workshop, recipe, reporter)
         for rewards in workshop.all_rewards:
             rewards.listen(lambda text, shown: reporter.message(text, warning=True) if shown else run.log(text))
         try:
@@ -299,11 +261,11 @@ def _check_vacant(directory: Path) -> None:
         )
 
 
-def _report_facts(workshop: Workshop, reporter: Reporter) -> None:
+def _report_facts(workshop: Workshop, recipe: Recipe, reporter: Reporter) -> None:
     facts = workshop.facts
     probes = "; ".join(facts[name] for name in ("layout_probe", "attention_probe") if name in facts)
     reporter.message(f"model: weights {facts['weights_sha256'][:12]}, computing in {facts['precision']}; {probes}")
-    for notice in workshop.notices:
+    for notice in (*unused_settings(recipe), *workshop.notices):
         reporter.message(notice, warning=True)
 
 

@@ -25,7 +25,7 @@ from outscore.train.activity import Tell, counting, tell_nobody
 from outscore.train.build import EVALUATION_ROWS
 from outscore.train.evaluate import EVALUATION_SEED, Judge
 from outscore.train.growing import Beginning, Grower, Guide
-from outscore.train.inspect import target_recipe
+from outscore.train.inspect import check_named, target_recipe
 from outscore.train.materials import answer_limit
 from outscore.train.setup import prepare
 
@@ -240,6 +240,7 @@ def search_target(
         ValueError: if it is not said what to answer, or anything in it cannot work.
     """
     settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides)
+    check_named(target, settings)
     guide = None if reward_model is None else ModelGuide(newest_checkpoint(reward_model, "search"), how=how)
     workshop = prepare(settings, evaluation_only=True)
     if not workshop.eval_prompts:

@@ -1,0 +1,42 @@
+"""Settings that a recipe gives and that change nothing: a run and `outscore check` say so, and go on."""
+
+from collections.abc import Iterator
+
+from outscore.config import EvaluationSettings, Recipe, TinySettings
+from outscore.stage_parts import OptimizerSettings
+from outscore.stages import PolicySettings, StageSettings
+
+
+def unused_settings(recipe: Recipe) -> list[str]:
+    """A sentence for each setting that is not its default and has no effect beside the others."""
+    found = [sentence for stage in recipe.stages for sentence in _of_stage(stage)]
+    model, evaluation = recipe.model, recipe.evaluation
+    if model.source != "tiny" and model.tiny != TinySettings():
+        found.append(f"model.tiny has no effect, because model.source = {model.source!r} is loaded, not built")
+    default = EvaluationSettings.model_fields["temperature"].default
+    if evaluation.samples == 1 and evaluation.temperature != default:
+        found.append(
+            f"evaluation.temperature = {evaluation.temperature:g} has no effect, because evaluation.samples is 1: "
+            "evaluations are greedy only"
+        )
+    return found
+
+
+def _of_stage(stage: StageSettings) -> Iterator[str]:
+    where, optimizer = f"stage `{stage.label}`:", stage.optimizer
+    if optimizer.warmup_steps >= stage.num_updates:
+        yield (
+            f"{where} optimizer.warmup_steps = {optimizer.warmup_steps} never ends, because the stage has "
+            f"{stage.num_updates} updates: the rate rises to the last and does not reach lr = {optimizer.lr:g}"
+        )
+    default = OptimizerSettings.model_fields["final_fraction"].default
+    if optimizer.schedule == "constant" and optimizer.final_fraction != default:
+        yield (
+            f"{where} optimizer.final_fraction = {optimizer.final_fraction:g} has no effect on schedule: constant; "
+            "give linear or cosine"
+        )
+    refresh = stage.refresh_reference_every if isinstance(stage, PolicySettings) else 0
+    if refresh > stage.steps:
+        yield (
+            f"{where} refresh_reference_every = {refresh} has no effect, because the stage ends at step {stage.steps}"
+        )
