@@ -270,10 +270,8 @@ class PolicySettings(StageSettings):
                 f"overlong_buffer = {self.overlong_buffer} is more than sampling.max_new_tokens = "
                 f"{self.sampling.max_new_tokens}"
             )
-        if self.critic is not None and self.critic.warmup_steps >= self.steps:
-            raise ValueError(
-                f"critic.warmup_steps = {self.critic.warmup_steps} leaves none of steps = {self.steps} for the policy"
-            )
+        if self.critic is not None and (warmup := self.critic.warmup_steps) >= self.steps:
+            raise ValueError(f"critic.warmup_steps = {warmup} leaves none of steps = {self.steps} for the policy")
         return self
 
 
