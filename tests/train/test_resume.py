@@ -338,7 +338,10 @@ main()
 """The command on a disk that takes files up to a size."""
 
 
-def test_no_space_while_saving_is_named_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+def test_no_space_while_saving_is_named_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the command works, too
     run_recipe(BOUNDARY, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run_recipe(BOUNDARY, tmp_path / "run", console=Stops("grpo", 3))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from train.test_plateaus import STAGES
-from train.test_resume import BOUNDARY, Stops, contents
+from train.test_resume import BOUNDARY, Stops, contents, digits
 
 from outscore.report import Evaluation, RunDirectory
 from outscore.train.checkpoint import trained_weights
@@ -107,10 +107,11 @@ def test_an_early_stop_resumes_exactly(tmp_path: Path, precision: str, stops_at:
 )
 def test_a_reward_model_and_a_critic_go_back_too(tmp_path: Path, stage: dict[str, Any]) -> None:
     recipe = {**EARLY, "stages": [{**stage, "name": "first", "steps": 9}], "checkpoints": {"every": 1}}
-    run = RunDirectory.open(run_recipe(recipe, tmp_path / "run").path)
+    run = RunDirectory.open(run_recipe(recipe, tmp_path / "run", rewards=[digits]).path)
     assert kept(run, "first") == [2, 3, 4]
     best, before, last = (contents(run.checkpoint_path("first", step)) for step in (2, 3, 4))
     models = [name for name in best if name.endswith(("model.safetensors", "trainer.safetensors"))]
     assert len(models) == (4 if stage["algorithm"] == "ppo" else 2)  # of policy and critic
     for name in models:
-        assert best[name] == last[name] != before[name]
+        assert best[name] == last[name], name
+        assert best[name] != before[name], name
