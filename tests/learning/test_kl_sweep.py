@@ -63,6 +63,7 @@ def train(kl_coef: float) -> tuple[float, float]:
     return sum(distances) / len(distances), reported / count
 
 
+@pytest.mark.learning
 def test_a_larger_weight_ends_nearer_to_the_reference() -> None:
     (far, reported_far), (middle, reported_middle), (near, reported_near) = map(train, (0.01, 1.0, 10.0))
     assert far > 1.5 * middle > 1.5**2 * near > 0

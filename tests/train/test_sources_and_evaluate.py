@@ -112,7 +112,8 @@ def test_metrics_are_those_of_the_groups_trained_on():
     assert "not_applicable/right" not in collected.metrics
     assert all(set(group) == {None} for group in collected.advantages[2:])
     stage = SimpleNamespace(judge=Judge(reward_name="right", extract=str.strip), settings=source.settings)
-    rows, accuracy = StageRun._rows(SimpleNamespace(stage=stage), 1, collected)
+    coefficients = torch.zeros(collected.batch.starts[-1])
+    rows, accuracy = StageRun._rows(SimpleNamespace(stage=stage), 1, collected, coefficients)
     assert accuracy == {"accuracy": (4.0, 8.0)}
     assert len(rows) == 4 * len(collected.groups)
 

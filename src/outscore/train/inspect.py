@@ -141,6 +141,8 @@ def _evaluated(
     evaluator = build_evaluator(settings, workshop, index, reference)
     if evaluator is None:
         raise ValueError(f"task {settings.task['kind']!r} has no held-out problems to evaluate on")
+    for left_out in [] if on_own else _left_out(asked, len(workshop.eval_prompts), settings):
+        say(left_out)
     try:
         found = evaluator.run(sampler, label=Path(target).name, stage="eval", step=0, policy_version=0)
     finally:

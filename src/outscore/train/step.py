@@ -314,9 +314,8 @@ def accumulate(
     numbers = [number for group in part for number in group.completion_index]
     num_tokens = max(sum(starts[number + 1] - starts[number] for number in numbers), 1)
     reported = []
-    live = _forwarded(batch, part, plan)
     # A pair is compared where both of it are forwarded.
-    micros = list(split_groups(live, plan.token_budget, whole=batch.pairs is not None))
+    micros = list(split_groups(_forwarded(batch, part, plan), plan.token_budget, whole=batch.pairs is not None))
 
     def forward(micro: Sequence[TrainingGroup]) -> tuple[GroupRows, TokenLogprobs]:
         rows = pack(policy, micro, starts)
