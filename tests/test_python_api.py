@@ -118,6 +118,7 @@ def test_a_hugging_face_data_set_is_a_task() -> None:
     assert task is not None and task.train_problems() == outscore.make_task("data", rows=ROWS).train_problems()
 
 
+@pytest.mark.learning
 def test_the_pieces_make_a_loop_of_ones_own_that_learns() -> None:
     curve = runpy.run_path(str(EXAMPLES / "own_loop.py"))["train"]()
     first, last = mean(curve[:10]), mean(curve[-10:])

@@ -194,7 +194,7 @@ def until(process: subprocess.Popen[bytes], happened: Callable[[], bool]) -> Non
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_the_first_signal_finishes_the_step_saves_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
     run = folder / f"stopped-by-{number.name}"
     process = cli(folder, "train", "micro.yaml", "--run", run.name)
