@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from outscore.model.attention import TreeAttention
 from outscore.model.forest import Segment, segment_positions
 
 
@@ -51,3 +52,25 @@ def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: floa
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
+
+def states(segments: list[Segment], dim: int = 8) -> list[Tensor]:
+    """Queries of four heads, and keys and values of two, in float64."""
+    tokens = sum(segment.length for segment in segments)
+    shapes = [(1, heads, tokens, dim) for heads in (4, 2, 2)]
+    return [(2 * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
+
+
+def assert_as_dense(segments: list[Segment], window: int | None, softcap: float | None) -> None:
+    """Tree attention, however it is computed now, gives the output and the gradients of a dense mask."""
+    inputs, tree = states(segments), TreeAttention(segments)
+    out = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=softcap)
+    expected = dense(*inputs, visible(segments, window), 0.4, softcap)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    weights = torch.randn_like(out)
+    for own, oracle in zip(
+        torch.autograd.grad((out * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, oracle, rtol=0, atol=1e-11)

@@ -2,20 +2,12 @@
 
 import pytest
 import torch
-from model.forests import BRANCHING, DEEP, GROUPS, MANY, dense, forest, visible
+from model.forests import BRANCHING, DEEP, GROUPS, MANY, assert_as_dense, forest, states
 from torch import Tensor
 
 from outscore.model import attention
 from outscore.model.attention import TreeAttention, _plain_tree
 from outscore.model.forest import Segment, segment_positions
-
-HEADS, KV_HEADS, DIM = 4, 2, 8
-
-
-def states(segments: list[Segment]) -> list[Tensor]:
-    tokens = sum(segment.length for segment in segments)
-    shapes = [(1, HEADS, tokens, DIM), (1, KV_HEADS, tokens, DIM), (1, KV_HEADS, tokens, DIM)]
-    return [(2 * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -24,17 +16,7 @@ def states(segments: list[Segment]) -> list[Tensor]:
 @pytest.mark.parametrize("small", [0, 12, 128], ids=lambda small: f"up to {small} in one piece")
 def test_output_and_gradients_are_those_of_a_dense_mask(segments, window, softcap, small, monkeypatch):
     monkeypatch.setattr(attention, "SMALL_SUBTREE", small)
-    inputs, tree = states(segments), TreeAttention(segments)
-    out = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=softcap)
-    expected = dense(*inputs, visible(segments, window), 0.4, softcap)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-    weights = torch.randn_like(out)
-    for own, oracle in zip(
-        torch.autograd.grad((out * weights).sum(), inputs),
-        torch.autograd.grad((expected * weights).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(own, oracle, rtol=0, atol=1e-11)
+    assert_as_dense(segments, window, softcap)
 
 
 @pytest.mark.parametrize("window", [None, 3])

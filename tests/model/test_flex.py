@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, SLIDING_WINDOW, each_family
-from model.forests import BRANCHING, DEEP, GROUPS, MANY, dense, forest, visible
+from model.forests import BRANCHING, DEEP, GROUPS, MANY, assert_as_dense, dense, forest, states, visible
 from torch import Tensor
 from torch._dynamo.backends.registry import lookup_backend
 from torch.nn.attention import flex_attention as pytorch
@@ -125,28 +125,12 @@ def in_tensor_operations(monkeypatch) -> None:
     monkeypatch.setattr(kernels, "FORCED", "flex")
 
 
-def states(segments: list[Segment], dim: int = 8) -> list[Tensor]:
-    tokens = sum(segment.length for segment in segments)
-    shapes = [(1, 4, tokens, dim), (1, 2, tokens, dim), (1, 2, tokens, dim)]
-    return [(2 * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes]
-
-
 @pytest.mark.usefixtures("in_tensor_operations")
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("window", [None, 1, 6, 100])
 @pytest.mark.parametrize("segments", [GROUPS, BRANCHING, MANY, DEEP], ids=["groups", "branching", "many", "deep"])
 def test_output_and_gradients_are_those_of_a_dense_mask(segments, window, softcap):
-    inputs, tree = states(segments), TreeAttention(segments)
-    out = tree.attend(torch.nn.Identity(), *inputs, scaling=0.4, sliding_window=window, softcap=softcap)
-    expected = dense(*inputs, visible(segments, window), 0.4, softcap)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
-    weights = torch.randn_like(out)
-    for own, oracle in zip(
-        torch.autograd.grad((out * weights).sum(), inputs),
-        torch.autograd.grad((expected * weights).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(own, oracle, rtol=0, atol=1e-11)
+    assert_as_dense(segments, window, softcap)
 
 
 def groups() -> list[TrainingGroup]:

@@ -46,14 +46,15 @@ def view(result: StudyResult) -> RenderableType:
     """The summary, the claims and the notes in 80 columns."""
     settings = ", ".join(f"{key}={value}" for key, value in result.settings.items())
     summary = _table(list(result.summary[0]), ([_cell(value) for value in row.values()] for row in result.summary))
-    claims = _table(
+    judged = _table(
         ["paper", "claim", "measured", ""],
         (
             [Text(c.where), Text(c.claim), Text(c.measured), Text(*(("yes", "green") if c.holds else ("NO", "red")))]
             for c in result.claims
         ),
     )
-    return Group(Text(settings, style="dim"), summary, claims, *(Text(note, style="dim") for note in result.notes))
+    claims = [judged] if result.claims else []
+    return Group(Text(settings, style="dim"), summary, *claims, *(Text(note, style="dim") for note in result.notes))
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Text]]) -> Table:
