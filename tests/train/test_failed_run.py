@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import rich.console
-from train.test_resume import BOUNDARY
+from train.stopping import BOUNDARY
 
 from outscore.report import Console
 from outscore.train.run import resume, run_recipe

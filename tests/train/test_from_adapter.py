@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.test_resume import BOUNDARY, Stops, contents
+from train.stopping import BOUNDARY, Stops, contents
 
 from outscore.config import ModelSettings, parse_recipe
 from outscore.model.export import load_with_adapter

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from train.stopping import BOUNDARY, contents
 from train.test_provenance import REWARD, stopped, write_problems
-from train.test_resume import BOUNDARY, contents
 
 from outscore.inputs import from_here
 from outscore.report import RunDirectory

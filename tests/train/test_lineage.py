@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.test_resume import BOUNDARY, Stops, contents
+from train.stopping import BOUNDARY, Stops, contents
 
 from outscore.config import parse_recipe
 from outscore.report import RunDirectory

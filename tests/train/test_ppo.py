@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train.test_resume import CLOCK
+from train.stopping import CLOCK
 
 from outscore.config import parse_recipe
 from outscore.model.heads import reward_model_from

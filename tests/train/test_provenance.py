@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-from train.test_resume import BOUNDARY, Stops, contents
+from train.stopping import BOUNDARY, Stops, contents
 
 from outscore.config import ModelSettings
 from outscore.report import RunDirectory

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from train.building import batch_of, learner_of, plan_of, tiny_policy
-from train.test_resume import CLOCK, Stops
+from train.stopping import CLOCK, Stops
 
 from outscore.config import parse_recipe
 from outscore.report import RunDirectory

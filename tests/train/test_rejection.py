@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from train.test_resume import Stops, contents
+from train.stopping import Stops, contents
 
 from outscore.config import parse_recipe
 from outscore.model.policy import Policy

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from train.stopping import BOUNDARY, Stops, contents, digits
 from train.test_plateaus import STAGES
-from train.test_resume import BOUNDARY, Stops, contents, digits
 
 from outscore.report import Evaluation, RunDirectory
 from outscore.train.checkpoint import trained_weights
