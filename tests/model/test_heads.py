@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from outscore.model.adapters import add_lora, trainable_parameters
 from outscore.model.heads import RewardModel, completion_scores, is_reward_model, load_reward_model, reward_model_from
 from outscore.model.policy import Policy
+from outscore.model.probe import with_group_rows
 from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows
 from outscore.records import Completion
 
@@ -138,3 +139,32 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path) -> None:
     policy.tokenizer.save_pretrained(tmp_path / "several")
     with pytest.raises(ValueError, match="with 3 labels is no reward model"):
         load_reward_model(tmp_path / "several")
+
+
+def saved_and_loaded(model: RewardModel, directory: Path) -> RewardModel:
+    model.base.save_pretrained(directory)
+    model.tokenizer.save_pretrained(directory)
+    return load_reward_model(directory)
+
+
+def test_a_model_from_a_directory_is_asked_in_group_rows_where_that_gives_its_own_scores(tmp_path: Path) -> None:
+    plain = saved_and_loaded(made(), tmp_path)
+    expected = scores_in(plain, "separate_rows")
+    found = with_group_rows(plain)
+    assert (plain.layout, found.layout) == ("separate_rows", "group_rows")
+    torch.testing.assert_close(scores_in(found, "group_rows"), expected, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_scores_otherwise_in_group_rows_stays_as_it_is(tmp_path: Path) -> None:
+    plain = saved_and_loaded(made(), tmp_path)
+    expected = scores_in(plain, "separate_rows")
+    attention = plain.base.base_model.layers[0].self_attn
+    original, scaling = type(attention).forward, attention.scaling
+
+    def forward(self, *args, **kwargs):
+        self.scaling = 2 * scaling if "context" in kwargs else scaling
+        return original(self, *args, **kwargs)
+
+    attention.forward = forward.__get__(attention)
+    assert with_group_rows(plain) is plain
+    torch.testing.assert_close(scores_in(plain, "separate_rows"), expected, rtol=0, atol=0)

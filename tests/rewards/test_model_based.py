@@ -45,6 +45,7 @@ def test_scores_are_the_models_own_for_prompt_text_and_end_token(saved: Path) ->
     found = ask(scorer, ["1+1="] * 4, texts)
     assert found == pytest.approx([own_score(saved, f"1+1={text}") for text in texts], abs=1e-5)
     assert found[0] == found[3]
+    assert scorer.model.layout == "group_rows"  # what begins alike is read once
 
 
 def test_another_model_reads_the_question_as_it_is(saved: Path) -> None:

@@ -10,7 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from outscore.model.attention import TreeAttention
 from outscore.model.forest import Segment
+from outscore.model.heads import RewardModel, completion_scores
 from outscore.model.policy import Layout, Policy
+from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows
+from outscore.records import Completion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +30,9 @@ class LayoutProbe:
 
 PROBE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest mean difference taken for rounding. A wrong mask or position shifts log-probs by far more."""
+
+_DOES_NOT_FIT = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, NotImplementedError)
+"""What a model raises whose architecture cannot take group rows."""
 
 
 @torch.no_grad()
@@ -47,9 +53,7 @@ def probe_layout(model: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_toke
             tree = TreeAttention([Segment(start=s, length=n, parent=p) for s, n, p in sizes], plain.device)
             row = torch.cat([prompt, first, second])[None]
             logits = shared.logits(shared.hidden(row, tree.positions[None], tree))[0]
-        except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, NotImplementedError) as error:
-            # Any of these means the architecture does not fit; the run goes on with separate rows and its report says
-            # why.
+        except _DOES_NOT_FIT as error:  # the run goes on with separate rows, and its report says why
             base.set_attn_implementation(own_attention)
             why = f"group rows are not possible for {type(base).__name__} ({type(error).__name__}: {error})"
             return LayoutProbe(layout="separate_rows", difference=float("nan"), reason=f"separate rows: {why}")
@@ -72,3 +76,28 @@ def probe_layout(model: nn.Module, tokenizer: PreTrainedTokenizerBase, stop_toke
 def _own_logprobs(model: PreTrainedModel, prompt: Tensor, completion: Tensor) -> Float[Tensor, "slot vocab"]:
     logits = model(input_ids=torch.cat([prompt, completion])[None], use_cache=False).logits[0, len(prompt) :]
     return cast(Tensor, logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1))
+
+
+@torch.no_grad()
+def with_group_rows(model: RewardModel) -> RewardModel:
+    """The same model with group rows, if it then gives the scores that it gives on separate rows; else itself."""
+    generator = torch.Generator().manual_seed(0)
+    prompt, *answers = (
+        tuple(torch.randint(0, model.vocab_size, (n,), generator=generator).tolist()) for n in (24, 9, 13)
+    )
+    completions = tuple(Completion(token_ids=ids, text="", counts=(False,) * len(ids)) for ids in answers)
+    group = TrainingGroup(prompt_ids=prompt, completions=completions, completion_index=(0, 1))
+    starts = flat_starts(completions)
+    own_attention = model.base.config._attn_implementation
+    with model.evaluating():
+        expected = completion_scores(model, separate_rows([group], starts, model.device))
+        try:
+            shared = RewardModel(model.model, model.tokenizer, stop_token_ids=model.stop_token_ids, layout="group_rows")
+            found = completion_scores(shared, group_rows([group], starts, model.device))
+        except _DOES_NOT_FIT:
+            found = torch.full_like(expected, torch.nan)
+    tolerance = PROBE_TOLERANCE[model.compute_dtype] * expected.abs().amax().clamp_min(1.0)
+    if bool((found - expected).abs().amax() <= tolerance):
+        return shared
+    model.base.set_attn_implementation(own_attention)
+    return model

@@ -9,6 +9,7 @@ import torch
 
 from outscore.model.heads import RewardModel, completion_scores, is_reward_model, load_reward_model
 from outscore.model.load import encode
+from outscore.model.probe import with_group_rows
 from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
 from outscore.records import Completion
 from outscore.rewards.contract import Part, shown_part
@@ -70,8 +71,9 @@ class ModelScorer:
     def model(self) -> RewardModel:
         """The model, loaded at the first use, on the GPU where there is one."""
         if self._model is None:
-            self._model = load_reward_model(self._found(), trust_remote_code=self._trust)
-            torch.nn.Module.to(self._model.model, "cuda" if torch.cuda.is_available() else "cpu")
+            model = load_reward_model(self._found(), trust_remote_code=self._trust)
+            torch.nn.Module.to(model.model, "cuda" if torch.cuda.is_available() else "cpu")
+            self._model = with_group_rows(model)
         return self._model
 
     def _found(self) -> Path:
