@@ -10,6 +10,7 @@ from outscore.studies.records import Figure, Panel
 FORMATS = ("png", "svg")
 _PANEL_INCHES = (4.2, 3.2)
 _BAR_INCHES = 0.4
+_LEGEND_INCHES = 2.0
 _DPI = 110
 # A fixed salt and no date: the same numbers give the same SVG, byte for byte.
 _STYLE: dict[Any, Any] = {
@@ -56,8 +57,15 @@ def draw(figures: Sequence[Figure], directory: Path) -> list[Path]:
 
 
 def _width(panel: Panel) -> float:
-    """In inches; many bars need room for their names."""
-    return max(_PANEL_INCHES[0], _BAR_INCHES * len(panel.series)) if panel.kind == "bars" else _PANEL_INCHES[0]
+    """In inches; many bars need room for their names, and so do many lines."""
+    if panel.kind == "bars":
+        return max(_PANEL_INCHES[0], _BAR_INCHES * len(panel.series))
+    return _PANEL_INCHES[0] + (_LEGEND_INCHES if _beside(panel) else 0.0)
+
+
+def _beside(panel: Panel) -> bool:
+    """Whether there are so many lines that their names would cover them."""
+    return len(panel.series) > 4
 
 
 def _labels(figures: Sequence[Figure]) -> list[str]:
@@ -79,4 +87,4 @@ def _draw_panel(axes: Any, panel: Panel, colours: dict[str, str]) -> None:
         axes.plot(series.x, series.mean, label=series.label, color=colours[series.label])
         axes.fill_between(series.x, low, high, color=colours[series.label], alpha=0.2, linewidth=0)
     if len(panel.series) > 1:
-        axes.legend()
+        axes.legend(**{"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if _beside(panel) else {})
