@@ -7,13 +7,13 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from device import now, peak_bytes
+from device import now, paths_taken, peak_bytes
 from gpu_workloads import GPU_WORKLOADS, workload_of
 from limit import step_limit
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -104,16 +104,6 @@ def recipe_of(model: str, work: Workload, steps: int, precision: str) -> Recipe:
             ],
         }
     )
-
-
-def paths_taken(facts: Mapping[str, Any], sampler: Any) -> dict[str, Any]:
-    """Which kernels a GPU really ran: what attended training rows, and whether decoding steps were recorded."""
-    graphs = getattr(sampler, "graphs", None)  # the sampler of models that cannot take group rows has none
-    return {
-        "attention": facts.get("attention_probe", "attention of the model's own"),
-        "graphs_refused": "no sampler that records CUDA graphs" if graphs is None else graphs.refused,
-        "graphs_recorded": 0 if graphs is None else graphs.num_recorded,
-    }
 
 
 def steps_of(

@@ -42,6 +42,7 @@ def test_another_configuration_or_setting_is_another_key(model):
 
 def test_another_line_of_code_is_another_key(tmp_path, monkeypatch):
     import kept
+
     import outscore
 
     for name in kept.MEASURING:
@@ -77,7 +78,8 @@ def test_a_call_goes_on_from_its_own_record_and_leaves_the_others(tmp_path):
     first.record["rounds"]["trl"] = [[{"seconds": 1.0}]]
     first.save()
     other = Kept(file, "short", {"torch": "2", "steps": 3})
-    assert other.record["rounds"] == {} and other.notice == "results-short.json: what is there is of other torch; begun anew"
+    assert other.record["rounds"] == {}
+    assert other.notice == "results-short.json: what is there is of other torch; begun anew"
     other.save()
     again = Kept(file, "short", {"torch": "1", "steps": 3})
     assert again.record["rounds"] == first.record["rounds"] and not again.notice
