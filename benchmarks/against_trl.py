@@ -14,7 +14,7 @@ from typing import Any
 from comparison import table
 from kept import HERE, Kept, key_of
 from needed import missing
-from rounds import CLASSES, better_precision, run_side, take_rounds
+from rounds import CLASSES, run_side, run_trl, take_rounds
 from workloads import WORKLOADS, demo_model
 
 
@@ -28,10 +28,7 @@ def run_workload(name: str, options: argparse.Namespace) -> str:
         print(kept.notice, flush=True)
 
     def trl() -> dict[str, Any]:
-        dtype = options.trl_dtype
-        if dtype == "auto":
-            dtype = better_precision(kept, lambda tried: run_side("trl", str(model), f"trial:{name}", "2", tried))
-        return run_side("trl", str(model), name, str(options.steps), dtype)
+        return run_trl(kept, model, options.trl_dtype, options.steps)
 
     def outscore() -> dict[str, Any]:
         return run_side("outscore", str(model), name, str(options.steps), options.precision)
@@ -70,8 +67,8 @@ def main() -> None:
     if lacking := missing(options.model, options.workloads):
         sys.exit(lacking)
     options.out.mkdir(parents=True, exist_ok=True)
-    tables = [run_workload(name, options) for name in options.workloads]
-    print("\n" + "\n\n".join(tables))
+    for name in options.workloads:
+        print(f"\n{run_workload(name, options)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from comparison import NAMES, table
 from gpu_limits import bandwidth, counted_limits
 from gpu_workloads import LARGE, SIZES, SMALL, random_model, workload_of
 from kept import HERE, Kept, key_of
-from rounds import Run, better_precision, run_side, take_rounds
+from rounds import Run, run_side, run_trl, take_rounds
 from transformers import AutoConfig
 from workloads import Workload, demo_model
 
@@ -45,15 +45,13 @@ def run_workload(name: str, options: argparse.Namespace, speed: float) -> str:
         print(kept.notice, flush=True)
 
     def trl(*more: str) -> dict[str, Any]:
-        dtype = options.trl_dtype
-        if dtype == "auto":
-            dtype = better_precision(kept, lambda tried: run_side("trl", str(model), f"trial:{name}", "2", tried))
-        return run_side("trl", str(model), name, str(options.steps), dtype, *more)
+        return run_trl(kept, model, options.trl_dtype, options.steps, *more)
 
     def outscore() -> dict[str, Any]:
         found = run_side("outscore", str(model), name, str(options.steps), PRECISION)
-        counted = counted_limits(AutoConfig.from_pretrained(model), work, speed, options.peak * 1e12)
-        return found if work.demo_model else found | {"limits": [counted]}
+        if work.demo_model:
+            return found  # it has timed its limit, as on a CPU
+        return found | {"limits": [counted_limits(AutoConfig.from_pretrained(model), work, speed, options.peak * 1e12)]}
 
     runs: dict[str, Run] = {"trl": trl, "trl, continuous batching": lambda: trl("batching"), "outscore": outscore}
     failed = take_rounds(kept, {side: runs[side] for side in sides_of(work, options.sides)}, options.rounds)
@@ -77,13 +75,12 @@ def main() -> None:
     if options.sides is None:  # continuous batching takes half of the memory there is, which a machine shares
         options.sides = list(NAMES) if torch.cuda.is_available() else ["trl", "outscore"]
     options.out.mkdir(parents=True, exist_ok=True)
-    speed = bandwidth(
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"), 1 << 20 if options.smoke else 1 << 32
-    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speed = bandwidth(device, 1 << (20 if options.smoke else 32))
     kinds = options.workloads or [*LARGE, "demo"]
     names = [f"{kind}-{model}" for model in options.models for kind in kinds if kind != "demo"]
-    tables = [run_workload(name, options, speed) for name in [*names, *(["demo"] if "demo" in kinds else [])]]
-    print("\n" + "\n\n".join(tables))
+    for name in [*names, *(["demo"] if "demo" in kinds else [])]:
+        print(f"\n{run_workload(name, options, speed)}\n", flush=True)
 
 
 if __name__ == "__main__":

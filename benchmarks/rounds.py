@@ -28,6 +28,14 @@ def run_side(script: str, *arguments: str) -> dict[str, Any]:
     return {"steps": [line for line in lines if "seconds" in line][1:], "limits": limits}
 
 
+def run_trl(kept: Kept, model: Path, precision: str, steps: int, *more: str) -> dict[str, Any]:
+    """TRL's steps of the record's workload, in the precision that is asked for, or for `auto` in its fastest."""
+    if precision == "auto":
+        trial = f"trial:{kept.workload}"
+        precision = better_precision(kept, lambda tried: run_side("trl", str(model), trial, "2", tried))
+    return run_side("trl", str(model), kept.workload, str(steps), precision, *more)
+
+
 def better_precision(kept: Kept, run: Callable[[str], dict[str, Any]]) -> str:
     """The precision that is fastest for TRL, by a short timing of each; `run` takes a few steps in one. Times are kept
     in the record, None for a precision that fails; where all fail, the last `CalledProcessError` is raised."""
