@@ -10,7 +10,7 @@ WORKLOADS ?=
 DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev lint test test-learning bench format clean
+.PHONY: help demo install dev lint test test-learning bench bench-model format clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,10 +33,15 @@ test: lint  ## lint, types, and every test that takes seconds
 test-learning: dev  ## the long tests: train, and assert that something was learnt
 	$(BIN)/python -m pytest -m "(slow or learning) and not peer and not gpu"
 
-bench: dev  ## TRL and Outscore in turn on the same work, all workloads or those of WORKLOADS="short demo"; goes on where it stopped; DEVICE=cuda: sizes for a GPU
+bench-model:
+ifneq ($(DEVICE),cuda)
+	@$(PYTHON) benchmarks/needed.py $(MODEL) $(WORKLOADS)
+endif
+
+bench: bench-model dev  ## TRL and Outscore in turn on the same work, all workloads or those of WORKLOADS="short demo"; goes on where it stopped; DEVICE=cuda: sizes for a GPU
 	$(PIP) install --quiet -c constraints.txt -e '.[peer]'
 ifeq ($(DEVICE),cuda)
-	$(BIN)/python benchmarks/on_gpu.py --rounds $(ROUNDS)
+	$(BIN)/python benchmarks/on_gpu.py --rounds $(ROUNDS) $(if $(WORKLOADS),--workloads $(WORKLOADS))
 else
 	$(BIN)/python benchmarks/against_trl.py $(MODEL) --rounds $(ROUNDS) $(if $(WORKLOADS),--workloads $(WORKLOADS))
 endif

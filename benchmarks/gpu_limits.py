@@ -27,20 +27,32 @@ def decoding_bytes(config: PreTrainedConfig, work: Workload) -> int:
     layers, head = num_weights(config)
     dim = config.hidden_size // config.num_attention_heads
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * dim
-    steps = work.longest - 1
-    own = work.num_completions * steps * (steps + 1) // 2  # the t-th step reads t tokens of each row
-    prompts = work.num_prompts * work.prompt_tokens * steps
-    return BF16 * (steps * (layers + head) + per_token * (own + prompts))
+    own = sum(length * (length - 1) // 2 for length in work.lengths())  # its t-th step reads t of its tokens
+    prompts = sum(work.prompt_tokens * (max(group) - 1) for group in _groups(work))
+    return BF16 * ((work.longest - 1) * (layers + head) + per_token * (own + prompts))
 
 
 def update_flops(config: PreTrainedConfig, work: Workload) -> int:
-    """Floating-point operations of forward and backward pass over all groups, with nothing computed twice."""
+    """Floating-point operations of forward and backward pass over all groups with contrast, nothing computed twice."""
     layers, head = num_weights(config)
-    prompt, length, group = work.prompt_tokens, work.longest, work.group_size
-    pairs = prompt * (prompt + 1) // 2 + group * (length * (length + 1) // 2 + length * prompt)
-    attention = 2 * config.num_hidden_layers * config.hidden_size * pairs  # scores, and weights times values
-    tokens = prompt + group * length
-    return work.num_prompts * 6 * (layers * tokens + head * group * length + attention)
+    prompt, total = work.prompt_tokens, 0
+    for group in _groups(work)[: work.num_prompts - work.flat_groups]:
+        pairs = prompt * (prompt + 1) // 2 + sum(length * (length + 1) // 2 + length * prompt for length in group)
+        attention = 2 * config.num_hidden_layers * config.hidden_size * pairs  # scores, and weights times values
+        total += 6 * (layers * (prompt + sum(group)) + head * sum(group) + attention)
+    return total
+
+
+def counted_limits(config: PreTrainedConfig, work: Workload, bandwidth: float, peak: float) -> dict[str, float]:
+    """Seconds of sampling, and for a step of log-probs and backward, at so many bytes and operations a second."""
+    limits = {"bandwidth": bandwidth, "peak": peak, "sample": decoding_bytes(config, work) / bandwidth}
+    return limits if work.kind == "sampling" else limits | {"backward": update_flops(config, work) / peak}
+
+
+def _groups(work: Workload) -> list[list[int]]:
+    """Lengths of the completions of each prompt."""
+    lengths, size = work.lengths(), work.group_size
+    return [lengths[start : start + size] for start in range(0, len(lengths), size)]
 
 
 def bandwidth(device: torch.device, num_bytes: int = 1 << 32) -> float:
@@ -52,4 +64,7 @@ def bandwidth(device: torch.device, num_bytes: int = 1 << 32) -> float:
         started = now()
         target.copy_(source)
         seconds.append(now() - started)
+    del source, target
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # else they would be held while the sides run
     return 2 * num_bytes / min(seconds)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from device import now, peak_bytes
-from gpu_workloads import GPU_WORKLOADS
+from device import now, paths_taken, peak_bytes
+from gpu_workloads import GPU_WORKLOADS, workload_of
 from limit import step_limit
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import AutoTokenizer
-from workloads import WORKLOADS, Workload
+from workloads import Workload
 
-from outscore.config import parse_recipe
+from outscore.config import Recipe, parse_recipe
 from outscore.model.policy import Policy
 from outscore.records import SampledGroup, SampleRequest, SamplingParams
 from outscore.rewards import Rewards
@@ -79,16 +79,11 @@ class OptimizerClock:
         self.seconds += now() - self._started
 
 
-def steps_of(
-    model: str, work: Workload, steps: int, precision: str = "auto", *, with_limit: bool = True
-) -> Iterator[dict[str, Any]]:
-    """Take the steps; what each took, and the limit."""
-    prompts = work.prompts(AutoTokenizer.from_pretrained(model))
-
-    def given(name: str, value: int | None) -> dict[str, int]:
-        return {} if value is None else {name: value}
-
-    recipe = parse_recipe(
+def recipe_of(model: str, work: Workload, steps: int, precision: str) -> Recipe:
+    """A run of such steps."""
+    rows = {} if work.max_rows is None else {"max_rows": work.max_rows}
+    budget = {} if work.token_budget is None else {"token_budget": work.token_budget}
+    return parse_recipe(
         {
             "model": {"source": str(Path(model).resolve()), "precision": precision},
             "task": {"kind": "python", "name": "benchmark"},
@@ -101,14 +96,22 @@ def steps_of(
                     "steps": steps,
                     "prompts_per_step": work.num_prompts,
                     "group_size": work.group_size,
-                    "sampling": {"max_new_tokens": work.longest, **given("max_rows", work.max_rows)},
-                    **given("token_budget", work.token_budget),
+                    "sampling": {"max_new_tokens": work.longest, **rows},
+                    **budget,
                     "optimizer": {"lr": 1e-6, "warmup_steps": 0},
                     "cells": {"kl_coef": 0.0},
                 }
             ],
         }
     )
+
+
+def steps_of(
+    model: str, work: Workload, steps: int, precision: str = "auto", *, with_limit: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Take the steps; what each took, and the limit."""
+    prompts = work.prompts(AutoTokenizer.from_pretrained(model))
+    recipe = recipe_of(model, work, steps, precision)
 
     def table(completions: Sequence[str], **columns: Any) -> list[float]:
         return work.rewards()
@@ -142,6 +145,8 @@ def steps_of(
             "threads": torch.get_num_threads(),
             "precision": workshop.facts["precision"],
         }
+        if workshop.policy.device.type == "cuda":
+            line["paths"] = paths_taken(workshop.facts, stage.source.sampler)
         yield line
     if with_limit:
         yield {"limit": step_limit(workshop.policy, work, recipe.stages[0].sampling.max_rows)}
@@ -149,6 +154,5 @@ def steps_of(
 
 if __name__ == "__main__":
     directory, name, number, *more = sys.argv[1:]
-    chosen = (WORKLOADS | GPU_WORKLOADS)[name]
-    for printed in steps_of(directory, chosen, int(number), *more, with_limit=name in WORKLOADS):
+    for printed in steps_of(directory, workload_of(name), int(number), *more, with_limit=name not in GPU_WORKLOADS):
         print(json.dumps(printed), flush=True)

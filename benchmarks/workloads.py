@@ -8,7 +8,7 @@ wants `flat`.
 import random
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,20 @@ def _words(tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
         if text[:1] == " " and text[1:].isalpha() and text.isascii() and tokenizer.encode(text) == [token_id]:
             found.append(text)
     return found
+
+
+def trial_of(work: Workload) -> Workload:
+    """The same at a quarter of the prompts and of the lengths, to try something on."""
+    prompts = -(-work.num_prompts // 4)
+    return replace(
+        work,
+        name=f"trial:{work.name}",
+        num_prompts=prompts,
+        flat_groups=0,
+        shortest=max(2, work.shortest // 4),
+        longest=max(2, work.longest // 4),
+        trl_batch=work.trl_batch and min(work.trl_batch, prompts * work.group_size),
+    )
 
 
 def demo_model(directory: Path) -> Path:
