@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from outscore.algorithms.rows import ALGORITHMS
-from outscore.inputs import apply_overrides, expected, nearest, read_yaml
+from outscore.inputs import apply_overrides, check_file_name, expected, nearest, read_yaml
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stage_parts import POLICY
 from outscore.stage_rows import stage_algorithm
@@ -150,6 +150,12 @@ class Recipe(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides the run directory."""
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_directory(cls, name: str) -> str:
+        check_file_name(name, "run name")
+        return name
+
     @field_validator("stages", mode="after")
     @classmethod
     def _defaults(cls, stages: tuple[StageSettings, ...], info: ValidationInfo) -> tuple[StageSettings, ...]:
@@ -231,7 +237,7 @@ def dump_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _explain(detail: Any, data: Mapping[str, Any]) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
+    location = _location(detail["loc"], data)
     if detail["type"] == "extra_forbidden":
         wrong = str(detail["loc"][-1])
         known = _keys_at(detail["loc"][:-1], data)
@@ -242,6 +248,16 @@ def _explain(detail: Any, data: Mapping[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"key `{location}` is missing"
     return f"`{location}` = {detail['input']!r}: {expected(detail)}" if location else expected(detail)
+
+
+def _location(path: Sequence[int | str], data: Mapping[str, Any]) -> str:
+    """Where an error is, as an override would say it: a stage by what it is called, where it is called anything."""
+    parts = [str(part) for part in path]
+    if parts[:1] == ["stages"] and len(path) > 1 and isinstance(path[1], int):
+        stage = data["stages"][path[1]]
+        called = (stage.get("name") or stage.get("algorithm")) if isinstance(stage, Mapping) else None
+        parts[1] = called if isinstance(called, str) else parts[1]
+    return ".".join(parts)
 
 
 def _keys_at(location: Sequence[int | str], data: Any) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from outscore.inputs import check_file_name
 from outscore.records import StepReport
 from outscore.report import evaluation, files, rows, text
 
@@ -36,8 +37,7 @@ class StagePlan:
     """Steps it will take."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
-            raise ValueError(f"stage name {self.name!r} names files: use letters, digits, '.', '_', '+' and '-' only")
+        check_file_name(self.name, "stage name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
