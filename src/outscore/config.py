@@ -20,6 +20,7 @@ from pydantic import (
 
 from outscore.algorithms.rows import ALGORITHMS
 from outscore.inputs import apply_overrides, check_file_name, expected, nearest, read_yaml
+from outscore.model_places import check_model_place
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stage_parts import POLICY
 from outscore.stage_rows import stage_algorithm
@@ -320,15 +321,17 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
         raise ValueError(
             f"stages: {stage.label!r} cannot be a stage's name, because `start` means something else by it"
         )
-    named = {"start": stage.start}
-    if isinstance(stage, RejectionSettings) and stage.samples_from and not stage.samples_another_model:
-        named["samples_from"] = stage.samples_from
-    for key, start in named.items():
-        known = [BASE, *labels[:place]] if key == "samples_from" else [PREVIOUS, BASE, *labels[:place]]
-        if start in labels[place:]:
-            raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage, and a cycle has no end")
-        if start not in known:
-            raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage{nearest(start, known)}")
+    lends = stage.samples_from if isinstance(stage, RejectionSettings) else ""
+    for key, named in (("start", stage.start), ("samples_from", lends)):
+        where = f"stage `{stage.label}`: {key} = {named!r}"
+        if named in labels[place:]:
+            raise ValueError(f"{where} is no earlier stage, and a cycle has no end")
+        known = [PREVIOUS, BASE, *labels[:place]]
+        if key == "start" and named not in known:
+            raise ValueError(f"{where} is no earlier stage{nearest(named, known)}")
+        # What has a slash is looked for with the other models of the run, when it begins.
+        if key == "samples_from" and named and "/" not in named:
+            check_model_place(named, known[1:], where=where)
 
 
 def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> None:

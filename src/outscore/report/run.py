@@ -4,6 +4,7 @@ import difflib
 import fcntl
 import json
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ FORMAT = 1
 """Version of the layout, in `run.json`."""
 FACTS = "found"
 """The key of config.yaml under which a run keeps what was found when it began."""
+TRACED = "| "
+"""Before each line of a traceback in `events.log`."""
 LINES = ("metrics.jsonl", "timing.jsonl", "evals.jsonl")
 RESERVED = ("stage", "step", "policy_version", "num_tokens")
 """The columns of `metrics.jsonl` that are no metrics."""
@@ -160,6 +163,18 @@ class RunDirectory:
         """Append a line to `events.log`, with the time in UTC; control characters are written out."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         files.append_line(self.path / "events.log", f"{now}  {text.visible(message)}", sync=False)
+
+    def log_error(self, error: Exception) -> None:
+        """What ended the run: its traceback, each line of it behind `TRACED`, and then what it says."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self.log(f"{TRACED}{line}")
+        self.log(f"error: {type(error).__name__}: {error}")
+
+    def events(self) -> list[str]:
+        """The lines of `events.log` but for tracebacks."""
+        path = self.path / "events.log"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [line for line in lines if not line.partition("  ")[2].startswith(TRACED)]
 
     def truncate_after(self, stage: str, step: int) -> Discarded:
         """Discard all that was recorded after step `step` of `stage`; what stays keeps its bytes.

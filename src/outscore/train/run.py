@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_trackers
 from outscore.report.run import FACTS
 from outscore.stages import StageSettings
-from outscore.tasks import Task
 from outscore.train.build import build_stage
 from outscore.train.changes import going_on, nothing_left
 from outscore.train.checkpoint import (
@@ -29,7 +28,7 @@ from outscore.train.checkpoint import (
 from outscore.train.home import WORKING_DIRECTORY, at_home, working_directory
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
-from outscore.train.objects import RewardSpec, missing_objects, with_objects
+from outscore.train.objects import RewardSpec, TaskSpec, missing_objects, with_objects
 from outscore.train.plateaus import check_plateaus
 from outscore.train.provenance import differences
 from outscore.train.setup import Workshop, prepare
@@ -56,7 +55,7 @@ def run_recipe(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     path: str | Path | None = None,
     *,
-    task: Task | Iterable[Mapping[str, Any]] | None = None,
+    task: TaskSpec | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     console: Console | None = None,
 ) -> RunResult:
@@ -65,9 +64,10 @@ def run_recipe(
     Args:
         recipe: a checked recipe, the same as nested mappings, or a recipe file.
         path: the run directory, `runs/NAME` by default; it must not exist.
-        task: a task object, or rows such as `{"question": …, "answer": …}` (a list of them, a Hugging Face `Dataset`,
-            or anything else that is iterated over), instead of the recipe's task.
-        rewards: functions (or anything a recipe may name) instead of the recipe's rewards.
+        task: instead of the recipe's: a kind of task, a mapping of `kind` and options, a task object, or rows such as
+            `{"question": …, "answer": …}` (a list of them, a Hugging Face `Dataset`, or anything else that is iterated
+            over).
+        rewards: a list of functions (or anything a recipe may name) instead of the recipe's rewards.
         console: where to show progress; None shows nothing.
 
     Raises:
@@ -87,7 +87,7 @@ def run_recipe(
 def resume(
     path: str | Path,
     *,
-    task: Task | Iterable[Mapping[str, Any]] | None = None,
+    task: TaskSpec | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     console: Console | None = None,
 ) -> RunResult:
@@ -110,7 +110,7 @@ def resume(
 
 def _resume(
     run: RunDirectory,
-    task: Task | Iterable[Mapping[str, Any]] | None,
+    task: TaskSpec | None,
     rewards: Sequence[RewardSpec] | None,
     console: Console | None,
 ) -> RunResult:
@@ -227,7 +227,7 @@ def _nothing_to_do(run: RunDirectory, console: Console | None) -> RunResult:
 def _say_failed(error: Exception, run: RunDirectory, reporter: Reporter) -> None:
     """Record what ended a run, and say how to go on, unless the error does. What a full disk refuses is left."""
     with suppress(OSError):
-        run.log(f"error: {type(error).__name__}: {error}")
+        run.log_error(error)
         if "outscore resume" not in str(error):
             reporter.message(
                 f"stopped by an error; what the last checkpoint holds is kept. Once it is mended, go on with: "
