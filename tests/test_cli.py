@@ -103,6 +103,14 @@ def test_a_mistyped_key_names_the_nearest(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_a_traceback_is_printed_where_the_environment_asks_for_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTSCORE_TRACEBACK", "1")
+    said = run("train", "micor.yaml").output
+    assert "Traceback (most recent call last)" in said and "load_recipe" in said and "did you mean" in said
+
+
 def test_errors_found_before_any_work(folder: Path) -> None:
     assert "did you mean `micro.yaml`?" in refused("train", "micor.yaml")
     assert "did you mean `grpo`" in refused("train", "micro.yaml", "stages.1.algorithm=grop")

@@ -25,10 +25,10 @@ def refused(**changes: Any) -> str:
     [
         ({"sed": 3}, ["sed", "3", "did you mean `seed`?"]),
         ({"model": {"lora": {"rnk": 4}}}, ["model.lora.rnk", "`rank`"]),
-        ({"stages": [{**GRPO, "group_sise": 8}]}, ["stages.0.group_sise", "`group_size`"]),
-        ({"stages": [{**GRPO, "optimizer": {"learning_rate": 1}}]}, ["stages.0.optimizer.learning_rate", "lr"]),
-        ({"stages": [{**GRPO, "group_size": 0}]}, ["stages.0.group_size", "0", "greater than or equal to 1"]),
-        ({"stages": [{**GRPO, "steps": 0}]}, ["stages.0.steps", "0"]),
+        ({"stages": [{**GRPO, "group_sise": 8}]}, ["stages.grpo.group_sise", "`group_size`"]),
+        ({"stages": [{**GRPO, "optimizer": {"learning_rate": 1}}]}, ["stages.grpo.optimizer.learning_rate", "lr"]),
+        ({"stages": [{**GRPO, "group_size": 0}]}, ["stages.grpo.group_size", "0", "greater than or equal to 1"]),
+        ({"stages": [{**GRPO, "steps": 0}]}, ["stages.grpo.steps", "0"]),
         ({"stages": [{"algorithm": "sft", "steps": 3, "group_size": 4}]}, ["no effect on supervised fine-tuning"]),
         ({"stages": []}, ["stages", "at least 1"]),
         ({"stages": [GRPO, GRPO]}, ["'grpo' stands twice", "name"]),
@@ -57,6 +57,14 @@ def refused(**changes: Any) -> str:
         ({"stages": ["grpo"]}, ["`stages.0` = 'grpo': must be a mapping, such as {algorithm: grpo, steps: 100}"]),
         ({"model": "my/model"}, ["`model` = 'my/model': must be a mapping, such as {source: my/model}"]),
         ({"checkpoints": 5}, ["`checkpoints` = 5: must be a mapping of keys to values"]),
+        # What one number was meant as is not guessed: two betas are needed, and neither a stage nor a task is a number.
+        ({"stages": [{**GRPO, "optimizer": {"betas": 0.9}}]}, ["`stages.grpo.optimizer.betas` = 0.9: must be a list:"]),
+        ({"stages": 3}, ["`stages` = 3: must be a list: one item after each `-`"]),
+        ({"task": 5}, ["`task` = 5: must be a mapping of keys to values"]),
+        ({"stages": [{**GRPO, "name": "mine", "stepz": 3}]}, ["unknown key `stages.mine.stepz`", "`steps`"]),
+        ({"stages": [{"steps": 3, "stepz": 3}]}, ["`stages.0.stepz`"]),
+        ({"name": "../escaped"}, ["`name` = '../escaped'", "letters, digits"]),
+        ({"name": "a/b"}, ["`name` = 'a/b'", "letters, digits"]),
         ({"model": {"lora": {}}}, ["model", "lora", "'tiny'", "random"]),
     ],
 )
@@ -119,11 +127,31 @@ def test_overrides_reach_into_stages_by_name_or_place(recipe_file: Path) -> None
     assert recipe.model.source == "x/y"
 
 
+def test_a_stage_keeps_its_name_for_overrides_that_follow_one_of_its_algorithm(recipe_file: Path) -> None:
+    given = ["stages.grpo.algorithm=ppo", "stages.grpo.critic.warmup_steps=1", "stages.ppo.steps=7"]
+    [_, stage] = load_recipe(recipe_file, given).stages
+    assert isinstance(stage, PolicySettings) and stage.critic is not None
+    assert (stage.algorithm, stage.critic.warmup_steps, stage.steps) == ("ppo", 1, 7)
+    # Where two stages trade algorithms, the file's names say which is which.
+    swapped = ["stages.sft.algorithm=grpo", "stages.grpo.algorithm=sft", "stages.sft.steps=5", "stages.grpo.steps=6"]
+    found = load_recipe(recipe_file, swapped).stages
+    assert [(stage.label, stage.steps) for stage in found] == [("grpo", 5), ("sft", 6)]
+    # And where all stages are given anew, the new ones'.
+    anew = ["stages=[{algorithm: rloo, steps: 3}]", "stages.rloo.steps=4"]
+    assert [(stage.label, stage.steps) for stage in load_recipe(recipe_file, anew).stages] == [("rloo", 4)]
+
+
+@pytest.mark.parametrize("second", ["stages.grpo.steps=5", "stages.1.steps=4"])
+def test_an_override_given_twice_is_refused(recipe_file: Path, second: str) -> None:
+    with pytest.raises(ValueError, match=rf"{second}.*given twice, as 'stages\.grpo\.steps=4' before"):
+        load_recipe(recipe_file, ["stages.grpo.steps=4", "seed=1", second])
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [
         ("steps", "key=value"),
-        ("stages.grop.steps=3", "there are sft, grpo"),
+        ("stages.grop.steps=3", "is neither a position nor a name; did you mean `grpo`?"),
         ("name.first=x", "is a value, not a group"),
         ("stages.grpo.stepz=3", "`steps`"),
         ("rewards=[tag_anser", "override 'rewards=[tag_anser': not valid YAML"),

@@ -31,7 +31,7 @@ class Shop:
         ({"count": "abc"}, "shop: count = 'abc' must be a valid integer"),
         ({"count": 1.5}, "shop: count = 1.5 must be a valid integer"),
         ({"share": "half"}, "shop: share = 'half' must be a valid number"),
-        ({"words": 5}, r"shop: words = 5 must be a list; give a list: \[5\]"),
+        ({"words": 5}, r"shop: words = 5 must be a list: one item after each `-`, or \[one, another\]"),
         ({"words": "one"}, r"shop: words = 'one' must be a list; give a list: \[one\]"),
         ({"words": [1]}, r"shop: words = \[1\] must be a valid string"),
         ({"path": [1]}, r"shop: path = \[1\] must be a valid string or .*path"),

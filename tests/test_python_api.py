@@ -48,6 +48,22 @@ def test_rows_and_functions_make_a_run_that_resumes(tmp_path: Path) -> None:
     assert outscore.resume(tmp_path / "run", task=ROWS, rewards=rewards).finished
 
 
+def test_a_task_goes_by_kind_or_mapping_and_what_is_neither_is_refused() -> None:
+    recipe = {"model": MODEL, "stages": [STAGE], "task": {"kind": "programs"}, "rewards": ["last_number"]}
+    for task in ("arithmetic", {"kind": "arithmetic", "num_train": 7}):
+        found, own_task, _ = with_objects(recipe, task, None)
+        assert own_task is None and found.task == ({"kind": task} if isinstance(task, str) else task)
+    with pytest.raises(ValueError, match="`kind` is missing"):
+        with_objects(recipe, {"num_train": 7}, None)
+    with pytest.raises(ValueError, match="task = 7 must be a kind of task"):
+        with_objects(recipe, 7, None)
+    for rewards in (last_number, "last_number", {"name": "last_number"}):
+        with pytest.raises(ValueError, match=r"rewards = .*last_number.* must be a list of rewards, also where"):
+            with_objects(recipe, None, rewards)
+    with pytest.raises(ValueError, match=r"recipe = 7 must be a recipe, .* or the path of its file"):
+        with_objects(7, None, None)
+
+
 def test_a_run_with_objects_is_evaluated_with_them_again_and_exported(tmp_path: Path) -> None:
     def never(completions, **columns):
         return [0.0] * len(completions)

@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from outscore.algorithms.rows import ALGORITHMS
-from outscore.inputs import apply_overrides, expected, nearest, read_yaml
+from outscore.inputs import apply_overrides, check_file_name, expected, nearest, read_yaml
+from outscore.model_places import check_model_place
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stage_parts import POLICY
 from outscore.stage_rows import stage_algorithm
@@ -150,6 +151,12 @@ class Recipe(Settings):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go besides the run directory."""
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_directory(cls, name: str) -> str:
+        check_file_name(name, "run name")
+        return name
+
     @field_validator("stages", mode="after")
     @classmethod
     def _defaults(cls, stages: tuple[StageSettings, ...], info: ValidationInfo) -> tuple[StageSettings, ...]:
@@ -231,7 +238,7 @@ def dump_recipe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _explain(detail: Any, data: Mapping[str, Any]) -> str:
-    location = ".".join(str(part) for part in detail["loc"])
+    location = _location(detail["loc"], data)
     if detail["type"] == "extra_forbidden":
         wrong = str(detail["loc"][-1])
         known = _keys_at(detail["loc"][:-1], data)
@@ -242,6 +249,16 @@ def _explain(detail: Any, data: Mapping[str, Any]) -> str:
     if detail["type"] == "missing":
         return f"key `{location}` is missing"
     return f"`{location}` = {detail['input']!r}: {expected(detail)}" if location else expected(detail)
+
+
+def _location(path: Sequence[int | str], data: Mapping[str, Any]) -> str:
+    """Where an error is, as an override would say it: a stage by what it is called, where it is called anything."""
+    parts = [str(part) for part in path]
+    if parts[:1] == ["stages"] and len(path) > 1 and isinstance(path[1], int):
+        stage = data["stages"][path[1]]
+        called = (stage.get("name") or stage.get("algorithm")) if isinstance(stage, Mapping) else None
+        parts[1] = called if isinstance(called, str) else parts[1]
+    return ".".join(parts)
 
 
 def _keys_at(location: Sequence[int | str], data: Any) -> list[str]:
@@ -304,15 +321,17 @@ def _check_start(stage: StageSettings, labels: Sequence[str], place: int) -> Non
         raise ValueError(
             f"stages: {stage.label!r} cannot be a stage's name, because `start` means something else by it"
         )
-    named = {"start": stage.start}
-    if isinstance(stage, RejectionSettings) and stage.samples_from and not stage.samples_another_model:
-        named["samples_from"] = stage.samples_from
-    for key, start in named.items():
-        known = [BASE, *labels[:place]] if key == "samples_from" else [PREVIOUS, BASE, *labels[:place]]
-        if start in labels[place:]:
-            raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage, and a cycle has no end")
-        if start not in known:
-            raise ValueError(f"stage `{stage.label}`: {key} = {start!r} is no earlier stage{nearest(start, known)}")
+    lends = stage.samples_from if isinstance(stage, RejectionSettings) else ""
+    for key, named in (("start", stage.start), ("samples_from", lends)):
+        where = f"stage `{stage.label}`: {key} = {named!r}"
+        if named in labels[place:]:
+            raise ValueError(f"{where} is no earlier stage, and a cycle has no end")
+        known = [PREVIOUS, BASE, *labels[:place]]
+        if key == "start" and named not in known:
+            raise ValueError(f"{where} is no earlier stage{nearest(named, known)}")
+        # What has a slash is looked for with the other models of the run, when it begins.
+        if key == "samples_from" and named and "/" not in named:
+            check_model_place(named, known[1:], where=where)
 
 
 def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> None:

@@ -5,7 +5,8 @@ Every error is a ValueError that names the key, its value and what would be righ
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,20 @@ def read_yaml(text: str, where: str) -> Any:
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Put `key=value` overrides into a recipe's data; returns the same data.
 
+    Members of a list go by their position or the name that they have before any override: one that gives a stage
+    another algorithm leaves it its name for the others.
+
     Raises:
-        ValueError: if an override has no value, its value is no YAML or its path leads nowhere.
+        ValueError: if an override has no value, its value is no YAML, its path leads nowhere or an earlier one gave the
+        same key.
     """
+    names = list(_named_lists(data))
+    given: dict[tuple[str | int, ...], str] = {}
     for override in overrides:
-        _apply(data, override)
+        place = _apply(data, override, names)
+        if place in given:
+            raise ValueError(f"override {override!r}: the key is given twice, as {given[place]!r} before; give it once")
+        given[place] = override
     return data
 
 
@@ -114,11 +124,12 @@ def expected(error: Mapping[str, Any]) -> str:
     value, message = error["input"], str(error["msg"]).removeprefix("Value error, ")
     is_sequence = error["type"] == "is_instance_of" and error.get("ctx", {}).get("class") == "Sequence"
     if is_sequence or error["type"] in _WANTS_A_LIST:
-        one = f"[{value}]" if isinstance(value, str | int | float) else "one item after each `-`"
-        return f"must be a list; give a list: {one}"
+        if isinstance(value, str):
+            return f"must be a list; give a list: [{value}]"
+        return "must be a list: one item after each `-`, or [one, another]"
     if error["type"] in _WANTS_A_MAPPING:
         keys = [part for part in error["loc"] if isinstance(part, str)]
-        if keys and keys[-1] in _MAPPINGS and isinstance(value, str | int | float) and not isinstance(value, bool):
+        if keys and keys[-1] in _MAPPINGS and isinstance(value, str):
             return f"must be a mapping, such as {_MAPPINGS[keys[-1]].format(value)}"
         return "must be a mapping of keys to values, such as {key: value}"
     return message.replace("Input should be", "must be").replace("Tuple should", "the list should")
@@ -133,6 +144,14 @@ def nearest(wrong: object, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean `{close[0]}`?"
     return f"; known: {', '.join(words)}" if words else ""
+
+
+def check_file_name(name: str, what: str) -> None:
+    """ValueError, beginning with `what` it is, for a name that cannot be a file's everywhere, or leads elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise ValueError(
+            f"{what} {name!r} names files: use letters, digits, '.', '_', '+' and '-' only, a letter or digit first"
+        )
 
 
 def from_here(path: Path) -> str:
@@ -159,30 +178,46 @@ def _checked(annotation: Any, value: Any, *, where: str) -> Any:
         raise ValueError(f"{where} = {value!r} {' or '.join(wanted)}") from None
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+_NamedLists = list[tuple[list[Any], list[str]]]
+"""Lists, and what their members were called when they were read."""
+
+
+def _named_lists(data: Any) -> Iterator[tuple[list[Any], list[str]]]:
+    """Every list within some data, with the names of its members."""
+    if isinstance(data, list):
+        yield data, _names(data)
+    for value in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _named_lists(value)
+
+
+def _names(items: list[Any]) -> list[str]:
+    return [
+        str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items
+    ]
+
+
+def _apply(data: dict[str, Any], override: str, names: _NamedLists) -> tuple[str | int, ...]:
+    """Put one override in; returns where it went, positions in the place of names."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"override {override!r} must look like key=value, for example stages.grpo.steps=100")
     parts = key.split(".")
     target: Any = data
-    for depth, part in enumerate(parts[:-1]):
+    place: list[str | int] = []
+    for depth, part in enumerate(parts):
         if isinstance(target, list):
-            target = target[_list_index(target, part, key)]
+            place.append(_list_index(target, part, key, names))
         elif isinstance(target, dict):
-            target = target.setdefault(part, {})
-            if target is None:
-                raise ValueError(f"override {override!r}: {'.'.join(parts[: depth + 1])} holds no settings")
+            place.append(part)
         else:
             raise ValueError(f"override {override!r}: {'.'.join(parts[:depth])} is a value, not a group of settings")
+        if depth < len(parts) - 1:
+            target = target.setdefault(part, {}) if isinstance(target, dict) else target[place[-1]]
+            if target is None:
+                raise ValueError(f"override {override!r}: {'.'.join(parts[: depth + 1])} holds no settings")
     value = read_yaml(text, where=f"override {override!r}") if text else ""
-    if isinstance(value, str):
-        value = _number(value)
-    if isinstance(target, list):
-        target[_list_index(target, parts[-1], key)] = value
-    elif isinstance(target, dict):
-        target[parts[-1]] = value
-    else:
-        raise ValueError(f"override {override!r}: {'.'.join(parts[:-1])} is a value, not a group of settings")
+    target[place[-1]] = _number(value) if isinstance(value, str) else value
+    return tuple(place)
 
 
 def _number(text: str) -> str | float:
@@ -193,12 +228,13 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _list_index(items: list[Any], part: str, key: str) -> int:
-    names = [
-        str(item.get("name") or item.get("algorithm") or "") if isinstance(item, dict) else str(item) for item in items
-    ]
-    if part in names:
-        return names.index(part)
+def _list_index(items: list[Any], part: str, key: str, named: _NamedLists) -> int:
+    """The position of a member: by the name that it had at first, or has by now, or by its number."""
+    first = next((names for each, names in named if each is items), [])
+    for names in (first, _names(items)):
+        if part in names:
+            return names.index(part)
     if part.isdigit() and int(part) < len(items):
         return int(part)
-    raise ValueError(f"override key {key!r}: {part!r} is neither a position nor a name; there are {', '.join(names)}")
+    known = first or _names(items)
+    raise ValueError(f"override key {key!r}: {part!r} is neither a position nor a name{nearest(part, known)}")

@@ -147,11 +147,6 @@ class RejectionSettings(StageSettings):
     """How samples are drawn."""
 
     @property
-    def samples_another_model(self) -> bool:
-        """Whether `samples_from` is written as a model's place rather than a stage's name."""
-        return "/" in self.samples_from
-
-    @property
     def unweighable(self) -> str:
         """Which demonstrations there will be is known when it has sampled."""
         return "rft chooses its own demonstrations; weigh those of sft, or another stage"

@@ -9,6 +9,7 @@ import pytest
 from repo.tree import imported_modules, module_of, name_of, source_files
 
 BASE = {"records", "config", "inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms", "__version__"}
+BASE |= {"model_places"}
 LEAVES = {"objectives", "tasks", "report"}
 MAY_IMPORT = {
     "records": set(),
@@ -18,7 +19,8 @@ MAY_IMPORT = {
     "stages": {"settings", "stage_parts"},
     "algorithms": {"inputs"},
     "stage_rows": {"algorithms", "stages"},
-    "config": {"inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms"},
+    "model_places": {"inputs", "stages"},
+    "config": {"model_places", "inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms"},
     "objectives": BASE,
     "tasks": BASE,
     "report": BASE,

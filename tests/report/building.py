@@ -24,6 +24,7 @@ CONFIG = {
     "name": "hand-made",
     "seed": 0,
     "task": {"kind": "arithmetic"},
+    "stages": [{"algorithm": "sft", "steps": 2}, {"algorithm": "grpo", "steps": 4}],
     "found": {"weights_sha256": WEIGHTS},
 }
 STAGES = (StagePlan(name="sft", num_steps=2), StagePlan(name="grpo", num_steps=4))
@@ -113,7 +114,7 @@ def take_step(run: RunDirectory, stage: str, step: int) -> None:
 
 def make_run(path: Path) -> RunDirectory:
     """A complete run of both stages."""
-    run = RunDirectory.create(path, config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(path, config=CONFIG)
     for stage in STAGES:
         for step in range(1, stage.num_steps + 1):
             take_step(run, stage.name, step)

@@ -6,7 +6,7 @@ import math
 import rich.console
 
 from outscore.records import StepReport
-from outscore.report import Evaluation, RunDirectory, StagePlan, show_run
+from outscore.report import Evaluation, RunDirectory, show_run
 from outscore.report.evaluation import is_by_population
 from outscore.report.populations import (
     by_population,
@@ -108,7 +108,7 @@ def test_curves_show_weight_and_loss_of_each_population() -> None:
 
 
 def test_show_tells_weights_over_time_and_the_last_evaluation_by_population(tmp_path) -> None:
-    run = RunDirectory.create(tmp_path / "run", config={}, stages=[StagePlan(name="ipo", num_steps=2)])
+    run = RunDirectory.create(tmp_path / "run", config={"stages": [{"algorithm": "ipo", "steps": 2}]})
     with run.lock():
         for step, egypt in ((1, 0.5), (2, 0.6)):
             weights = {"population_weight/Egypt": (egypt, 1.0), "population_weight/Japan": (1 - egypt, 1.0)}

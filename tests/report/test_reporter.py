@@ -3,7 +3,7 @@
 import io
 
 import rich.console
-from report.building import CONFIG, STAGES, evaluation, report, rows_of
+from report.building import CONFIG, evaluation, report, rows_of
 
 from outscore.report import Console, Reporter, RunDirectory
 
@@ -31,7 +31,7 @@ def drive(run, reporter, first=1):
 
 
 def test_a_step_is_on_disk_on_screen_and_with_the_trackers(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     out, told = rich.console.Console(file=io.StringIO(), width=80), Told()
     drive(run, Reporter(run, console=Console(rich_console=out), trackers=[told]))
     text = out.file.getvalue()
@@ -54,7 +54,7 @@ def test_a_step_is_on_disk_on_screen_and_with_the_trackers(tmp_path):
 
 
 def test_an_alarm_is_told_once_on_screen_and_in_the_log(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     out = rich.console.Console(file=io.StringIO(), width=80)
     drive(run, Reporter(run, console=Console(rich_console=out)))
     assert out.file.getvalue().count("grad_norm is nan") == 1
@@ -62,8 +62,8 @@ def test_an_alarm_is_told_once_on_screen_and_in_the_log(tmp_path):
 
 
 def test_the_files_do_not_depend_on_who_watches(tmp_path):
-    watched = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
-    alone = RunDirectory.create(tmp_path / "b", config=CONFIG, stages=STAGES)
+    watched = RunDirectory.create(tmp_path / "a", config=CONFIG)
+    alone = RunDirectory.create(tmp_path / "b", config=CONFIG)
     out = rich.console.Console(file=io.StringIO(), width=80)
     drive(watched, Reporter(watched, console=Console(rich_console=out), trackers=[Told()]))
     drive(alone, Reporter(alone))
@@ -72,7 +72,7 @@ def test_the_files_do_not_depend_on_who_watches(tmp_path):
 
 
 def test_a_failed_step_raises_its_alarm_and_is_not_recorded(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     reporter = Reporter(run)
     reporter.stage_started("grpo", 4)
     said = reporter.failed(1, {"grad_norm": float("inf")})
@@ -82,7 +82,7 @@ def test_a_failed_step_raises_its_alarm_and_is_not_recorded(tmp_path):
 
 
 def test_the_console_is_told_which_stages_follow(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     out = rich.console.Console(file=io.StringIO(), width=80)
     reporter = Reporter(run, console=Console(rich_console=out))
     reporter.stage_started("sft", 2)

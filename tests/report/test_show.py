@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import rich.console
-from report.building import CONFIG, STAGES, WEIGHTS, given_groups, make_run, rows_of
+from report.building import CONFIG, WEIGHTS, given_groups, make_run, rows_of
 from rich.cells import cell_len
 
 from outscore.model.tiny import tiny_model
@@ -71,7 +71,7 @@ def steps_and_slots(data):
 
 
 def test_best_and_worst_rank_groups_by_mean_reward(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     for step, rewards in ((1, [0.0, 1.0]), (2, [0.0, 0.0]), (3, [1.0, 1.0]), (4, [None, 0.25])):
         run.write_groups("grpo", step, rows_of(step, rewards))
     # Means 0.5, 0, 1 and, over what could be scored, 0.25.
@@ -104,7 +104,7 @@ def test_one_prompt_across_steps(run):
 
 
 def test_a_run_in_progress_can_be_looked_at(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     assert shown(run)[0]["stages"][1]["steps_done"] == 0
     with pytest.raises(ValueError, match="no groups yet"):
         shown(run, best=True)
@@ -117,7 +117,7 @@ def test_a_run_in_progress_can_be_looked_at(tmp_path):
 
 
 def test_text_of_a_model_stays_text(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     run.write_groups("grpo", 1, rows_of(1, [0.0, 1.0], text="[bold]x[/bold] \x1b[2J"))
     _, text = shown(run, step=1)
     assert "[bold]x[/bold] \\x1b[2J" in text
@@ -125,7 +125,7 @@ def test_text_of_a_model_stays_text(tmp_path):
 
 
 def test_a_completion_is_shown_token_by_token_with_the_coefficient_that_was_applied(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     row, left_out = rows_of(1, [1.5, None])
     row = replace(row, coefficients=(0.0125, -3e-4, 0.0), step_ends=(0, 2), step_rewards=(0.5, 1.0))
     run.write_groups("grpo", 1, [row, replace(left_out, counts=(True, False, True))])
@@ -147,7 +147,7 @@ def test_a_completion_is_shown_token_by_token_with_the_coefficient_that_was_appl
 
 
 def test_given_completions_are_shown_with_their_ranks_and_coefficients(tmp_path):
-    run = RunDirectory.create(tmp_path / "a", config=CONFIG, stages=STAGES)
+    run = RunDirectory.create(tmp_path / "a", config=CONFIG)
     pulls = [(0.25, 0.0, 0.125), (-0.5, -0.5), (0.5, 0.5)]
     run.write_groups("sft", 1, given_rows(stage="sft", step=1, groups=given_groups(), coefficients=pulls))
     data, text = shown(run, step=1)

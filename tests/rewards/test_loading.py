@@ -88,7 +88,7 @@ def test_a_reward_record_is_taken_as_it_is():
         ("nowhere/my_reward.py:short", r"no file '.*nowhere"),
         ("my_reward.py:shrot", r"my_reward.py has no function 'shrot'; did you mean `short`\?"),
         ("my_reward.py:number", r"has no function 'number'"),
-        ("broken.py:f", r"broken.py' cannot be imported: JSONDecodeError"),
+        ("broken.py:f", r"broken.py' cannot be imported: JSONDecodeError: .* at broken\.py:\d+"),
         ("no_such_module:f", r"module 'no_such_module' cannot be imported: ModuleNotFoundError"),
         (
             {"name": "format_tags", "wieght": 1},

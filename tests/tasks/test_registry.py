@@ -18,7 +18,7 @@ def test_a_task_is_made_with_its_options():
         ("arithmetic", {"num_trian": 3}, r"no option 'num_trian' \(value 3\); did you mean `num_train`\?"),
         ("data", {"pth": "x"}, r"no option 'pth' \(value 'x'\); did you mean `path`\?"),
         ("arithmetic", {"num_train": "abc"}, r"task 'arithmetic': num_train = 'abc' must be a valid integer"),
-        ("arithmetic", {"operations": 5}, r"task 'arithmetic': operations = 5 must be a list; give a list: \[5\]"),
+        ("arithmetic", {"operations": 5}, r"task 'arithmetic': operations = 5 must be a list: one item after each `-`"),
         ("data", {"path": "x", "eval_fraction": "half"}, r"task 'data': eval_fraction = 'half' must be a valid number"),
         ("reasoning_gym", {}, r"task 'reasoning_gym' needs the option 'dataset'"),
     ],

@@ -8,7 +8,7 @@ import pytest
 import rich.console
 from train.stopping import BOUNDARY
 
-from outscore.report import Console
+from outscore.report import Console, RunDirectory
 from outscore.train.run import resume, run_recipe
 
 REWARD = """\
@@ -34,6 +34,11 @@ def test_an_error_in_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, i
         run_recipe(recipe, "run", console=Console(rich_console=rich.console.Console(file=screen, width=200)))
     events = (tmp_path / "run" / "events.log").read_text()
     assert "error: RewardError: reward 'mine' raised KeyError: 'missing' at r2.py:4" in events
+    # Where in this library it came through stands in the log, and nowhere that is read for pleasure.
+    assert "Z  | Traceback (most recent call last):" in events and "Z  |   File " in events
+    assert "Traceback" not in screen.getvalue()
+    shown = RunDirectory.open(tmp_path / "run").events()
+    assert shown[-2].partition("  ")[2].startswith("error: RewardError") and not any("  | " in line for line in shown)
     assert "go on with: outscore resume run" in events and "outscore resume run" in screen.getvalue()
     (tmp_path / "r2.py").write_text(REWARD.replace('"missing"', '"answer"'))
     assert resume("run").finished
@@ -43,5 +48,5 @@ def test_an_error_that_says_itself_how_to_go_on_is_not_repeated(tmp_path: Path) 
     stages = [{**BOUNDARY["stages"][0], "optimizer": {"lr": 1e10}}]
     with pytest.raises(ValueError, match="outscore resume"):
         run_recipe({**BOUNDARY, "stages": stages}, tmp_path / "run")
-    events = (tmp_path / "run" / "events.log").read_text()
+    events = "\n".join(RunDirectory.open(tmp_path / "run").events())
     assert events.count("outscore resume") == 1 and "error: ValueError: stage sft, step 2" in events

@@ -7,7 +7,7 @@ import pytest
 from report.building import evaluation
 
 from outscore.model.tiny import tiny_model
-from outscore.report import RunDirectory, StagePlan
+from outscore.report import RunDirectory
 from outscore.rollout import ScriptedSampler
 from outscore.train import inspect
 from outscore.train.inspect import Chat, find_model, target_recipe
@@ -21,8 +21,8 @@ def run_with(
     config: dict[str, Any] | None = None,
 ) -> RunDirectory:
     """A run of two stages with empty checkpoints at these places and evaluations of these values."""
-    stages = [StagePlan(name="sft", num_steps=9), StagePlan(name="grpo", num_steps=9)]
-    run = RunDirectory.create(path, config=config or {}, stages=stages)
+    stages = [{"algorithm": "sft", "steps": 9}, {"algorithm": "grpo", "steps": 9}]
+    run = RunDirectory.create(path, config={"stages": stages, **(config or {})})
     for stage, step in saved:
         run.checkpoint_path(stage, step).mkdir(parents=True)
     for (stage, step), value in greedy.items():

@@ -199,7 +199,7 @@ def test_settings_and_rows_of_preferences_are_the_same_names() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": [{**DPO, "group_size": 4}]}, "`stages.0.group_size` has no effect on preferences"),
+        ({"stages": [{**DPO, "group_size": 4}]}, "`stages.dpo.group_size` has no effect on preferences"),
         ({"stages": [{**DPO, "ties": "split"}]}, "ties"),
         ({"stages": [{**DPO, "cells": {"kl_coef": 0.0}}]}, "stage `dpo`: kl_coef=0.0: it is the beta"),
         ({"stages": [{**DPO, "cells": {"source": "policy"}}]}, "come from 'preferences'"),

@@ -166,11 +166,11 @@ def test_texts_may_be_another_task_s_and_held_out_ones_are_evaluated(tmp_path: P
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ({**GRPO, "ptx": {"coef": -1.0}}, r"`stages.0.ptx.coef` = -1.0: .*greater than or equal to 0"),
-        ({**GRPO, "ptx": {}}, r"key `stages.0.ptx.coef` is missing"),
-        ({**GRPO, "ptx": {"coef": 1.0, "batchsize": 3}}, r"unknown key `stages.0.ptx.batchsize`.*`batch_size`"),
+        ({**GRPO, "ptx": {"coef": -1.0}}, r"`stages.grpo.ptx.coef` = -1.0: .*greater than or equal to 0"),
+        ({**GRPO, "ptx": {}}, r"key `stages.grpo.ptx.coef` is missing"),
+        ({**GRPO, "ptx": {"coef": 1.0, "batchsize": 3}}, r"unknown key `stages.grpo.ptx.batchsize`.*`batch_size`"),
         ({**GRPO, "ptx": {"coef": 1.0, "task": {"path": "x"}}}, r"task: `kind` is missing"),
-        ({"algorithm": "sft", "steps": 1, "ptx": PTX}, r"key `stages.0.ptx` has no effect on supervised"),
+        ({"algorithm": "sft", "steps": 1, "ptx": PTX}, r"key `stages.grpo.ptx` has no effect on supervised"),
     ],
 )
 def test_what_cannot_be_mixed_in_is_refused_when_the_recipe_is_read(stage: dict[str, Any], message: str) -> None:

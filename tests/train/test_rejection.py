@@ -171,6 +171,28 @@ def test_other_weights_may_sample_than_the_stage_begins_with(tmp_path: Path) -> 
     assert contents(tmp_path / "stopped") == contents(tmp_path / "lent")
 
 
+def test_samples_may_come_from_a_directory_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sft, rft = RECIPE["stages"]
+
+    def lent(place: str) -> Any:
+        stages = [sft, {**rft, "samples_from": place}]
+        return parse_recipe({**RECIPE, "rewards": ["tag_answer"], "stages": stages})
+
+    with pytest.raises(
+        ValueError, match=r"samples_from = 'sfft' is neither an earlier stage nor a model; did you mean `sft`"
+    ):
+        lent("sfft")
+    prepare(lent("sft")).policy.save(tmp_path / "larger")
+    (tmp_path / "sft").mkdir()  # a stage of this name comes first
+    for place, is_other in (("larger", True), ("sft", False), ("base", False)):
+        recipe = lent(place)
+        workshop = prepare(recipe)
+        source = build_stage(recipe, 1, workshop).source
+        assert isinstance(source, rejection.RejectionSource)
+        assert (source.sampler.policy is not workshop.policy) == is_other  # type: ignore[attr-defined]
+
+
 def test_the_samples_are_those_of_the_model_the_stage_begins_with(tmp_path: Path) -> None:
     run_recipe(RECIPE, tmp_path / "run", rewards=[digits])
     run = RunDirectory.open(tmp_path / "run")

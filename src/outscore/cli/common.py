@@ -1,6 +1,8 @@
 """What the commands share: their common arguments, and how they speak of errors."""
 
 import json
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print data instead of a ta
 RunPath = Annotated[Path | None, typer.Option("--run", help="Run directory; runs/NAME by default. It must not exist.")]
 Target = Annotated[str, typer.Argument(help="A run, a checkpoint, a model directory, a .gguf file or a hub id.")]
 
+TRACEBACK = "OUTSCORE_TRACEBACK"
+"""The environment variable that lets a command print the traceback of an error, if it is not empty."""
 INTERRUPTED = 130
 """Exit status of a run that was asked to stop: 128 + SIGINT."""
 
@@ -45,10 +49,13 @@ class CommandGroup(_PlainFlags, typer.core.TyperGroup):
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn errors meant for users into one message and exit status 1, without a traceback."""
+    """Turn errors meant for users into one message and exit status 1; a traceback comes before it where the environment
+    asks for one."""
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
         rich.console.Console(stderr=True).print(Text(f"error: {error}", style="red"), soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

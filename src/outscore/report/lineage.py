@@ -24,7 +24,7 @@ def parents(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     current = BASE
     for stage in stages:
-        name = stage["name"] or stage["algorithm"]
+        name = stage.get("name") or stage["algorithm"]
         start = stage.get("start", PREVIOUS)
         found[name] = current if start == PREVIOUS else start
         if not issubclass(stage_kind(stage), RewardModelSettings | OutcomeRewardModelSettings):
@@ -34,7 +34,7 @@ def parents(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def branches(stages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the stages are more than a line of one after the other."""
-    names = [BASE, *(stage["name"] or stage["algorithm"] for stage in stages)]
+    names = [BASE, *(stage.get("name") or stage["algorithm"] for stage in stages)]
     lent = any(stage.get("samples_from") for stage in stages)
     return lent or list(parents(stages).values()) != names[:-1]
 

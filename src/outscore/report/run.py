@@ -4,15 +4,17 @@ import difflib
 import fcntl
 import json
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from outscore.inputs import check_file_name, read_yaml
 from outscore.records import StepReport
 from outscore.report import evaluation, files, rows, text
 
@@ -20,6 +22,8 @@ FORMAT = 1
 """Version of the layout, in `run.json`."""
 FACTS = "found"
 """The key of config.yaml under which a run keeps what was found when it began."""
+TRACED = "| "
+"""Before each line of a traceback in `events.log`."""
 LINES = ("metrics.jsonl", "timing.jsonl", "evals.jsonl")
 RESERVED = ("stage", "step", "policy_version", "num_tokens")
 """The columns of `metrics.jsonl` that are no metrics."""
@@ -28,7 +32,7 @@ _STEP = re.compile(r"step-(\d+)(\.parquet)?")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StagePlan:
-    """A stage of the run, as `run.json` lists it in order."""
+    """A stage of the run, as `config.yaml` has it."""
 
     name: str
     """Unique in the run; names files, so letters, digits, `.`, `_`, `+` and `-` only."""
@@ -36,8 +40,7 @@ class StagePlan:
     """Steps it will take."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", self.name):
-            raise ValueError(f"stage name {self.name!r} names files: use letters, digits, '.', '_', '+' and '-' only")
+        check_file_name(self.name, "stage name")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,17 +76,15 @@ class RunDirectory:
     path: Path
     """The directory."""
     stages: tuple[StagePlan, ...]
-    """Its stages in order."""
+    """Its stages in order, as its configuration has them."""
 
     @classmethod
-    def create(cls, path: Path, *, config: Mapping[str, Any], stages: Sequence[StagePlan]) -> "RunDirectory":
+    def create(cls, path: Path, *, config: Mapping[str, Any]) -> "RunDirectory":
         """Make the directory with `config.yaml` and `run.json`, at once or not at all.
 
-        Raises ValueError when something is there already, or when two stages have one name.
+        Raises ValueError when something is there already, or when the configuration has no stages, or two of one name.
         """
-        names = [stage.name for stage in stages]
-        if len(set(names)) != len(names) or not names:
-            raise ValueError(f"stages need one name each, no name twice; got {names}")
+        stages = _stages(config, "config")
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             raise ValueError(
                 f"{path} already exists and is not overwritten: continue it with `outscore resume {path}`, "
@@ -93,12 +94,12 @@ class RunDirectory:
             (new / "checkpoints").mkdir()
             (new / "groups").mkdir()
             files.write_text(new / "config.yaml", _yaml(config))
-            files.write_json(new / "run.json", {"format": FORMAT, "stages": [asdict(stage) for stage in stages]})
-        return cls(path=path, stages=tuple(stages))
+            files.write_json(new / "run.json", {"format": FORMAT})
+        return cls(path=path, stages=stages)
 
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
-        """An existing run. Raises ValueError when `path` is none, naming the nearest that is."""
+        """An existing run. Raises ValueError when `path` is none, naming the nearest that is, or cannot be read."""
         if not (path / "run.json").is_file():
             there = [str(other.parent) for other in path.parent.glob("*/run.json")]
             near = difflib.get_close_matches(str(path), there, n=1, cutoff=0.4)
@@ -108,10 +109,9 @@ class RunDirectory:
             header = json.loads((path / "run.json").read_text())
             if header["format"] > FORMAT:
                 raise ValueError(f"format {header['format']} is newer than this outscore, which reads up to {FORMAT}")
-            stages = tuple(StagePlan(**stage) for stage in header["stages"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path / 'run.json'}: {error}") from error
-        return cls(path=path, stages=stages)
+        return cls(path=path, stages=_stages(_config(path), str(path / "config.yaml")))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -143,10 +143,6 @@ class RunDirectory:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Replace `config.yaml`."""
-        files.write_text(self.path / "config.yaml", _yaml(config))
-
     def write_groups(self, stage: str, step: int, completions: Sequence[rows.CompletionRow]) -> None:
         """Write the group file of a step."""
         path = self.groups_path(stage, step)
@@ -167,6 +163,18 @@ class RunDirectory:
         """Append a line to `events.log`, with the time in UTC; control characters are written out."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         files.append_line(self.path / "events.log", f"{now}  {text.visible(message)}", sync=False)
+
+    def log_error(self, error: Exception) -> None:
+        """What ended the run: its traceback, each line of it behind `TRACED`, and then what it says."""
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            self.log(f"{TRACED}{line}")
+        self.log(f"error: {type(error).__name__}: {error}")
+
+    def events(self) -> list[str]:
+        """The lines of `events.log` but for tracebacks."""
+        path = self.path / "events.log"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [line for line in lines if not line.partition("  ")[2].startswith(TRACED)]
 
     def truncate_after(self, stage: str, step: int) -> Discarded:
         """Discard all that was recorded after step `step` of `stage`; what stays keeps its bytes.
@@ -198,11 +206,28 @@ class RunDirectory:
             raise ValueError(f"{self.path / 'metrics.jsonl'} does not reach step {step} of stage {stage!r}")
         return Discarded(num_steps=num_steps, paths=tuple(removed))
 
+    def reopen(self, stage: str) -> None:
+        """Let the evaluation that closed a stage count as one within it, because the stage goes on."""
+        path = self.path / "evals.jsonl"
+        found = files.read_lines(path)
+        ended = [line for line in found if line["stage"] == stage and line["label"] == f"after {stage}"]
+        if ended:
+            renamed = [{**line, "label": f"{stage} step {line['step']}"} if line in ended else line for line in found]
+            written = [json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in renamed]
+            files.write_text(path, "".join(written))
+
     # -- reading -------------------------------------------------------------------------------------------------------
+
+    def begun(self) -> list[str]:
+        """The stages of which anything is recorded, in the order in which they began, whatever config.yaml lists."""
+        found = [line["stage"] for name in LINES for line in files.read_lines(self.path / name)]
+        # One that only sampled before its first step, or saved no step yet, has no line: one at most, and the last.
+        found += [item.parent.name for name in ("groups", "checkpoints") for item in self.path.glob(f"{name}/*/*")]
+        return list(dict.fromkeys(found))
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
-        return dict(yaml.safe_load((self.path / "config.yaml").read_text()) or {})
+        return _config(self.path)
 
     @property
     def weights_sha256(self) -> str | None:
@@ -259,6 +284,26 @@ def _timing_line(stage: str, report: StepReport) -> dict[str, Any]:
         **{f"seconds/{phase}": round(report.seconds[phase], 6) for phase in sorted(report.seconds)},
         **{f"peak_bytes/{kind}": report.peak_bytes[kind] for kind in sorted(report.peak_bytes)},
     }
+
+
+def _config(path: Path) -> dict[str, Any]:
+    file = path / "config.yaml"
+    return dict(read_yaml(file.read_text(encoding="utf-8"), where=str(file)) or {})
+
+
+def _stages(config: Mapping[str, Any], where: str) -> tuple[StagePlan, ...]:
+    """The stages that a run's configuration lists; ValueError beginning with `where` if these are none."""
+    given = config.get("stages") or []
+    try:
+        found = tuple(
+            StagePlan(name=each.get("name") or each["algorithm"], num_steps=int(each["steps"])) for each in given
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{where}: each of its stages needs an algorithm and steps ({error})") from error
+    names = [stage.name for stage in found]
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"{where}: stages need one name each, no name twice; got {names}")
+    return found
 
 
 def _yaml(config: Mapping[str, Any]) -> str:

@@ -70,7 +70,6 @@ def summarize(directory: run.RunDirectory, stage: str | None = None) -> dict[str
     """
     evaluations = [found for found in directory.evaluations() if stage in (None, found.stage)]
     found_best = evaluation.best(evaluations)
-    events = directory.path / "events.log"
     return {
         "path": str(directory.path),
         "config": directory.config(),
@@ -80,7 +79,7 @@ def summarize(directory: run.RunDirectory, stage: str | None = None) -> dict[str
         "best": None if found_best is None else {"metric": found_best[0], **evaluation.to_line(found_best[1])},
         "checkpoints": [str(item.path) for item in directory.checkpoints() if stage in (None, item.stage)],
         "lineage": lineage.parents(directory.config().get("stages", [])),
-        "events": events.read_text().splitlines()[-5:] if events.exists() else [],
+        "events": directory.events()[-5:],
     }
 
 

@@ -158,7 +158,7 @@ def describe(error: BaseException) -> str:
     """What an exception says, in a sentence about who raised it, and where in code that is the user's."""
     if isinstance(error, SystemExit):
         return f"called sys.exit({error.code!r})"
-    return f"raised {type(error).__name__}: {str(error)[:1000]}{_place(error)}"
+    return f"raised {type(error).__name__}: {str(error)[:1000]}{place_of(error)}"
 
 
 _INSTALLED = tuple(
@@ -168,7 +168,7 @@ _INSTALLED = tuple(
 """Where code lies that is not the user's."""
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """` at FILE:LINE`, the last line of the user's own code that the exception came through; empty where it came
     through none."""
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]

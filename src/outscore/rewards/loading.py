@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from outscore.inputs import checked_options, expected, from_here, nearest
 from outscore.records import PYTHON
 from outscore.rewards.builtin import BUILTIN_REWARDS
+from outscore.rewards.call import place_of
 from outscore.rewards.contract import Reward, RewardFunction
 from outscore.rewards.shaping import SHAPING_KEYS, shaping_of
 from outscore.settings import OnFailure, ScoringLimits, ScoringSettings
@@ -201,7 +202,7 @@ def _load_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(f"rewards: {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"rewards: {str(path)!r} cannot be imported: {_said(error)}") from error
     return module
 
 
@@ -210,7 +211,11 @@ def _load_module(name: str, folder: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise ValueError(f"rewards: the module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(f"rewards: the module {name!r} cannot be imported: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}{place_of(error)}"
 
 
 def _make_importable(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import cast
 from outscore.config import Recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.heads import RewardModel
+from outscore.model_places import names_other_model
 from outscore.records import RankedGroup
 from outscore.report import RunDirectory
 from outscore.rollout import make_sampler
@@ -165,7 +166,7 @@ def _rejection_source(
     """Samples of the policy, of the policy with other weights, or of another model."""
     policy, materials = workshop.policy, workshop.materials[index]
     sampled_as: Callable[[], AbstractContextManager[None]] = nullcontext
-    if settings.samples_another_model:
+    if names_other_model(settings.samples_from, [stage.label for stage in recipe.stages[:index]]):
         policy = load_other(recipe, settings, "samples_from", settings.samples_from, policy)
     elif settings.samples_from and run is not None:
         sampled_as = partial(weights_of, run, recipe, settings.samples_from, workshop)

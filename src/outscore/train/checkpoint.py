@@ -62,6 +62,8 @@ class Progress:
     """Optimizer updates of the whole run."""
     num_updates: int
     """Optimizer updates of this stage."""
+    num_steps: int = 0
+    """Steps that the stage was to take when this was saved; 0 where that was not kept."""
     critic_updates: int = 0
     """Those of its critic."""
     kl_coef: float | None = None
@@ -149,6 +151,11 @@ def _recorded(path: Path) -> tuple[Progress, dict[str, Any]]:
         return Progress(**state["progress"]), {key: state[key] for key in ("digests", "environment")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
+
+
+def recorded_progress(path: Path) -> Progress:
+    """The counters of a checkpoint, whose other files are not looked at; ValueError where they cannot be read."""
+    return _recorded(path)[0]
 
 
 def newest_sound(run: RunDirectory) -> tuple[StepFile | None, list[str]]:

@@ -51,7 +51,7 @@ def at_home(run: Path) -> Iterator[Path]:
 
 def located(config: Mapping[str, Any], home: Path) -> dict[str, Any]:
     """A run's configuration with the paths that lead to something from its home made absolute."""
-    stages = [stage["name"] or stage["algorithm"] for stage in config.get("stages", [])]
+    stages = [stage.get("name") or stage["algorithm"] for stage in config.get("stages", [])]
     words = {"", BASE, PREVIOUS, POLICY, "tiny", *stages}
 
     def moved(value: Any) -> Any:

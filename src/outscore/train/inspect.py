@@ -1,6 +1,6 @@
 """Looking at a model from outside a run: evaluate it, talk to it, find it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +22,7 @@ from outscore.train.activity import Tell, tell_nobody
 from outscore.train.build import EVALUATION_ROWS, build_evaluator
 from outscore.train.checkpoint import REFERENCE_FILE, best_checkpoint, newest_sound
 from outscore.train.home import home_of, located
-from outscore.train.objects import RewardSpec, missing_objects, with_objects
+from outscore.train.objects import RewardSpec, TaskSpec, missing_objects, with_objects
 from outscore.train.setup import Workshop, load_policy, prepare
 from outscore.train.step import Reference
 
@@ -74,7 +74,7 @@ def evaluate(
     target: str | Path,
     *,
     recipe: str | Path | None = None,
-    task: str | Task | Iterable[Mapping[str, Any]] | None = None,
+    task: TaskSpec | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     overrides: Sequence[str] = (),
 ) -> Evaluation:
@@ -83,8 +83,8 @@ def evaluate(
     Args:
         target: a run, a checkpoint, a model directory, a .gguf file or a hub id.
         recipe: a recipe file to take task, prompt and rewards from, instead of the run's.
-        task: a kind of task (its options follow in `overrides`), a task object, or rows; instead of the run's. It must
-            be given again where the run was given an object.
+        task: a kind of task (its options follow in `overrides`), a mapping of `kind` and options, a task object, or
+            rows; instead of the run's. It must be given again where the run was given an object.
         rewards: functions, or anything a recipe may name, instead of the run's; the same holds for these.
         overrides: settings to change, such as `evaluation.samples=16`.
 

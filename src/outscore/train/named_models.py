@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from outscore.algorithms.rows import Algorithm
-from outscore.inputs import nearest
 from outscore.model.load import source_kind
+from outscore.model_places import check_model_place, names_other_model
 from outscore.stages import PolicySettings, RejectionSettings, StageSettings
 
 
 def check_models(stage: StageSettings, row: Algorithm, before: Sequence[str]) -> None:
     """ValueError where a stage's teacher is missing, has no effect, or is none of the stages before and no model, and
     where what it samples from is no model."""
-    if isinstance(stage, RejectionSettings) and stage.samples_another_model:
+    if isinstance(stage, RejectionSettings) and names_other_model(stage.samples_from, before):
         _check_place(stage, "samples_from", stage.samples_from, before)
     teacher = stage.teacher if isinstance(stage, PolicySettings) else ""
     if row.needs_teacher and not teacher:
@@ -36,13 +36,10 @@ def newest_in(place: str) -> Path:
 
 
 def _check_place(stage: StageSettings, key: str, place: str, before: Sequence[str]) -> None:
-    """ValueError for what is no directory, and cannot be the id of a model on a hub, which has one slash."""
-    if Path(place).expanduser().exists():
-        return
-    where = f"stage `{stage.label}`: {key} = {place!r} is neither an earlier stage nor a model"
-    if place.count("/") != 1:
-        raise ValueError(f"{where}{nearest(place, before)}")
+    """ValueError for what is no model's place, and for an id that is meant as a path."""
+    where = f"stage `{stage.label}`: {key} = {place!r}"
+    check_model_place(place, before, where=where)
     try:
         source_kind(place)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where} is neither an earlier stage nor a model: {error}") from None

@@ -12,23 +12,34 @@ from outscore.tasks import Task, make_task
 
 RewardSpec = str | Mapping[str, Any] | RewardFunction | Reward
 """A reward by name, with options, as a function or as a record."""
+TaskSpec = str | Mapping[str, Any] | Task | Iterable[Mapping[str, Any]]
+"""A task by kind, with options, as an object or as rows."""
 
 
-def with_objects(
-    recipe: Recipe | Mapping[str, Any] | str | Path,
-    task: Task | Iterable[Mapping[str, Any]] | None,
-    rewards: Sequence[RewardSpec] | None,
-) -> tuple[Recipe, Task | None, Rewards | None]:
-    """The recipe with a name in the place of each object, and the objects."""
+def with_objects(recipe: object, task: object, rewards: object) -> tuple[Recipe, Task | None, Rewards | None]:
+    """The recipe with a name in the place of each object, and the objects: whatever a script hands over as a recipe, a
+    mapping or a file, as a task (`TaskSpec`) and as a list of rewards (`RewardSpec`), None for those of the recipe.
+
+    Raises:
+        ValueError: if one of these is of no kind that is taken, or the recipe is not valid.
+    """
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe)
+    if not isinstance(recipe, Recipe | Mapping):
+        raise ValueError(f"recipe = {recipe!r} must be a recipe, the same as nested mappings, or the path of its file")
     data = dump_recipe(recipe) if isinstance(recipe, Recipe) else dict(recipe)
     own_task: Task | None = None
-    if task is not None:
+    if isinstance(task, str | Mapping):
+        data["task"] = {"kind": task} if isinstance(task, str) else dict(task)
+    elif task is not None:
+        if not isinstance(task, Task | Iterable):
+            raise ValueError(f"task = {task!r} must be a kind of task, a mapping with `kind`, a task object, or rows")
         own_task = task if isinstance(task, Task) else make_task("data", rows=task)
         data["task"] = {"kind": PYTHON, "name": own_task.name}
     own_rewards = None
     if rewards is not None:
+        if isinstance(rewards, str | Mapping) or not isinstance(rewards, Sequence):
+            raise ValueError(f"rewards = {rewards!r} must be a list of rewards, also where it is one: rewards=[…]")
         own_rewards = Rewards(
             rewards, on_failure=data.get("on_reward_failure", "stop"), scoring=data.get("scoring", {})
         )

@@ -17,6 +17,7 @@ from outscore.config import Recipe
 from outscore.model.kernels import fits, heads_of
 from outscore.model.logprobs import CHUNK_LOGITS
 from outscore.model.policy import Policy
+from outscore.model_places import names_other_model
 from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings, RejectionSettings, StageSettings, sampling_of
 from outscore.train.build import EVALUATION_ROWS
@@ -232,7 +233,9 @@ def stage_memory(recipe: Recipe, index: int, workshop: Workshop) -> StageMemory:
     held = _held(workshop, row, own, scalar, scorers)
     if shares:  # a head alone, in fp32: itself, its gradient, two moments
         held["critic"] = 16 * own.shape.hidden
-    if isinstance(stage, RejectionSettings) and stage.samples_another_model:  # as if it were as large as the policy
+    own_stages = [each.label for each in recipe.stages[:index]]
+    if isinstance(stage, RejectionSettings) and names_other_model(stage.samples_from, own_stages):
+        # As if it were as large as the policy.
         held["sampled model"] = own.bytes_per_weight * own.num_parameters
     phases: dict[str, Parts] = {}
     if index == 0:

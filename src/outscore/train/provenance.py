@@ -41,7 +41,7 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
         said.append("the model that the recipe builds is not the one that the run began with")
     before, now = recorded.get("data", {}), found.get("data", {})
     for stage, digest in before.get("stages", {}).items():
-        if digest != now["stages"].get(stage):
+        if digest != now["stages"].get(stage, digest):  # one that had not begun may be gone
             said.append(f"the data of stage `{stage}` are not those that the run began with")
     if before and before["evaluation"] != now["evaluation"]:
         said.append("the held-out problems are not those that the run began with")

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from outscore.config import Recipe, dump_recipe, parse_recipe
 from outscore.report import Console, Evaluation, Reporter, RunDirectory, open_trackers
 from outscore.report.run import FACTS
-from outscore.tasks import Task
+from outscore.stages import StageSettings
 from outscore.train.build import build_stage
+from outscore.train.changes import going_on, nothing_left
 from outscore.train.checkpoint import (
     Progress,
     best_checkpoint,
@@ -27,10 +28,10 @@ from outscore.train.checkpoint import (
 from outscore.train.home import WORKING_DIRECTORY, at_home, working_directory
 from outscore.train.lineage import begin_with, policy_weights
 from outscore.train.loop import StageRun, shrink
-from outscore.train.objects import RewardSpec, missing_objects, with_objects
+from outscore.train.objects import RewardSpec, TaskSpec, missing_objects, with_objects
 from outscore.train.plateaus import check_plateaus
 from outscore.train.provenance import differences
-from outscore.train.setup import Workshop, prepare, stage_plans
+from outscore.train.setup import Workshop, prepare
 from outscore.train.unused import unused_settings
 
 
@@ -54,7 +55,7 @@ def run_recipe(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     path: str | Path | None = None,
     *,
-    task: Task | Iterable[Mapping[str, Any]] | None = None,
+    task: TaskSpec | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     console: Console | None = None,
 ) -> RunResult:
@@ -63,9 +64,10 @@ def run_recipe(
     Args:
         recipe: a checked recipe, the same as nested mappings, or a recipe file.
         path: the run directory, `runs/NAME` by default; it must not exist.
-        task: a task object, or rows such as `{"question": …, "answer": …}` (a list of them, a Hugging Face `Dataset`,
-            or anything else that is iterated over), instead of the recipe's task.
-        rewards: functions (or anything a recipe may name) instead of the recipe's rewards.
+        task: instead of the recipe's: a kind of task, a mapping of `kind` and options, a task object, or rows such as
+            `{"question": …, "answer": …}` (a list of them, a Hugging Face `Dataset`, or anything else that is iterated
+            over).
+        rewards: a list of functions (or anything a recipe may name) instead of the recipe's rewards.
         console: where to show progress; None shows nothing.
 
     Raises:
@@ -73,24 +75,24 @@ def run_recipe(
     """
     chosen, own_task, own_rewards = with_objects(recipe, task, rewards)
     directory = Path(path) if path is not None else Path("runs") / chosen.name
-    plans = stage_plans(chosen)
     _check_vacant(directory)
     workshop = prepare(chosen, task=own_task, rewards=own_rewards)
     check_plateaus(chosen, workshop)
     began = {"environment": environment(), WORKING_DIRECTORY: working_directory(directory)}
     config = {**dump_recipe(chosen), FACTS: {**workshop.facts, **began}}
-    run = RunDirectory.create(directory, config=config, stages=plans)
+    run = RunDirectory.create(directory, config=config)
     return _go(run, chosen, workshop, None, console)
 
 
 def resume(
     path: str | Path,
     *,
-    task: Task | Iterable[Mapping[str, Any]] | None = None,
+    task: TaskSpec | None = None,
     rewards: Sequence[RewardSpec] | None = None,
     console: Console | None = None,
 ) -> RunResult:
-    """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again.
+    """Go on with a run from its newest sound checkpoint; what lies after that is discarded and done again. The stages
+    are those that config.yaml has by now: the last that has begun may take more steps, and others may follow it.
 
     `task` must be given again if `run_recipe` was given it, and `rewards` if there were functions among those it was
     given. The process works in the directory that the run was started in until this returns: the recipe's paths are
@@ -98,7 +100,8 @@ def resume(
 
     Raises:
         ValueError: if there is no run at `path`, another process is writing it, objects must be given again or are
-            others, or it has checkpoints and none is sound; the run is then as it was. Or if the weights that it began
+            others, stages that have begun were changed in what is done, or it has checkpoints and none is sound; the
+            run is then as it was. Or if the weights that it began
             with are needed and are others. Other data and other reward files are reported.
     """
     with at_home(Path(path)) as place:
@@ -107,7 +110,7 @@ def resume(
 
 def _resume(
     run: RunDirectory,
-    task: Task | Iterable[Mapping[str, Any]] | None,
+    task: TaskSpec | None,
     rewards: Sequence[RewardSpec] | None,
     console: Console | None,
 ) -> RunResult:
@@ -121,16 +124,21 @@ def _resume(
             f"{path} was started with the rewards {_names(written.rewards)}, and is given {_names(recipe.rewards)}: "
             "give the same ones, of the same names and weights"
         )
-    progress, found = None, None
     with run.lock():
         found, notes = newest_sound(run)
+        progress, saved_in = (None, {}) if found is None else read_progress(found.path)
+        reopened, changed = going_on(run, recipe, progress)
         if found is None:
             run.truncate_after(run.stages[0].name, -1)
         else:
-            progress, saved_in = read_progress(found.path)
             run.truncate_after(found.stage, found.step)
             notes += _differences(saved_in)
-        _say(notes, run, console)
+        if progress and reopened and progress.finished and not reopened.finished:
+            run.reopen(progress.stage)
+        progress = reopened
+        _say([*notes, *changed], run, console)
+        if nothing_left(recipe, progress):
+            return _nothing_to_do(run, console)
     weights = policy_weights(run, found.path if found else None)
     workshop = prepare(recipe, weights=weights, facts=facts, task=own_task, rewards=own_rewards)
     _say(differences(facts, workshop.facts), run, console)
@@ -192,15 +200,34 @@ def _go(
         if stopped is not None:
             # Last on the screen, below what the live view leaves there.
             reporter.message(f"stopped after step {stopped.step}; go on with: outscore resume {run.path}")
+    return _result(run, finished=finished)
+
+
+def _result(run: RunDirectory, *, finished: bool) -> RunResult:
     checkpoints = run.checkpoints()
-    newest = checkpoints[-1].path if checkpoints else None
-    return RunResult(path=run.path, evaluations=done, finished=finished, checkpoint=newest, best=best_checkpoint(run))
+    return RunResult(
+        path=run.path,
+        evaluations=run.evaluations(),
+        finished=finished,
+        checkpoint=checkpoints[-1].path if checkpoints else None,
+        best=best_checkpoint(run),
+    )
+
+
+def _nothing_to_do(run: RunDirectory, console: Console | None) -> RunResult:
+    """Say that a run is finished, and how it would be trained longer."""
+    if console:
+        console.message(f"{run.path} is finished: nothing to do")
+        console.message(
+            f"to train on, raise `steps` of its last stage in {run.path / 'config.yaml'}, or add a stage there"
+        )
+    return _result(run, finished=True)
 
 
 def _say_failed(error: Exception, run: RunDirectory, reporter: Reporter) -> None:
     """Record what ended a run, and say how to go on, unless the error does. What a full disk refuses is left."""
     with suppress(OSError):
-        run.log(f"error: {type(error).__name__}: {error}")
+        run.log_error(error)
         if "outscore resume" not in str(error):
             reporter.message(
                 f"stopped by an error; what the last checkpoint holds is kept. Once it is mended, go on with: "
@@ -233,7 +260,7 @@ def _stages(
         if start is None:
             begin_with(run, recipe, recipe.stages[index].start, workshop)
         stage = build_stage(recipe, index, workshop, run=run, resumed=start[1] if start else None)
-        progress = _fresh_progress(recipe.stages[index].label, policy.version)
+        progress = _fresh_progress(recipe.stages[index], policy.version)
         if start is not None:
             progress, path = start
             load_trainer_state(path, stage.learner, progress)
@@ -248,8 +275,10 @@ def _stages(
     return None
 
 
-def _fresh_progress(stage: str, version: int) -> Progress:
-    return Progress(stage=stage, step=0, finished=False, policy_version=version, num_updates=0)
+def _fresh_progress(stage: StageSettings, version: int) -> Progress:
+    return Progress(
+        stage=stage.label, step=0, finished=False, policy_version=version, num_updates=0, num_steps=stage.steps
+    )
 
 
 def _check_vacant(directory: Path) -> None:
