@@ -10,14 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives import (
-    GroupRewards,
-    algorithm,
-    batch_advantages,
-    kl_estimate,
-    policy_loss,
-    ranked_pairs,
-)
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.batch import GroupRewards, batch_advantages
+from outscore.objectives.kl import kl_estimate
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import ranked_pairs
 from outscore.records import Completion, Problem, Prompt, SampledCompletion, SampledGroup, Score, ScoredGroup
 from outscore.report import completion_rows
 from outscore.stages import RejectionSettings

@@ -6,14 +6,13 @@ import pytest
 import torch
 from oracles.worth import Worth, naive_advantages, naive_gae, random_worth
 
-from outscore.objectives import (
-    ALGORITHMS,
+from outscore.algorithms.rows import ALGORITHMS, algorithm
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.batch import (
     GroupRewards,
     StepRewards,
-    algorithm,
     batch_advantages,
     batch_returns,
-    group_advantages,
     is_silent,
     process_advantages,
 )

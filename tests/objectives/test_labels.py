@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import label_accuracy, label_calibration_error, label_loss, label_losses
+from outscore.objectives.reward_models import label_accuracy, label_calibration_error, label_loss, label_losses
 
 SCORES = torch.tensor([2.0, -1.0, 0.5, -3.0, 0.0], dtype=torch.float64)
 LABELS = torch.tensor([1.0, 0.0, 0.25, 0.75, 0.5], dtype=torch.float64)

@@ -11,17 +11,10 @@ import torch
 from oracles.ragged import RaggedBatch, flat, index_of, random_batch
 from torch import Tensor
 
-from outscore.objectives import (
-    Algorithm,
-    LossTerms,
-    PairObjective,
-    Pairs,
-    add_loss_terms,
-    algorithm,
-    pair_losses,
-    policy_loss,
-    ranked_pairs,
-)
+from outscore.algorithms.choices import PairObjective
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.preferences import Pairs, pair_losses, ranked_pairs
 
 LENGTHS = (2, 8, 1, 5, 3, 3)
 RANKS = [(0, 1), (2, 0, 1, 1)]

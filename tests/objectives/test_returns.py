@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import (
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.returns import (
     adaptive_kl_coef,
     clipped_value_loss,
     gae,
-    group_advantages,
     length_adaptive_lambda,
     suffix_sums,
     token_rewards,

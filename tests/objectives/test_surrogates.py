@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import (
+from outscore.objectives.surrogates import (
     capped_weights,
     clipped_surrogate,
     clipped_tokens,

@@ -9,14 +9,10 @@ import torch
 from oracles.ragged import flat, index_of, library_loss, loss_arguments, random_batch
 from torch import Tensor
 
-from outscore.objectives import (
-    Algorithm,
-    GroupRewards,
-    algorithm,
-    batch_advantages,
-    group_advantages,
-    policy_loss,
-)
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.batch import GroupRewards, batch_advantages
+from outscore.objectives.loss import policy_loss
 
 LOGITS = torch.tensor([0.3, -0.5, 1.1, 0.0], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, 0.2, -0.7, 0.4], dtype=torch.float64)

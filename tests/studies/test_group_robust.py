@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from outscore.objectives.log_linear import PairData, feature_margins, margin_losses
-from outscore.objectives.log_linear_optimum import fixed_weight_optimum, robust_optimum
 from outscore.studies.group_robust.bandit import SCENARIOS, draw
+from outscore.studies.group_robust.log_linear import PairData, feature_margins, margin_losses
+from outscore.studies.group_robust.log_linear_optimum import fixed_weight_optimum, robust_optimum
 from outscore.studies.group_robust.measure import mean_and_sem, measure
 from outscore.studies.group_robust.settings import CHIS, METHODS, SETUPS, Steps
 from outscore.studies.group_robust.study import methods_of

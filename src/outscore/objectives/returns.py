@@ -88,17 +88,18 @@ def length_adaptive_lambda(
 
 def clipped_value_loss(
     values: Float[Tensor, " token"],
-    old_values: Float[Tensor, " token"],
+    anchor_values: Float[Tensor, " token"],
     returns: Float[Tensor, " token"],
     *,
     clip: float,
 ) -> tuple[Float[Tensor, " token"], Bool[Tensor, " token"]]:
-    """1/2 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) of each token, and where the clip took the
+    """1/2 max((V - R)^2, (clip(V, V_anchor - clip, V_anchor + clip) - R)^2) of each token, and where the clip took the
     gradient.
 
-    Of PPO's reference implementation; `old_values` are those the returns were computed with. An infinite clip is none.
+    Of PPO's reference implementation; `anchor_values` are those when the step's updates began, with which the returns
+    were computed. An infinite clip is none.
     """
-    limited = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    limited = torch.minimum(torch.maximum(values, anchor_values - clip), anchor_values + clip)
     free, held = (values - returns).square(), (limited - returns).square()
     return 0.5 * torch.maximum(free, held), (held > free) & (limited != values)
 

@@ -143,10 +143,6 @@ class RunDirectory:
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Replace `config.yaml`."""
-        files.write_text(self.path / "config.yaml", _yaml(config))
-
     def write_groups(self, stage: str, step: int, completions: Sequence[rows.CompletionRow]) -> None:
         """Write the group file of a step."""
         path = self.groups_path(stage, step)
