@@ -170,7 +170,6 @@ def test_process_advantages_by_hand() -> None:
 
 
 def test_with_one_step_for_each_completion_process_supervision_is_outcome_supervision() -> None:
-    """Spec G.9."""
     rewards, lengths = torch.tensor([0.3, 1.0, 0.0, 0.7], dtype=torch.float64), torch.tensor([3, 1, 4, 2])
     for scale in ("population_std", "sample_std", "mean", "none"):
         steps = StepRewards(completion=torch.arange(4), end=lengths - 1, reward=rewards)

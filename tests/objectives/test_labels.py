@@ -21,7 +21,7 @@ def test_cross_entropy_of_chances_is_the_loop() -> None:
 
 
 def test_squared_error_of_the_records_example_is_0_04() -> None:
-    """Spec A16: expected_reward 1.0, predicted_reward 0.8."""
+    """expected_reward 1.0, predicted_reward 0.8."""
     assert label_losses(torch.tensor([0.8]), torch.tensor([1.0]), "squared_error").item() == pytest.approx(0.04)
 
 

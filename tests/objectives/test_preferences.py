@@ -127,7 +127,7 @@ def test_the_coefficient_of_a_token_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_unified_gradient_is_that_of_the_native_loss_on_separate_rows(name: str) -> None:
-    """Sum of coefficient * grad log pi through a model equals autograd of the native loss (spec G.10)."""
+    """Sum of coefficient * grad log pi through a model equals autograd of the native loss."""
     row, generator = algorithm(name), torch.Generator().manual_seed(0)
     table = torch.randn(6, 4, 7, generator=generator, dtype=torch.float64, requires_grad=True)
     reference = torch.log_softmax(torch.randn(6, 4, 7, generator=generator, dtype=torch.float64), -1)

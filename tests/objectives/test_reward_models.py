@@ -93,7 +93,7 @@ def test_it_is_dpo_with_the_score_for_the_log_ratio() -> None:
 
 
 def test_ranked_scores_end_in_the_order_they_were_ranked_and_ties_together() -> None:
-    """Spec A14: D > G > A = B, with the tie as a half."""
+    """D > G > A = B, with the tie as a half."""
     scores, pairs = torch.zeros(4, dtype=torch.float64), ranked_pairs([(2, 2, 0, 1)], ties="half")
     for _ in range(200):
         scores = (

@@ -38,7 +38,7 @@ def token_rewards(
     penalties: Float[Tensor, " token"],
     completion_lengths: Int[Tensor, " completion"],
 ) -> Float[Tensor, " token"]:
-    """r_t = -penalty_t, plus the score at the last token: PPO's reward (DeepSeekMath eq. 2; spec "per-token reward").
+    """r_t = -penalty_t, plus the score at the last token: PPO's reward (DeepSeekMath, eq. 2).
 
     `penalties` are KL costs, their coefficient included. A completion without tokens earns nothing.
     """
@@ -107,7 +107,7 @@ def clipped_value_loss(
 def whiten(values: Float[Tensor, " *shape"], *, shift_mean: bool = True, eps: float = 1e-8) -> Float[Tensor, " *shape"]:
     """(x - mean) / sqrt(var + eps) with the POPULATION variance; without `shift_mean` the mean is added back.
 
-    As in OpenAI's RLHF code (spec E.1): rewards are whitened without shift, advantages with it. Nothing gives nothing.
+    As in OpenAI's RLHF code: rewards are whitened without shift, advantages with it. Nothing gives nothing.
     """
     if not values.numel():
         return values.clone()

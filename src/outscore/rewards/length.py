@@ -7,7 +7,7 @@ from outscore.rewards.contract import Reward
 
 
 def soft_overlong(*, max_length: int, cache: int) -> Reward:
-    """DAPO's soft overlong punishment (2503.14476, eq. 13; spec F), from -1 to 0.
+    """DAPO's soft overlong punishment (arXiv 2503.14476, eq. 13), from -1 to 0.
 
     0 up to max_length - cache tokens, then falling in a straight line, (max_length - cache - n) / cache, to -1 at
     max_length and beyond. The paper's numbers are 20,480 and 4,096.
