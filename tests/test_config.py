@@ -167,3 +167,4 @@ def test_dapo_brings_its_dynamic_sampling_and_overlong_shaping_and_its_loss_alon
     given = stage("dapo", refills=2, overlong_buffer=0)
     assert (given.refills, given.overlong_buffer) == (2, 0)
     assert whole.optimizer == loss.optimizer
+    assert stage("dapo", sampling={"max_new_tokens": 3}).overlong_buffer == 1

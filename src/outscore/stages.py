@@ -4,11 +4,13 @@ The kind of a stage is what its completions are: sampled from the policy, demons
 pass. Each has its own keys, so that a key which has no effect is refused.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
+from outscore.algorithms.preset import Part
+from outscore.algorithms.presets import PRESETS
 from outscore.settings import Settings
 from outscore.stage_parts import (
     COEF_VALUE,
@@ -327,7 +329,7 @@ def _filled(given: SettingsType, suggested: Mapping[str, Any]) -> SettingsType:
 
 def _suggestions(stage: PolicySettings) -> dict[str, Any]:
     """What the algorithm asks of the stage: a critic, to be filled in, where the row or a cell has one."""
-    suggested = dict(STAGE_DEFAULTS.get(stage.algorithm, _nothing)(stage))
+    suggested = stage_defaults(stage)
     of_critic = suggested.pop("critic", None)
     row = "" if of_critic is None else "critic"
     if stage.critic is not None:
@@ -337,34 +339,17 @@ def _suggestions(stage: PolicySettings) -> dict[str, Any]:
     return suggested
 
 
-def _nothing(stage: PolicySettings) -> dict[str, Any]:
-    return {}
+def stage_defaults(stage: PolicySettings) -> dict[str, Any]:
+    """What the stage's algorithm asks of it beside its row (`Preset.stage_defaults`), in numbers."""
+    wholes = {"steps": stage.steps, "max_new_tokens": stage.sampling.max_new_tokens}
 
+    def in_numbers(asked: Mapping[str, Any]) -> dict[str, Any]:
+        nested = {key: in_numbers(value) for key, value in asked.items() if isinstance(value, Mapping)}
+        parts = {key: value.number(wholes[value.of]) for key, value in asked.items() if isinstance(value, Part)}
+        return {**asked, **nested, **parts}
 
-def _dapo(stage: PolicySettings) -> dict[str, Any]:
-    """Dynamic sampling (arXiv 2503.14476, 3.2; verl's recipe draws up to 10 batches), and an overlong buffer that is to
-    the limit as DAPO's 4096 to 20480 tokens."""
-    return {"refills": 10, "overlong_buffer": max(stage.sampling.max_new_tokens // 5, 1)}
-
-
-def _critic(stage: PolicySettings) -> dict[str, Any]:
-    """A critic that learns from the first step on together with the policy."""
-    return {"critic": {"warmup_steps": 0}}
-
-
-def _pretrained_critic(stage: PolicySettings) -> dict[str, Any]:
-    """Value pre-training of VAPO's 50 steps (arXiv 2504.05118, 5.1), of short stages a half."""
-    return {"critic": {"warmup_steps": min(50, stage.steps // 2)}}
-
-
-STAGE_DEFAULTS: Mapping[str, Callable[[PolicySettings], Mapping[str, Any]]] = {
-    "dapo": _dapo,
-    "ppo": _critic,
-    "vc-ppo": _pretrained_critic,
-    "vapo": _pretrained_critic,
-}
-"""What an algorithm asks of its stage beside its row, for settings that a recipe leaves out: the run's config shows
-what was used."""
+    preset = PRESETS.get(stage.algorithm)
+    return in_numbers(preset.stage_defaults) if preset else {}
 
 
 def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:

@@ -141,7 +141,7 @@ def test_online_rft_is_supervised_fine_tuning_on_the_right_answers() -> None:
 
 
 def test_without_negative_advantages_and_scale_grpo_is_a_weighted_online_rft() -> None:
-    """The ablation of negative advantages on rewards 0 and 1: right answers alone, weighed by how rare they are in their group."""
+    """On rewards 0 and 1: right answers alone, weighed by how rare they are in their group."""
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     group = GroupRewards(rewards=rewards, valid=torch.ones(4, dtype=torch.bool), num_tokens=torch.tensor([2, 8, 1, 5]))
     row = algorithm("grpo", scale="none", kl_coef=0.0, zero_negative=True)

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "inputs": set(),
     "settings": set(),
     "stage_parts": {"settings"},
-    "stages": {"settings", "stage_parts"},
+    "stages": {"settings", "stage_parts", "algorithms"},
     "algorithms": {"inputs"},
     "stage_rows": {"algorithms", "stages"},
     "config": {"inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms"},
