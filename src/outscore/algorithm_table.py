@@ -15,7 +15,8 @@ from outscore.algorithms.preset import Preset
 from outscore.algorithms.presets import PRESETS
 from outscore.algorithms.rows import ALGORITHMS, Algorithm
 from outscore.inputs import nearest
-from outscore.stages import PolicySettings, stage_defaults
+from outscore.stage_rows import stage_defaults
+from outscore.stages import PolicySettings
 
 OTHERS = "others"
 """The heading of rows that no preset describes."""

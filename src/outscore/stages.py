@@ -1,25 +1,20 @@
-"""The kinds of stage of a recipe and their settings, with what a recipe leaves out filled in.
+"""The kinds of stage of a recipe and their settings.
 
 The kind of a stage is what its completions are: sampled from the policy, demonstrations, preferences, or samples that
-pass. Each has its own keys, so that a key which has no effect is refused.
+pass. Each has its own keys, so that a key which has no effect is refused, and says of itself, as class attributes and
+properties, what other rooms would otherwise ask its class for.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from outscore.algorithms.preset import Part
-from outscore.algorithms.presets import PRESETS
+from outscore.algorithms.choices import Source
 from outscore.settings import Settings
 from outscore.stage_parts import (
-    COEF_VALUE,
-    LR_CRITIC_FACTOR,
-    LR_LORA_FACTOR,
     LR_POLICY,
     LR_SFT,
-    WARMUP_MOST,
-    WARMUP_SHARE,
     CriticSettings,
     OptimizerSettings,
     PlateauSettings,
@@ -36,6 +31,15 @@ PREVIOUS, BASE = "previous", "base"
 
 class StageSettings(Settings):
     """What every stage has."""
+
+    source: ClassVar[Source] = "policy"
+    """Where the kind has its completions from: the cell `source` of its rows."""
+    trains: ClassVar[Literal["policy", "reward_model"]] = "policy"
+    """What the kind trains: the cell `trains` of its rows. A reward model leaves the policy as it is."""
+    usual_lr: ClassVar[float] = LR_POLICY
+    """The learning rate where a recipe gives none."""
+    no_sampling_because: ClassVar[str] = ""
+    """What the kind is instead, where a key about sampling has no effect on it."""
 
     name: str = ""
     """What the stage is called in files and tables; the algorithm's name when empty."""
@@ -71,6 +75,11 @@ class StageSettings(Settings):
         """Why a stage's populations cannot be weighed; empty where they can."""
         return ""
 
+    @property
+    def leaves_critic(self) -> bool:
+        """Whether a later critic may begin as what the stage leaves: a critic, or a reward model of completions."""
+        return False
+
     @model_validator(mode="after")
     def _populations_can_be_weighed(self) -> "StageSettings":
         if self.populations is not None and self.unweighable:
@@ -85,6 +94,10 @@ class StageSettings(Settings):
 
 class TextSettings(StageSettings):
     """Pre-training on the task's plain text."""
+
+    source = "texts"
+    usual_lr = LR_SFT
+    no_sampling_because = "pre-training: a text has no prompt and no completions"
 
     algorithm: Literal["pretrain"] = "pretrain"
     """Maximise the log-likelihood of text, every token of it."""
@@ -102,6 +115,10 @@ class TextSettings(StageSettings):
 class SftSettings(StageSettings):
     """Supervised fine-tuning on the task's demonstrations: groups of one."""
 
+    source = "demonstrations"
+    usual_lr = LR_SFT
+    no_sampling_because = "supervised fine-tuning: a demonstration is a group of one"
+
     algorithm: Literal["sft"] = "sft"
     """Maximise the log-likelihood of demonstrations."""
     batch_size: int = Field(16, ge=1)
@@ -110,6 +127,9 @@ class SftSettings(StageSettings):
 
 class PreferenceSettings(StageSettings):
     """Training on the task's preferences: groups of completions in the order somebody liked them."""
+
+    source = "preferences"
+    no_sampling_because = "preferences: their completions are given, not sampled"
 
     algorithm: Literal["dpo", "dpo-mean", "cdpo", "ipo"] = "dpo"
     """A row of the table of algorithms whose source is preferences."""
@@ -121,6 +141,10 @@ class PreferenceSettings(StageSettings):
 
 class RejectionSettings(StageSettings):
     """Supervised fine-tuning on samples of the model that the stage begins with: those that pass are imitated."""
+
+    source = "samples"
+    usual_lr = LR_SFT
+    no_sampling_because = "rejection sampling: its samples are drawn once, and then imitated"
 
     algorithm: Literal["rft"] = "rft"
     """Maximise the log-likelihood of right samples."""
@@ -163,15 +187,27 @@ class RewardModelSettings(PreferenceSettings):
     """Training a reward model, which begins as a copy of the policy with a fresh head, on the task's preferences. The
     policy stays as it is."""
 
+    trains = "reward_model"
+    no_sampling_because = "a reward model: it learns from preferences, whose completions are given"
+
     algorithm: Literal["reward-model"] = "reward-model"  # type: ignore[assignment]  # another row of the table
     """A row of the table of algorithms that trains a reward model."""
     normalise: bool = True
     """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
 
+    @property
+    def leaves_critic(self) -> bool:
+        """It scores whole completions."""
+        return True
+
 
 class OutcomeRewardModelSettings(StageSettings):
     """Training a reward model on completions with a number each: ratings of the task, or whether samples of the policy
     are right. The policy stays as it is."""
+
+    source = "labels"
+    trains = "reward_model"
+    no_sampling_because = "a reward model: it learns from labels; what it samples stands under `sample`"
 
     algorithm: Literal["outcome-reward-model"] = "outcome-reward-model"
     """A row of the table whose source is labels."""
@@ -195,10 +231,17 @@ class OutcomeRewardModelSettings(StageSettings):
         """Which completions get labels is known when they have been sampled."""
         return "`sample` makes its own labels; weigh those of the task (without `sample`)" if self.sample else ""
 
+    @property
+    def leaves_critic(self) -> bool:
+        """It scores whole completions."""
+        return True
+
 
 class ProcessRewardModelSettings(OutcomeRewardModelSettings):
     """Training a process reward model, which scores each step of a solution, on solutions whose steps are labelled: by
     hand, or by sampling completions from each step. The policy stays as it is."""
+
+    no_sampling_because = "a process reward model: it learns from labels; what it samples stands under `sample`"
 
     algorithm: Literal["process-reward-model"] = "process-reward-model"  # type: ignore[assignment]  # another row
     """A row of the table whose source is labels of steps."""
@@ -210,6 +253,11 @@ class ProcessRewardModelSettings(OutcomeRewardModelSettings):
     """Texts that end a step. Steps of labelled data that end with none of them are closed by the first."""
     neutral: Literal["right", "wrong", "drop"] = "right"
     """What a step that somebody called neither right nor wrong counts as (Lightman et al. count it as right)."""
+
+    @property
+    def leaves_critic(self) -> bool:
+        """It scores steps."""
+        return False
 
 
 class PolicySettings(StageSettings):
@@ -250,6 +298,11 @@ class PolicySettings(StageSettings):
     """The critic, for algorithms with `baseline: critic`: those have one with defaults where a recipe gives none."""
     ptx: PtxSettings | None = None
     """Plain text that each update of the policy also predicts (PPO-ptx), beside whatever the algorithm is."""
+
+    @property
+    def leaves_critic(self) -> bool:
+        """A critic of its own; one that shares its trunk is a head on the policy."""
+        return self.critic is not None and self.critic.trunk == "own"
 
     @property
     def updates_per_step(self) -> int:
@@ -297,61 +350,6 @@ AnyStage = Annotated[StageSettings, WrapValidator(_stage)]
 """A stage of whichever kind its algorithm is."""
 
 
-def with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
-    """The stage with what it leaves out and its algorithm asks for, with a rate and a warm-up, so that the run's config
-    shows what was used."""
-    if isinstance(stage, PolicySettings):
-        stage = _filled(stage, _suggestions(stage))
-    factor = LR_LORA_FACTOR if lora else 1.0
-    rate = LR_SFT if isinstance(stage, TextSettings | SftSettings | RejectionSettings) else LR_POLICY
-    warmup = min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)
-    stage = _filled(stage, {"optimizer": {"lr": factor * rate, "warmup_steps": warmup}})
-    if isinstance(stage, PolicySettings) and stage.critic is not None:
-        coef = {"coef": COEF_VALUE} if stage.critic.trunk == "shared" else {}
-        stage = _filled(stage, {"critic": {"lr": LR_CRITIC_FACTOR * stage.optimizer.lr / factor, **coef}})
-    return stage
-
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
-def _filled(given: SettingsType, suggested: Mapping[str, Any]) -> SettingsType:
-    """The settings with values for keys that they leave out, also within settings that they hold."""
-    chosen: dict[str, Any] = {}
-    for key, value in suggested.items():
-        own = getattr(given, key)
-        if isinstance(own, Settings):
-            chosen[key] = _filled(own, value)
-        elif own is None or key not in given.model_fields_set:
-            chosen[key] = value
-    return given.model_copy(update=chosen)
-
-
-def _suggestions(stage: PolicySettings) -> dict[str, Any]:
-    """What the algorithm asks of the stage: a critic, to be filled in, where the row or a cell has one."""
-    suggested = stage_defaults(stage)
-    of_critic = suggested.pop("critic", None)
-    row = "" if of_critic is None else "critic"
-    if stage.critic is not None:
-        suggested["critic"] = of_critic or {}
-    elif stage.cells.get("baseline", row) == "critic":
-        suggested["critic"] = CriticSettings(**(of_critic or {}))
-    return suggested
-
-
-def stage_defaults(stage: PolicySettings) -> dict[str, Any]:
-    """What the stage's algorithm asks of it beside its row (`Preset.stage_defaults`), in numbers."""
-    wholes = {"steps": stage.steps, "max_new_tokens": stage.sampling.max_new_tokens}
-
-    def in_numbers(asked: Mapping[str, Any]) -> dict[str, Any]:
-        nested = {key: in_numbers(value) for key, value in asked.items() if isinstance(value, Mapping)}
-        parts = {key: value.number(wholes[value.of]) for key, value in asked.items() if isinstance(value, Part)}
-        return {**asked, **nested, **parts}
-
-    preset = PRESETS.get(stage.algorithm)
-    return in_numbers(preset.stage_defaults) if preset else {}
-
-
 def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
     """The kind of a stage given as a mapping."""
     return _KINDS.get(str(value.get("algorithm")), PolicySettings)
@@ -373,13 +371,3 @@ _KINDS: Mapping[str, type[StageSettings]] = {
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
-WITHOUT_SAMPLING: Mapping[type[StageSettings], str] = {
-    TextSettings: "pre-training: a text has no prompt and no completions",
-    SftSettings: "supervised fine-tuning: a demonstration is a group of one",
-    PreferenceSettings: "preferences: their completions are given, not sampled",
-    RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",
-    RewardModelSettings: "a reward model: it learns from preferences, whose completions are given",
-    OutcomeRewardModelSettings: "a reward model: it learns from labels; what it samples stands under `sample`",
-    ProcessRewardModelSettings: "a process reward model: it learns from labels; what it samples stands under `sample`",
-}
-"""Why a key about sampling has no effect on a kind of stage."""

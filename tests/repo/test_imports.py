@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "stage_parts": {"settings"},
     "stages": {"settings", "stage_parts", "algorithms"},
     "algorithms": {"inputs"},
-    "stage_rows": {"algorithms", "stages"},
+    "stage_rows": {"algorithms", "settings", "stage_parts", "stages"},
     "config": {"inputs", "settings", "stage_parts", "stages", "stage_rows", "algorithms"},
     "objectives": BASE,
     "tasks": BASE,
