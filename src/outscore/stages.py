@@ -46,7 +46,7 @@ class StageSettings(Settings):
     algorithm: str
     """A row of the table of algorithms (`outscore algorithms`)."""
     steps: int = Field(ge=1)
-    """Steps to take: one batch of demonstrations, or one batch of sampled groups, each."""
+    """Steps to take. Each is one batch, of demonstrations or of sampled groups, for example."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer and schedule."""
     token_budget: int = Field(4096, ge=1)
@@ -126,7 +126,7 @@ class SftSettings(StageSettings):
 
 
 class PreferenceSettings(StageSettings):
-    """Training on the task's preferences: groups of completions in the order somebody liked them."""
+    """Training on the task's preferences: groups of completions, ordered by how much somebody liked them."""
 
     source = "preferences"
     no_sampling_because = "preferences: their completions are given, not sampled"
@@ -136,11 +136,11 @@ class PreferenceSettings(StageSettings):
     batch_size: int = Field(16, ge=1)
     """Pairs or rankings in a step."""
     ties: Literal["drop", "half"] = "drop"
-    """What a pair of equal rank says: nothing, or that either is the better one with chance 1/2."""
+    """What a pair of equal rank means: nothing (`drop`), or that either is the better one with chance 1/2 (`half`)."""
 
 
 class RejectionSettings(StageSettings):
-    """Supervised fine-tuning on samples of the model that the stage begins with: those that pass are imitated."""
+    """Supervised fine-tuning on samples of the model that the stage begins with. Samples that pass are imitated."""
 
     source = "samples"
     usual_lr = LR_SFT
@@ -155,20 +155,20 @@ class RejectionSettings(StageSettings):
     group_size: int = Field(8, ge=1)
     """Samples of each prompt."""
     samples_from: str = ""
-    """Which weights sample: `base`, an earlier stage's, or those of a model's directory or a stage's of another run,
-    which may be a larger model of the same family; empty means those that the stage begins with. R1 samples its second
-    stage and fine-tunes the base model on that, and smaller models."""
+    """Which weights sample; empty takes those that the stage begins with. `base`, the name of an earlier stage, a
+    model's directory, or the directory of another run's stage; the last two may be a larger model of the same family.
+    R1 samples its second stage, and fine-tunes the base model and smaller models on that."""
     filters: Mapping[str, float] = Field(default_factory=dict)
-    """What a sample must score at least by single rewards, as `language_consistency: 0.9`; a reward that does not apply
-    to it is no obstacle."""
+    """The least value of single rewards for a sample to pass, such as `language_consistency: 0.9`. A reward that does
+    not apply to a sample does not stop it."""
     demonstrations: bool = False
     """Imitate the task's demonstrations as well."""
     keep: int = Field(1, ge=0)
-    """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
+    """At most this many of a prompt's samples are kept, the best that pass, none twice; 0 keeps all that pass."""
     min_kept: int = Field(1, ge=1)
     """The run stops where fewer samples than this are kept."""
     min_reward: float | None = Field(None, allow_inf_nan=False)
-    """What a sample must score to pass; without it those pass whose answer is correct."""
+    """The least total reward of a sample that passes. Without it, a sample passes if its answer is correct."""
     sampling: SamplingSettings = SamplingSettings()
     """How samples are drawn."""
 
@@ -202,8 +202,8 @@ class RewardModelSettings(PreferenceSettings):
 
 
 class OutcomeRewardModelSettings(StageSettings):
-    """Training a reward model on completions with a number each: ratings of the task, or whether samples of the policy
-    are right. The policy stays as it is."""
+    """Training a reward model on completions that have a number each: a rating of the task, or whether a sample of the
+    policy is right. The policy stays as it is."""
 
     source = "labels"
     trains = "reward_model"
@@ -218,7 +218,7 @@ class OutcomeRewardModelSettings(StageSettings):
     continues: str = ""
     """An earlier stage of this algorithm whose reward model is trained on, instead of a copy of the policy."""
     replay: float = Field(0.1, ge=0, lt=1)
-    """With `continues`: the share of the completions trained on that are those of the stages before."""
+    """With `continues`: the share of the training completions that come from the stages before."""
 
     @model_validator(mode="after")
     def _replays_something(self) -> "OutcomeRewardModelSettings":
@@ -238,8 +238,8 @@ class OutcomeRewardModelSettings(StageSettings):
 
 
 class ProcessRewardModelSettings(OutcomeRewardModelSettings):
-    """Training a process reward model, which scores each step of a solution, on solutions whose steps are labelled: by
-    hand, or by sampling completions from each step. The policy stays as it is."""
+    """Training a process reward model, which scores each step of a solution. The steps of its training solutions are
+    labelled by hand, or by sampling completions from each step. The policy stays as it is."""
 
     no_sampling_because = "a process reward model: it learns from labels; what it samples stands under `sample`"
 
@@ -252,7 +252,7 @@ class ProcessRewardModelSettings(OutcomeRewardModelSettings):
     separators: tuple[str, ...] = ("\n",)
     """Texts that end a step. Steps of labelled data that end with none of them are closed by the first."""
     neutral: Literal["right", "wrong", "drop"] = "right"
-    """What a step that somebody called neither right nor wrong counts as (Lightman et al. count it as right)."""
+    """What a step counts as that was labelled neither right nor wrong (Lightman et al. count it as right)."""
 
     @property
     def leaves_critic(self) -> bool:
@@ -277,27 +277,28 @@ class PolicySettings(StageSettings):
     sampling: SamplingSettings = SamplingSettings()
     """How completions are drawn."""
     truncated: Literal["keep", "mask"] = "keep"
-    """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
-    but gives them no loss."""
+    """What happens to completions that reached the length limit: `keep` trains on them as they were scored; `mask`
+    counts them in the baseline but gives them no loss."""
     truncated_score: float | None = Field(None, allow_inf_nan=False)
-    """What the reward of a completion counts as that reached the length limit, whatever it was scored: -1 is the EOS
+    """The reward of every completion that reached the length limit, in the place of what it was scored. -1 is the EOS
     trick of Stiennon et al. (arXiv 2009.01325). None leaves rewards as they are."""
     refills: int = Field(0, ge=0)
-    """How often a group with nothing to teach, as where all rewards are equal, may be replaced by another prompt's
-    before it is accepted as it is. `algorithm: dapo` has 10 where a recipe gives none."""
-    overlong_buffer: int = Field(0, ge=0)
-    """DAPO's soft overlong punishment: up to 1 is taken off a reward as the completion grows over the last so many of
-    the tokens it may have; 0 takes nothing. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives
+    """Dynamic sampling: how often a group with nothing to teach (its rewards are all equal, for example) may be
+    replaced by that of another prompt before it is taken as it is. `algorithm: dapo` has 10 where a recipe gives
     none."""
+    overlong_buffer: int = Field(0, ge=0)
+    """DAPO's soft overlong punishment: the number of tokens before the limit over which the penalty on the reward rises
+    from 0 to 1; 0 is no penalty. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives none. The
+    reward `soft_overlong` is the same penalty: give one of the two."""
     teacher: str = ""
-    """Whom `kl_to: teacher` draws the policy towards: an earlier stage as it ended, a model's directory, or the
+    """The teacher model for `kl_to: teacher`: the name of an earlier stage (as it ended), a model's directory, or the
     directory of a stage's checkpoints."""
     refresh_reference_every: int = Field(0, ge=0)
-    """Copy the policy into the reference model every so many steps; 0 never does."""
+    """Copy the policy into the reference model each time this many steps have been taken; 0 never does."""
     critic: CriticSettings | None = None
-    """The critic, for algorithms with `baseline: critic`: those have one with defaults where a recipe gives none."""
+    """The critic of algorithms with `baseline: critic`. Where a recipe gives none, it has the defaults below."""
     ptx: PtxSettings | None = None
-    """Plain text that each update of the policy also predicts (PPO-ptx), beside whatever the algorithm is."""
+    """Plain text that each update of the policy also predicts (PPO-ptx), whatever the algorithm is."""
 
     @property
     def leaves_critic(self) -> bool:
