@@ -296,7 +296,7 @@ class PolicySettings(StageSettings):
     refresh_reference_every: int = Field(0, ge=0)
     """Copy the policy into the reference model each time this many steps have been taken; 0 never does."""
     critic: CriticSettings | None = None
-    """The critic of algorithms with `baseline: critic`. Where a recipe gives none, it has the defaults below."""
+    """The critic of algorithms with `baseline: critic`; where a recipe gives none, one with all defaults."""
     ptx: PtxSettings | None = None
     """Plain text that each update of the policy also predicts (PPO-ptx), whatever the algorithm is."""
 
