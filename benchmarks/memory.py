@@ -33,7 +33,7 @@ SIZES = {
 }
 """Models with random weights and a vocabulary of letters."""
 CASES = ("ppo", "grpo-reward-model", "grpo-rules", "grpo-no-kl")
-"""Spec A31: {value, reward, reference, policy}, without the value, without the reward model, the policy alone."""
+"""{value, reward, reference, policy}, without the value, without the reward model, the policy alone."""
 ALLOCATORS: Mapping[str, Mapping[str, str]] = {
     "mapped": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
     "default": {},

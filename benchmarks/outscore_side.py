@@ -130,7 +130,7 @@ def steps_of(
         if work.kind == "step":
             update(stage.learner, collected.batch, stage.plan)
         ended = now()
-        distinct, tokens = collected.metrics["distinct_tokens"]
+        distinct, tokens = collected.metrics["distinct_share"]
         sampled = collected.seconds["sample"]
         line = {
             "seconds": ended - started if work.kind == "step" else sampled,

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from outscore.algorithms.rows import algorithm
 from outscore.cli import app
 from outscore.model.load import load_model
 from outscore.model.tiny import tiny_model
-from outscore.objectives import algorithm
 
 RECIPE = """\
 name: micro

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from outscore.algorithms.rows import algorithm
 from outscore.config import dump_recipe, load_recipe, parse_recipe
-from outscore.stages import PolicySettings, SftSettings
+from outscore.stages import PolicySettings, SftSettings, kinds_of_stage
 
 GRPO = {"algorithm": "grpo", "steps": 3}
 BASE: dict[str, Any] = {"task": {"kind": "arithmetic"}, "rewards": ["tag_answer"], "stages": [GRPO]}
@@ -195,3 +196,11 @@ def test_dapo_brings_its_dynamic_sampling_and_overlong_shaping_and_its_loss_alon
     given = stage("dapo", refills=2, overlong_buffer=0)
     assert (given.refills, given.overlong_buffer) == (2, 0)
     assert whole.optimizer == loss.optimizer
+    assert stage("dapo", sampling={"max_new_tokens": 3}).overlong_buffer == 1
+
+
+def test_a_kind_of_stage_says_of_itself_what_its_rows_say() -> None:
+    for kind, names in kinds_of_stage().items():
+        rows = [algorithm(name) for name in names]
+        assert rows and {(row.source, row.trains) for row in rows} == {(kind.source, kind.trains)}
+        assert bool(kind.no_sampling_because) == (kind is not PolicySettings)

@@ -15,7 +15,8 @@ from outscore.algorithms.preset import Preset
 from outscore.algorithms.presets import PRESETS
 from outscore.algorithms.rows import ALGORITHMS, Algorithm
 from outscore.inputs import nearest
-from outscore.stages import STAGE_DEFAULTS, PolicySettings
+from outscore.stage_rows import stage_defaults
+from outscore.stages import PolicySettings
 
 OTHERS = "others"
 """The heading of rows that no preset describes."""
@@ -98,8 +99,7 @@ def _words(preset: Preset, width: int) -> list[RenderableType]:
 
 def _stage_defaults(name: str) -> dict[str, Any]:
     """What `name` asks of its stage, at the stage's own default lengths."""
-    suggest = STAGE_DEFAULTS.get(name)
-    return dict(suggest(PolicySettings(algorithm=name, steps=200))) if suggest else {}
+    return stage_defaults(PolicySettings(algorithm=name, steps=200))
 
 
 def _meanings() -> dict[str, str]:

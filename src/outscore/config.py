@@ -23,20 +23,17 @@ from outscore.inputs import apply_overrides, check_file_name, expected, nearest,
 from outscore.model_places import check_model_place
 from outscore.settings import OnFailure, ScoringSettings, Settings
 from outscore.stage_parts import POLICY
-from outscore.stage_rows import stage_algorithm
+from outscore.stage_rows import stage_algorithm, with_defaults
 from outscore.stages import (
     BASE,
     PREVIOUS,
-    WITHOUT_SAMPLING,
     AnyStage,
     OutcomeRewardModelSettings,
     PolicySettings,
     RejectionSettings,
-    RewardModelSettings,
     StageSettings,
     sampling_of,
     stage_kind,
-    with_defaults,
 )
 
 
@@ -244,7 +241,7 @@ def _explain(detail: Any, data: Mapping[str, Any]) -> str:
         known = _keys_at(detail["loc"][:-1], data)
         if wrong in PolicySettings.model_fields and "stages" in detail["loc"]:
             kind = stage_kind(data["stages"][detail["loc"][1]])
-            return f"key `{location}` has no effect on {WITHOUT_SAMPLING[kind]}"
+            return f"key `{location}` has no effect on {kind.no_sampling_because}"
         return f"unknown key `{location}` (value {detail['input']!r}){nearest(wrong, known)}"
     if detail["type"] == "missing":
         return f"key `{location}` is missing"
@@ -340,7 +337,7 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
         return
     start, where = stage.critic.start, f"stage `{stage.label}`: critic.start = {stage.critic.start!r}"
     named = next((each for each in earlier if each.label == start), None)
-    if named is not None and not _leaves_critic(named):
+    if named is not None and not named.leaves_critic:
         shared = isinstance(named, PolicySettings) and named.critic is not None
         what = (
             "whose critic is a head on its policy"
@@ -349,17 +346,11 @@ def _check_critic(stage: StageSettings, earlier: Sequence[StageSettings]) -> Non
         )
         raise ValueError(f"{where} is an earlier stage, but one {what}")
     if named is None and not Path(start).expanduser().is_dir():
-        known = [POLICY, *(each.label for each in earlier if _leaves_critic(each))]
+        known = [POLICY, *(each.label for each in earlier if each.leaves_critic)]
         raise ValueError(
             f"{where} is neither a directory nor an earlier stage with a reward model or a critic"
             f"{nearest(start, known)}"
         )
-
-
-def _leaves_critic(stage: StageSettings) -> bool:
-    if isinstance(stage, PolicySettings):
-        return stage.critic is not None and stage.critic.trunk == "own"
-    return isinstance(stage, RewardModelSettings) or type(stage) is OutcomeRewardModelSettings
 
 
 def _check_weights_climb(stage: StageSettings, has_rewards: bool) -> None:
@@ -374,8 +365,7 @@ def _check_weights_climb(stage: StageSettings, has_rewards: bool) -> None:
 
 def _check_reward_models(stage: StageSettings, before: Sequence[StageSettings]) -> None:
     """ValueError where a stage asks for the reward model of a stage that is not there, or trains none."""
-    kinds = (RewardModelSettings, OutcomeRewardModelSettings)
-    trained = [each.label for each in before if isinstance(each, kinds)]
+    trained = [each.label for each in before if each.trains == "reward_model"]
     for given in stage.rewards or ():
         asked = given.get("stage", []) if isinstance(given, Mapping) else []
         for name in [asked] if isinstance(asked, str) else asked:

@@ -127,7 +127,8 @@ class Completion:
     text: str
     """The decoded text, without special tokens."""
     counts: tuple[bool, ...]
-    """For each token, whether it carries loss. Tool output and user turns inside a completion do not."""
+    """For each token, whether it carries loss. Every token that a sampler here draws does; in completions made by other
+    code, tool output and user turns do not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

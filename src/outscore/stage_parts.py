@@ -60,7 +60,7 @@ class SamplingSettings(Settings):
     min_p: float = Field(0.0, ge=0, le=1)
     """Keep tokens at least this fraction as probable as the most probable."""
     max_rows: int = Field(256, ge=1)
-    """Completions decoded at the same time. Memory grows with what is different in them."""
+    """Completions decoded at the same time. Memory grows with the tokens that differ between them."""
 
 
 POLICY = "policy"
@@ -72,21 +72,22 @@ COEF_VALUE = 0.1
 
 
 class CriticSettings(Settings):
-    """The model that says what a state is worth, trained beside the policy."""
+    """The value model, which is trained beside the policy."""
 
     trunk: Literal["own", "shared"] = "own"
     """A model of its own, or a scalar head on the policy's last hidden states, which both losses then shape."""
     coef: float | None = Field(None, gt=0)
-    """With `trunk: shared`: c1, what the value loss counts in the one loss (PPO, eq. 9). A recipe that leaves it out
-    gets 0.1."""
+    """With `trunk: shared`: c1, the weight of the value loss in the common loss (PPO, eq. 9). A recipe that leaves it
+    out gets 0.1."""
     start: str = POLICY
-    """What it begins as: `policy`, a copy of the policy with a head that says 0; the reward model or critic of an
-    earlier stage, by the stage's name; or the directory of a reward model. These bring their head along."""
+    """What it begins as: `policy`, a copy of the policy with a head that predicts 0; the name of an earlier stage,
+    whose reward model or critic it takes; or the directory of a reward model. The last two keep their head."""
     lr: float = Field(LR_CRITIC_FACTOR * LR_POLICY, gt=0, allow_inf_nan=False)
-    """Peak learning rate; else its optimizer is the stage's. A recipe that leaves it out gets twice the policy's,
-    LoRA's factor of ten aside: all weights of a critic are trained."""
+    """Peak learning rate; the rest of its optimizer is the stage's. A recipe that leaves it out gets twice the
+    policy's rate, without LoRA's factor of ten, because all weights of a critic are trained."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps at the beginning in which only the critic learns (value pre-training); of a shared trunk only the head."""
+    """Steps at the beginning in which only the critic learns (value pre-training); with a shared trunk, only the
+    head."""
 
     @model_validator(mode="after")
     def _fits_the_trunk(self) -> "CriticSettings":
@@ -104,18 +105,18 @@ class CriticSettings(Settings):
 
 
 class PtxSettings(Settings):
-    """The pretraining mix of PPO-ptx: every update of the policy also predicts plain text, so that what it could write
-    before is not forgotten (InstructGPT, arXiv 2203.02155, eq. 2); docs/algorithms/ppo.md."""
+    """The pretraining mix of PPO-ptx: every update of the policy also predicts plain text, so that it does not forget
+    what it could write before (InstructGPT, arXiv 2203.02155, eq. 2); docs/algorithms/ppo.md."""
 
     coef: float = Field(ge=0, allow_inf_nan=False)
-    """Multiplies the mean negative log-likelihood of a token of text, which is added to the loss of each update; 0
-    leaves it out. InstructGPT's gamma."""
+    """The weight of the text's loss (its mean negative log-likelihood per token) in the loss of each update; 0 leaves
+    it out. InstructGPT's gamma."""
     batch_size: int = Field(32, ge=1)
     """Pieces of text in an update."""
     piece: int = Field(256, ge=2)
     """Tokens of a piece at most, as in `pretrain`."""
     task: Mapping[str, Any] | None = None
-    """The task whose texts these are; without it the stage's."""
+    """The task that the texts come from; without it, the stage's task."""
 
     @model_validator(mode="after")
     def _task_has_a_kind(self) -> "PtxSettings":
@@ -125,7 +126,7 @@ class PtxSettings(Settings):
 
 
 class SolutionSampling(Settings):
-    """Samples of the policy that the stage begins with, to be labelled by whether they are right."""
+    """Sampling the policy that the stage begins with; a sample's label is whether it is right."""
 
     num_prompts: int = Field(0, ge=0)
     """Training problems to sample for; 0 takes all."""
@@ -134,16 +135,16 @@ class SolutionSampling(Settings):
     sampling: SamplingSettings = SamplingSettings()
     """How solutions, and their completions from a step on, are drawn."""
     held_out: float = Field(0.1, ge=0, lt=1)
-    """The share of these problems whose solutions are not trained on, but evaluated on."""
+    """The share of these problems whose solutions are used for evaluation and not trained on."""
 
 
 class StepSampling(SolutionSampling):
-    """Math-Shepherd's labels: each step of a solution is labelled by how completions from there on end."""
+    """Math-Shepherd's labels: each step of a solution is labelled by whether completions from there on end right."""
 
     completions: int = Field(8, ge=1)
     """Completions from each step, N."""
     estimate: Literal["soft", "hard"] = "soft"
-    """The label of a step: the share of its completions that are right, or 1 where one of them is."""
+    """The label of a step: the share of its completions that are right (`soft`), or 1 if one of them is (`hard`)."""
 
 
 def _known_weights(value: Any, *, words: tuple[str, ...]) -> Any:
@@ -184,11 +185,13 @@ class PopulationSettings(Settings):
     initial: FixedWeights = "equal"
     """What robust weights begin with, and the fixed weights of `trade_off`: `equal`, `shares` or one for each name."""
     step_size: float = Field(0.01, ge=0, allow_inf_nan=False)
-    """Of robust weights, in units of 1 / loss: they are multiplied by exp(step_size * loss) at each optimizer step."""
+    """Step size of robust weights, in units of 1 / loss: at each optimizer step they are multiplied by
+    exp(step_size * loss)."""
     trade_off: float = Field(1.0, ge=0, le=1)
-    """Robust weights count so much (1: the worst case), those of `initial` the rest."""
+    """The share of the robust weights in those that are used (1: the worst case); those of `initial` are the rest."""
     draw: Literal["shares", "equal"] = "shares"
-    """Whether a batch has as many examples of a population as the data (`shares`), or as many of each (`equal`)."""
+    """How many examples of each population a batch has: in proportion to the data (`shares`), or equally many
+    (`equal`)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "PopulationSettings":
@@ -210,8 +213,8 @@ class PlateauSettings(Settings):
     metric: str = "preference_loss"
     """Which metric of the evaluations; `worst/METRIC` is that of the worst-off population."""
     evaluations: int = Field(2, ge=1)
-    """After so many evaluations in a row without a new best value."""
+    """How many evaluations in a row without a new best value make a plateau."""
     lr_factor: float = Field(0.1, gt=0, le=1)
-    """What the learning rate is then multiplied by."""
+    """At a plateau the learning rate is multiplied by this."""
     step_size_factor: float = Field(0.5, gt=0, le=1)
-    """What the step size of robust weights is then multiplied by."""
+    """At a plateau the step size of robust weights is multiplied by this."""

@@ -1,23 +1,20 @@
-"""The kinds of stage of a recipe and their settings, with what a recipe leaves out filled in.
+"""The kinds of stage of a recipe and their settings.
 
 The kind of a stage is what its completions are: sampled from the policy, demonstrations, preferences, or samples that
-pass. Each has its own keys, so that a key which has no effect is refused.
+pass. Each has its own keys, so that a key which has no effect is refused, and says of itself, as class attributes and
+properties, what other rooms would otherwise ask its class for.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
+from outscore.algorithms.choices import Source
 from outscore.settings import Settings
 from outscore.stage_parts import (
-    COEF_VALUE,
-    LR_CRITIC_FACTOR,
-    LR_LORA_FACTOR,
     LR_POLICY,
     LR_SFT,
-    WARMUP_MOST,
-    WARMUP_SHARE,
     CriticSettings,
     OptimizerSettings,
     PlateauSettings,
@@ -35,12 +32,21 @@ PREVIOUS, BASE = "previous", "base"
 class StageSettings(Settings):
     """What every stage has."""
 
+    source: ClassVar[Source] = "policy"
+    """Where the kind has its completions from: the cell `source` of its rows."""
+    trains: ClassVar[Literal["policy", "reward_model"]] = "policy"
+    """What the kind trains: the cell `trains` of its rows. A reward model leaves the policy as it is."""
+    usual_lr: ClassVar[float] = LR_POLICY
+    """The learning rate where a recipe gives none."""
+    no_sampling_because: ClassVar[str] = ""
+    """What the kind is instead, where a key about sampling has no effect on it."""
+
     name: str = ""
     """What the stage is called in files and tables; the algorithm's name when empty."""
     algorithm: str
     """A row of the table of algorithms (`outscore algorithms`)."""
     steps: int = Field(ge=1)
-    """Steps to take: one batch of demonstrations, or one batch of sampled groups, each."""
+    """Steps to take. Each is one batch, of demonstrations or of sampled groups, for example."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer and schedule."""
     token_budget: int = Field(4096, ge=1)
@@ -69,6 +75,11 @@ class StageSettings(Settings):
         """Why a stage's populations cannot be weighed; empty where they can."""
         return ""
 
+    @property
+    def leaves_critic(self) -> bool:
+        """Whether a later critic may begin as what the stage leaves: a critic, or a reward model of completions."""
+        return False
+
     @model_validator(mode="after")
     def _populations_can_be_weighed(self) -> "StageSettings":
         if self.populations is not None and self.unweighable:
@@ -83,6 +94,10 @@ class StageSettings(Settings):
 
 class TextSettings(StageSettings):
     """Pre-training on the task's plain text."""
+
+    source = "texts"
+    usual_lr = LR_SFT
+    no_sampling_because = "pre-training: a text has no prompt and no completions"
 
     algorithm: Literal["pretrain"] = "pretrain"
     """Maximise the log-likelihood of text, every token of it."""
@@ -100,6 +115,10 @@ class TextSettings(StageSettings):
 class SftSettings(StageSettings):
     """Supervised fine-tuning on the task's demonstrations: groups of one."""
 
+    source = "demonstrations"
+    usual_lr = LR_SFT
+    no_sampling_because = "supervised fine-tuning: a demonstration is a group of one"
+
     algorithm: Literal["sft"] = "sft"
     """Maximise the log-likelihood of demonstrations."""
     batch_size: int = Field(16, ge=1)
@@ -107,18 +126,25 @@ class SftSettings(StageSettings):
 
 
 class PreferenceSettings(StageSettings):
-    """Training on the task's preferences: groups of completions in the order somebody liked them."""
+    """Training on the task's preferences: groups of completions, ordered by how much somebody liked them."""
+
+    source = "preferences"
+    no_sampling_because = "preferences: their completions are given, not sampled"
 
     algorithm: Literal["dpo", "dpo-mean", "cdpo", "ipo"] = "dpo"
     """A row of the table of algorithms whose source is preferences."""
     batch_size: int = Field(16, ge=1)
     """Pairs or rankings in a step."""
     ties: Literal["drop", "half"] = "drop"
-    """What a pair of equal rank says: nothing, or that either is the better one with chance 1/2."""
+    """What a pair of equal rank means: nothing (`drop`), or that either is the better one with chance 1/2 (`half`)."""
 
 
 class RejectionSettings(StageSettings):
-    """Supervised fine-tuning on samples of the model that the stage begins with: those that pass are imitated."""
+    """Supervised fine-tuning on samples of the model that the stage begins with. Samples that pass are imitated."""
+
+    source = "samples"
+    usual_lr = LR_SFT
+    no_sampling_because = "rejection sampling: its samples are drawn once, and then imitated"
 
     algorithm: Literal["rft"] = "rft"
     """Maximise the log-likelihood of right samples."""
@@ -129,20 +155,20 @@ class RejectionSettings(StageSettings):
     group_size: int = Field(8, ge=1)
     """Samples of each prompt."""
     samples_from: str = ""
-    """Which weights sample: `base`, an earlier stage's, or those of a model's directory or a stage's of another run,
-    which may be a larger model of the same family; empty means those that the stage begins with. R1 samples its second
-    stage and fine-tunes the base model on that, and smaller models."""
+    """Which weights sample; empty takes those that the stage begins with. `base`, the name of an earlier stage, a
+    model's directory, or the directory of another run's stage; the last two may be a larger model of the same family.
+    R1 samples its second stage, and fine-tunes the base model and smaller models on that."""
     filters: Mapping[str, float] = Field(default_factory=dict)
-    """What a sample must score at least by single rewards, as `language_consistency: 0.9`; a reward that does not apply
-    to it is no obstacle."""
+    """The least value of single rewards for a sample to pass, such as `language_consistency: 0.9`. A reward that does
+    not apply to a sample does not stop it."""
     demonstrations: bool = False
     """Imitate the task's demonstrations as well."""
     keep: int = Field(1, ge=0)
-    """How many of a prompt's samples that pass are kept at most, the best first, none twice; 0 keeps all."""
+    """At most this many of a prompt's samples are kept, the best that pass, none twice; 0 keeps all that pass."""
     min_kept: int = Field(1, ge=1)
     """The run stops where fewer samples than this are kept."""
     min_reward: float | None = Field(None, allow_inf_nan=False)
-    """What a sample must score to pass; without it those pass whose answer is correct."""
+    """The least total reward of a sample that passes. Without it, a sample passes if its answer is correct."""
     sampling: SamplingSettings = SamplingSettings()
     """How samples are drawn."""
 
@@ -156,15 +182,27 @@ class RewardModelSettings(PreferenceSettings):
     """Training a reward model, which begins as a copy of the policy with a fresh head, on the task's preferences. The
     policy stays as it is."""
 
+    trains = "reward_model"
+    no_sampling_because = "a reward model: it learns from preferences, whose completions are given"
+
     algorithm: Literal["reward-model"] = "reward-model"  # type: ignore[assignment]  # another row of the table
     """A row of the table of algorithms that trains a reward model."""
     normalise: bool = True
     """Bring the scores of training completions to mean 0 and variance 1, before the first step and after the last."""
 
+    @property
+    def leaves_critic(self) -> bool:
+        """It scores whole completions."""
+        return True
+
 
 class OutcomeRewardModelSettings(StageSettings):
-    """Training a reward model on completions with a number each: ratings of the task, or whether samples of the policy
-    are right. The policy stays as it is."""
+    """Training a reward model on completions that have a number each: a rating of the task, or whether a sample of the
+    policy is right. The policy stays as it is."""
+
+    source = "labels"
+    trains = "reward_model"
+    no_sampling_because = "a reward model: it learns from labels; what it samples stands under `sample`"
 
     algorithm: Literal["outcome-reward-model"] = "outcome-reward-model"
     """A row of the table whose source is labels."""
@@ -175,7 +213,7 @@ class OutcomeRewardModelSettings(StageSettings):
     continues: str = ""
     """An earlier stage of this algorithm whose reward model is trained on, instead of a copy of the policy."""
     replay: float = Field(0.1, ge=0, lt=1)
-    """With `continues`: the share of the completions trained on that are those of the stages before."""
+    """With `continues`: the share of the training completions that come from the stages before."""
 
     @model_validator(mode="after")
     def _replays_something(self) -> "OutcomeRewardModelSettings":
@@ -188,10 +226,17 @@ class OutcomeRewardModelSettings(StageSettings):
         """Which completions get labels is known when they have been sampled."""
         return "`sample` makes its own labels; weigh those of the task (without `sample`)" if self.sample else ""
 
+    @property
+    def leaves_critic(self) -> bool:
+        """It scores whole completions."""
+        return True
+
 
 class ProcessRewardModelSettings(OutcomeRewardModelSettings):
-    """Training a process reward model, which scores each step of a solution, on solutions whose steps are labelled: by
-    hand, or by sampling completions from each step. The policy stays as it is."""
+    """Training a process reward model, which scores each step of a solution. The steps of its training solutions are
+    labelled by hand, or by sampling completions from each step. The policy stays as it is."""
+
+    no_sampling_because = "a process reward model: it learns from labels; what it samples stands under `sample`"
 
     algorithm: Literal["process-reward-model"] = "process-reward-model"  # type: ignore[assignment]  # another row
     """A row of the table whose source is labels of steps."""
@@ -202,7 +247,12 @@ class ProcessRewardModelSettings(OutcomeRewardModelSettings):
     separators: tuple[str, ...] = ("\n",)
     """Texts that end a step. Steps of labelled data that end with none of them are closed by the first."""
     neutral: Literal["right", "wrong", "drop"] = "right"
-    """What a step that somebody called neither right nor wrong counts as (Lightman et al. count it as right)."""
+    """What a step counts as that was labelled neither right nor wrong (Lightman et al. count it as right)."""
+
+    @property
+    def leaves_critic(self) -> bool:
+        """It scores steps."""
+        return False
 
 
 class PolicySettings(StageSettings):
@@ -222,27 +272,33 @@ class PolicySettings(StageSettings):
     sampling: SamplingSettings = SamplingSettings()
     """How completions are drawn."""
     truncated: Literal["keep", "mask"] = "keep"
-    """Completions that reached the length limit: `keep` trains on them as scored; `mask` counts them in the baseline
-    but gives them no loss."""
+    """What happens to completions that reached the length limit: `keep` trains on them as they were scored; `mask`
+    counts them in the baseline but gives them no loss."""
     truncated_score: float | None = Field(None, allow_inf_nan=False)
-    """What the reward of a completion counts as that reached the length limit, whatever it was scored: -1 is the EOS
+    """The reward of every completion that reached the length limit, in the place of what it was scored. -1 is the EOS
     trick of Stiennon et al. (arXiv 2009.01325). None leaves rewards as they are."""
     refills: int = Field(0, ge=0)
-    """How often a group with nothing to teach, as where all rewards are equal, may be replaced by another prompt's
-    before it is accepted as it is. `algorithm: dapo` has 10 where a recipe gives none."""
-    overlong_buffer: int = Field(0, ge=0)
-    """DAPO's soft overlong punishment: up to 1 is taken off a reward as the completion grows over the last so many of
-    the tokens it may have; 0 takes nothing. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives
+    """Dynamic sampling: how often a group with nothing to teach (its rewards are all equal, for example) may be
+    replaced by that of another prompt before it is taken as it is. `algorithm: dapo` has 10 where a recipe gives
     none."""
+    overlong_buffer: int = Field(0, ge=0)
+    """DAPO's soft overlong punishment: the number of tokens before the limit over which the penalty on the reward rises
+    from 0 to 1; 0 is no penalty. `algorithm: dapo` has a fifth of `max_new_tokens` where a recipe gives none. The
+    reward `soft_overlong` is the same penalty: give one of the two."""
     teacher: str = ""
-    """Whom `kl_to: teacher` draws the policy towards: an earlier stage as it ended, a model's directory, or the
+    """The teacher model for `kl_to: teacher`: the name of an earlier stage (as it ended), a model's directory, or the
     directory of a stage's checkpoints."""
     refresh_reference_every: int = Field(0, ge=0)
-    """Copy the policy into the reference model every so many steps; 0 never does."""
+    """Copy the policy into the reference model each time this many steps have been taken; 0 never does."""
     critic: CriticSettings | None = None
-    """The critic, for algorithms with `baseline: critic`: those have one with defaults where a recipe gives none."""
+    """The critic of algorithms with `baseline: critic`; where a recipe gives none, one with all defaults."""
     ptx: PtxSettings | None = None
-    """Plain text that each update of the policy also predicts (PPO-ptx), beside whatever the algorithm is."""
+    """Plain text that each update of the policy also predicts (PPO-ptx), whatever the algorithm is."""
+
+    @property
+    def leaves_critic(self) -> bool:
+        """A critic of its own; one that shares its trunk is a head on the policy."""
+        return self.critic is not None and self.critic.trunk == "own"
 
     @property
     def updates_per_step(self) -> int:
@@ -290,78 +346,6 @@ AnyStage = Annotated[StageSettings, WrapValidator(_stage)]
 """A stage of whichever kind its algorithm is."""
 
 
-def with_defaults(stage: StageSettings, lora: bool) -> StageSettings:
-    """The stage with what it leaves out and its algorithm asks for, with a rate and a warm-up, so that the run's config
-    shows what was used."""
-    if isinstance(stage, PolicySettings):
-        stage = _filled(stage, _suggestions(stage))
-    factor = LR_LORA_FACTOR if lora else 1.0
-    rate = LR_SFT if isinstance(stage, TextSettings | SftSettings | RejectionSettings) else LR_POLICY
-    warmup = min(int(WARMUP_SHARE * stage.num_updates), WARMUP_MOST)
-    stage = _filled(stage, {"optimizer": {"lr": factor * rate, "warmup_steps": warmup}})
-    if isinstance(stage, PolicySettings) and stage.critic is not None:
-        coef = {"coef": COEF_VALUE} if stage.critic.trunk == "shared" else {}
-        stage = _filled(stage, {"critic": {"lr": LR_CRITIC_FACTOR * stage.optimizer.lr / factor, **coef}})
-    return stage
-
-
-SettingsType = TypeVar("SettingsType", bound=Settings)
-
-
-def _filled(given: SettingsType, suggested: Mapping[str, Any]) -> SettingsType:
-    """The settings with values for keys that they leave out, also within settings that they hold."""
-    chosen: dict[str, Any] = {}
-    for key, value in suggested.items():
-        own = getattr(given, key)
-        if isinstance(own, Settings):
-            chosen[key] = _filled(own, value)
-        elif own is None or key not in given.model_fields_set:
-            chosen[key] = value
-    return given.model_copy(update=chosen)
-
-
-def _suggestions(stage: PolicySettings) -> dict[str, Any]:
-    """What the algorithm asks of the stage: a critic, to be filled in, where the row or a cell has one."""
-    suggested = dict(STAGE_DEFAULTS.get(stage.algorithm, _nothing)(stage))
-    of_critic = suggested.pop("critic", None)
-    row = "" if of_critic is None else "critic"
-    if stage.critic is not None:
-        suggested["critic"] = of_critic or {}
-    elif stage.cells.get("baseline", row) == "critic":
-        suggested["critic"] = CriticSettings(**(of_critic or {}))
-    return suggested
-
-
-def _nothing(stage: PolicySettings) -> dict[str, Any]:
-    return {}
-
-
-def _dapo(stage: PolicySettings) -> dict[str, Any]:
-    """Dynamic sampling (arXiv 2503.14476, 3.2; verl's recipe draws up to 10 batches), and an overlong buffer that is to
-    the limit as DAPO's 4096 to 20480 tokens."""
-    return {"refills": 10, "overlong_buffer": max(stage.sampling.max_new_tokens // 5, 1)}
-
-
-def _critic(stage: PolicySettings) -> dict[str, Any]:
-    """A critic that learns from the first step on together with the policy."""
-    return {"critic": {"warmup_steps": 0}}
-
-
-def _pretrained_critic(stage: PolicySettings) -> dict[str, Any]:
-    """Value pre-training of VAPO's 50 steps (arXiv 2504.05118, 5.1), of short stages a half."""
-    return {"critic": {"warmup_steps": min(50, stage.steps // 2)}}
-
-
-STAGE_DEFAULTS: Mapping[str, Callable[[PolicySettings], Mapping[str, Any]]] = {
-    "dapo": _dapo,
-    "ppo": _critic,
-    "vc-ppo": _pretrained_critic,
-    "vapo": _pretrained_critic,
-}
-"""What an algorithm asks of its stage beside its row, for settings that a recipe leaves out: the run's config shows
-what was used."""
-
-
 def stage_kind(value: Mapping[str, Any]) -> type[StageSettings]:
     """The kind of a stage given as a mapping."""
     return _KINDS.get(str(value.get("algorithm")), PolicySettings)
@@ -383,13 +367,3 @@ _KINDS: Mapping[str, type[StageSettings]] = {
     for name in get_args(kind.model_fields["algorithm"].annotation)
 }
 """Algorithm -> its kind of stage, where that is not sampling from the policy."""
-WITHOUT_SAMPLING: Mapping[type[StageSettings], str] = {
-    TextSettings: "pre-training: a text has no prompt and no completions",
-    SftSettings: "supervised fine-tuning: a demonstration is a group of one",
-    PreferenceSettings: "preferences: their completions are given, not sampled",
-    RejectionSettings: "rejection sampling: its samples are drawn once, and then imitated",
-    RewardModelSettings: "a reward model: it learns from preferences, whose completions are given",
-    OutcomeRewardModelSettings: "a reward model: it learns from labels; what it samples stands under `sample`",
-    ProcessRewardModelSettings: "a process reward model: it learns from labels; what it samples stands under `sample`",
-}
-"""Why a key about sampling has no effect on a kind of stage."""

@@ -15,7 +15,7 @@ import trpo
 from bellman import action_values, greedy_policy, optimal_action_values, solve_values, start_value, uniform_policy
 from environments import ARM_REWARDS, bandit, chain, gridworld
 
-from outscore.objectives import group_advantages
+from outscore.objectives.advantages import group_advantages
 
 LOGITS = np.array([0.3, 0.0, -0.4])
 

@@ -11,20 +11,13 @@ from oracles.ragged import flat, loss_arguments, random_batch
 from oracles.worth import random_worth
 
 from outscore.algorithms.cell_effects import READ
-from outscore.objectives import (
-    ALGORITHMS,
-    Algorithm,
-    GroupRewards,
-    adaptive_kl_coef,
-    algorithm,
-    batch_advantages,
-    batch_returns,
-    critic_loss,
-    kl_estimate,
-    kl_per_completion,
-    policy_loss,
-    ranked_pairs,
-)
+from outscore.algorithms.rows import ALGORITHMS, Algorithm, algorithm
+from outscore.objectives.batch import GroupRewards, batch_advantages, batch_returns
+from outscore.objectives.critic import critic_loss
+from outscore.objectives.kl import kl_estimate, kl_per_completion
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import ranked_pairs
+from outscore.objectives.returns import adaptive_kl_coef
 
 LENGTHS = [3, 8, 1, 5, 2, 6, 4]
 BATCH = random_batch(LENGTHS, seed=7)

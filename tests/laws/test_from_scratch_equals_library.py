@@ -18,12 +18,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.logprobs import token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.rows import TrainingGroup, flat_starts, group_rows
 from outscore.model.tiny import character_tokenizer
-from outscore.objectives import algorithm, group_advantages, policy_loss
-from outscore.objectives.loss import LossTerms
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.loss import LossTerms, policy_loss
 from outscore.records import Completion
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "grpo_from_scratch.py"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from oracles.ragged import RaggedBatch, flat, library_loss, loss_arguments, random_batch
 from oracles.untimed import UNTIMED
 
-from outscore.objectives import Algorithm, algorithm, policy_loss
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.loss import policy_loss
 
 ROWS: dict[str, Algorithm] = {
     "grpo": algorithm("grpo", mismatch_cap=1.2),

@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from oracles.untimed import UNTIMED
 
-from outscore.objectives import Baseline, Scale, group_advantages, is_zero_variance
+from outscore.algorithms.choices import Baseline, Scale
+from outscore.objectives.advantages import group_advantages, is_zero_variance
 
 GROUPS = st.lists(st.integers(-4, 4).map(lambda halves: halves / 2), min_size=2, max_size=12)
 BASELINES = st.sampled_from(["group_mean", "leave_one_out"])

@@ -10,19 +10,12 @@ import torch
 from oracles.ragged import flat, loss_arguments, random_batch
 from oracles.worth import random_worth
 
-from outscore.objectives import (
-    ALGORITHMS,
-    Algorithm,
-    GroupRewards,
-    Pairs,
-    algorithm,
-    batch_advantages,
-    kl_per_completion,
-    label_loss,
-    policy_loss,
-    ranked_pairs,
-    reward_model_loss,
-)
+from outscore.algorithms.rows import ALGORITHMS, Algorithm, algorithm
+from outscore.objectives.batch import GroupRewards, batch_advantages
+from outscore.objectives.kl import kl_per_completion
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import Pairs, ranked_pairs
+from outscore.objectives.reward_models import label_loss, reward_model_loss
 
 LENGTHS = [3, 8, 1, 5, 2, 6, 4]
 BATCH = random_batch(LENGTHS, seed=7)

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import TrainingGroup
 from outscore.model.tiny import character_tokenizer
-from outscore.objectives import algorithm, group_advantages
+from outscore.objectives.advantages import group_advantages
 from outscore.records import Completion
 from outscore.stage_parts import OptimizerSettings
 from outscore.train.optim import make_optimizer

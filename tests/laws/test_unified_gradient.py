@@ -1,4 +1,4 @@
-"""Spec G10, DeepSeekMath's unified paradigm (arXiv 2402.03300, eq. 5 and A.1): one function gives six gradient
+"""DeepSeekMath's unified paradigm (arXiv 2402.03300, eq. 5 and A.1): one function gives six gradient
 coefficients, and sum of coefficient * grad log pi is autograd of six native losses, here written out in float64 as the
 papers print them, from data, rewards and values on. Nothing of the library is in a native loss, but its tensors."""
 
@@ -10,14 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives import (
-    GroupRewards,
-    algorithm,
-    batch_advantages,
-    kl_estimate,
-    policy_loss,
-    ranked_pairs,
-)
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.batch import GroupRewards, batch_advantages
+from outscore.objectives.kl import kl_estimate
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import ranked_pairs
 from outscore.records import Completion, Problem, Prompt, SampledCompletion, SampledGroup, Score, ScoredGroup
 from outscore.report import completion_rows
 from outscore.stages import RejectionSettings
@@ -75,7 +72,7 @@ class Case:
     native: Callable[[], Tensor]
     """What is maximised."""
     gc: Callable[[], Table]
-    """The printed gradient coefficient of each token (spec B.3)."""
+    """The printed gradient coefficient of each token."""
     weight: Callable[[int], float]
     """What each token of an answer counts."""
     ours: Callable[[], Table]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives import group_advantages, is_zero_variance
+from outscore.objectives.advantages import group_advantages, is_zero_variance
 
 
 def _advantages(rewards: list[float], **options: object) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles.ragged import index_of
 
-from outscore.objectives import token_weights
+from outscore.objectives.aggregation import token_weights
 
 LENGTHS = torch.tensor([2, 8])
 INDEX = index_of([2, 8])

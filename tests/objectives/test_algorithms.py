@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from outscore.objectives import ALGORITHMS, PRESETS, Algorithm, algorithm
+from outscore.algorithms.presets import PRESETS
+from outscore.algorithms.rows import ALGORITHMS, Algorithm, algorithm
 
 GRPO = {
     "source": "policy",

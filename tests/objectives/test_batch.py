@@ -6,14 +6,13 @@ import pytest
 import torch
 from oracles.worth import Worth, naive_advantages, naive_gae, random_worth
 
-from outscore.objectives import (
-    ALGORITHMS,
+from outscore.algorithms.rows import ALGORITHMS, algorithm
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.batch import (
     GroupRewards,
     StepRewards,
-    algorithm,
     batch_advantages,
     batch_returns,
-    group_advantages,
     is_silent,
     process_advantages,
 )
@@ -171,7 +170,6 @@ def test_process_advantages_by_hand() -> None:
 
 
 def test_with_one_step_for_each_completion_process_supervision_is_outcome_supervision() -> None:
-    """Spec G.9."""
     rewards, lengths = torch.tensor([0.3, 1.0, 0.0, 0.7], dtype=torch.float64), torch.tensor([3, 1, 4, 2])
     for scale in ("population_std", "sample_std", "mean", "none"):
         steps = StepRewards(completion=torch.arange(4), end=lengths - 1, reward=rewards)

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import add_loss_terms, algorithm, critic_loss, explained_variance
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.critic import critic_loss, explained_variance
+from outscore.objectives.loss import add_loss_terms
 
 
 def doubles(*values: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from outscore.objectives import bootstrap_interval, maj_at_k, mean_interval, pass_at_k, wilson_interval
+from outscore.objectives.estimators import bootstrap_interval, maj_at_k, mean_interval, pass_at_k, wilson_interval
 
 
 @pytest.mark.parametrize(

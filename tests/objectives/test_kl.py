@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.untimed import UNTIMED
 
-from outscore.objectives import kl_estimate, kl_per_completion
+from outscore.objectives.kl import kl_estimate, kl_per_completion
 
 
 def test_values_by_hand() -> None:

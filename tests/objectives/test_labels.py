@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import label_accuracy, label_calibration_error, label_loss, label_losses
+from outscore.objectives.reward_models import label_accuracy, label_calibration_error, label_loss, label_losses
 
 SCORES = torch.tensor([2.0, -1.0, 0.5, -3.0, 0.0], dtype=torch.float64)
 LABELS = torch.tensor([1.0, 0.0, 0.25, 0.75, 0.5], dtype=torch.float64)
@@ -21,7 +21,7 @@ def test_cross_entropy_of_chances_is_the_loop() -> None:
 
 
 def test_squared_error_of_the_records_example_is_0_04() -> None:
-    """Spec A16: expected_reward 1.0, predicted_reward 0.8."""
+    """expected_reward 1.0, predicted_reward 0.8."""
     assert label_losses(torch.tensor([0.8]), torch.tensor([1.0]), "squared_error").item() == pytest.approx(0.04)
 
 

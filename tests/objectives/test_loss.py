@@ -17,7 +17,8 @@ from oracles.ragged import (
     random_batch,
 )
 
-from outscore.objectives import ALGORITHMS, add_loss_terms, algorithm, policy_loss
+from outscore.algorithms.rows import ALGORITHMS, algorithm
+from outscore.objectives.loss import add_loss_terms, policy_loss
 
 LENGTHS = (2, 8, 1, 5)
 ROWS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives import (
+from outscore.objectives.populations import (
     ascend_populations,
     checked_weights,
     importance_weights,

@@ -11,17 +11,10 @@ import torch
 from oracles.ragged import RaggedBatch, flat, index_of, random_batch
 from torch import Tensor
 
-from outscore.objectives import (
-    Algorithm,
-    LossTerms,
-    PairObjective,
-    Pairs,
-    add_loss_terms,
-    algorithm,
-    pair_losses,
-    policy_loss,
-    ranked_pairs,
-)
+from outscore.algorithms.choices import PairObjective
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
+from outscore.objectives.preferences import Pairs, pair_losses, ranked_pairs
 
 LENGTHS = (2, 8, 1, 5, 3, 3)
 RANKS = [(0, 1), (2, 0, 1, 1)]
@@ -134,7 +127,7 @@ def test_the_coefficient_of_a_token_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_unified_gradient_is_that_of_the_native_loss_on_separate_rows(name: str) -> None:
-    """Sum of coefficient * grad log pi through a model equals autograd of the native loss (spec G.10)."""
+    """Sum of coefficient * grad log pi through a model equals autograd of the native loss."""
     row, generator = algorithm(name), torch.Generator().manual_seed(0)
     table = torch.randn(6, 4, 7, generator=generator, dtype=torch.float64, requires_grad=True)
     reference = torch.log_softmax(torch.randn(6, 4, 7, generator=generator, dtype=torch.float64), -1)

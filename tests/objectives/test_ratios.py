@@ -5,14 +5,15 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import (
+from outscore.objectives.ratios import (
+    bounded_exp,
+    bounded_expm1,
     completion_sums,
     log_ratio,
     masked_importance_weights,
     stale_completions,
     truncated_importance_weights,
 )
-from outscore.objectives.ratios import bounded_exp, bounded_expm1
 
 POLICY = torch.tensor([-1.0, -2.0, -0.5, -3.0], dtype=torch.float64)
 ANCHOR = torch.tensor([-1.5, -2.0, -1.0, -1.0], dtype=torch.float64)

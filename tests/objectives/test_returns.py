@@ -1,15 +1,15 @@
-"""Returns, advantage estimation and PPO's helpers against loops, by hand, and by the identities of spec G.8."""
+"""Returns, advantage estimation and PPO's helpers against loops, by hand, and by identities."""
 
 import math
 
 import pytest
 import torch
 
-from outscore.objectives import (
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.returns import (
     adaptive_kl_coef,
     clipped_value_loss,
     gae,
-    group_advantages,
     length_adaptive_lambda,
     suffix_sums,
     token_rewards,
@@ -51,7 +51,6 @@ def test_gae_with_a_lambda_for_each_completion_and_bootstrapped_ends() -> None:
 
 
 def test_lambda_one_is_the_return_less_the_value_and_lambda_zero_the_temporal_difference() -> None:
-    """Spec G.8."""
     returns = torch.tensor([sum(own[t:]) for own in _rows(REWARDS) for t in range(len(own))], dtype=torch.float64)
     torch.testing.assert_close(gae(REWARDS, VALUES, LENGTHS, lam=1.0), returns - VALUES, rtol=1e-12, atol=1e-12)
     after = torch.tensor([v for own in _rows(VALUES) for v in [*own[1:], 0.0][: len(own)]], dtype=torch.float64)
@@ -59,7 +58,7 @@ def test_lambda_one_is_the_return_less_the_value_and_lambda_zero_the_temporal_di
 
 
 def test_a_critic_that_says_the_groups_mean_makes_ppo_dr_grpo() -> None:
-    """Spec G.8: V = group mean everywhere, reward at the end, lambda 1."""
+    """V = group mean everywhere, reward at the end, lambda 1."""
     lengths, scores = torch.tensor([3, 1, 4, 2]), torch.tensor([1.0, 0.0, 0.5, 1.0], dtype=torch.float64)
     rewards = token_rewards(scores, torch.zeros(10, dtype=torch.float64), lengths)
     values = scores.mean().expand(10)

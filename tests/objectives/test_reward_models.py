@@ -7,17 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives import (
-    LossTerms,
-    add_loss_terms,
-    algorithm,
-    calibration_error,
-    normalisation,
-    pair_losses,
-    ranked_pairs,
-    rating_loss,
-    reward_model_loss,
-)
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.loss import LossTerms, add_loss_terms
+from outscore.objectives.preferences import pair_losses, ranked_pairs
+from outscore.objectives.reward_models import calibration_error, normalisation, rating_loss, reward_model_loss
 
 ROW = algorithm("reward-model")
 SCORES = torch.tensor([0.3, -1.2, 2.0, 0.7, 0.1, -0.4], dtype=torch.float64)
@@ -82,7 +75,7 @@ def test_micro_batches_and_order_change_nothing() -> None:
 
 def test_it_is_dpo_with_the_score_for_the_log_ratio() -> None:
     """A completion of one token whose log-ratio is its score, beta 1: the same loss and coefficients."""
-    from outscore.objectives import policy_loss
+    from outscore.objectives.loss import policy_loss
 
     pairs = ranked_pairs(RANKS, ties="drop")
     terms = policy_loss(
@@ -100,7 +93,7 @@ def test_it_is_dpo_with_the_score_for_the_log_ratio() -> None:
 
 
 def test_ranked_scores_end_in_the_order_they_were_ranked_and_ties_together() -> None:
-    """Spec A14: D > G > A = B, with the tie as a half."""
+    """D > G > A = B, with the tie as a half."""
     scores, pairs = torch.zeros(4, dtype=torch.float64), ranked_pairs([(2, 2, 0, 1)], ties="half")
     for _ in range(200):
         scores = (

@@ -5,7 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from outscore.objectives import best_is_right, maj_at_k, mean_over_blocks, vote_is_right
+from outscore.objectives.estimators import maj_at_k
+from outscore.objectives.selection import best_is_right, mean_over_blocks, vote_is_right
 
 ANSWERS = ["4", "5", "4", None, "6", "5"]
 RIGHT = [False, True, False, False, False, True]

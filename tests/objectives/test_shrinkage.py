@@ -8,7 +8,8 @@ import torch
 from oracles.worth import naive_advantages, random_worth
 from torch import Tensor
 
-from outscore.objectives import algorithm, batch_advantages, is_silent
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.batch import batch_advantages, is_silent
 from outscore.objectives.shrinkage import shrunk_advantages
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from outscore.objectives import (
+from outscore.objectives.surrogates import (
     capped_weights,
     clipped_surrogate,
     clipped_tokens,
@@ -84,7 +84,7 @@ def test_log_likelihood_has_coefficient_one_unless_told() -> None:
 
 
 def test_a_capped_weight_takes_no_tokens_gradient_away() -> None:
-    """Spec G.7: CISPO's gradient is cap * A * grad log pi where PPO's is 0."""
+    """CISPO's gradient is cap * A * grad log pi where PPO's is 0."""
     log_ratio = torch.tensor([math.log(r) for r in (0.1, 1.0, 3.0, 9.0)], dtype=torch.float64, requires_grad=True)
     weights, raised, lowered = capped_weights(log_ratio, clip_low=math.inf, clip_high=4.0)
     assert weights.tolist() == pytest.approx([0.1, 1.0, 3.0, 5.0], abs=1e-12)
@@ -97,7 +97,7 @@ def test_a_capped_weight_takes_no_tokens_gradient_away() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "advantage", "dropped", "clipped"),
     [
-        # DPPO with 0.15 and PPO with 0.35 disagree both ways (spec G.7); signs as in the clip's truth table.
+        # DPPO with 0.15 and PPO with 0.35 disagree both ways; signs as in the clip's truth table.
         (0.001, 0.002, 1.0, False, True),
         (0.5, 0.66, 1.0, True, False),
         (0.5, 0.66, -1.0, False, False),

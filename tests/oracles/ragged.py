@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outscore.objectives import Algorithm, LossTerms, policy_loss
+from outscore.algorithms.rows import Algorithm
+from outscore.objectives.loss import LossTerms, policy_loss
 
 Ragged = list[list[float]]
 """One list of numbers, one for each token, for each completion."""

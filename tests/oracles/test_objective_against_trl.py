@@ -14,7 +14,9 @@ from oracles.peer import run_lines
 from oracles.ragged import index_of
 from torch import Tensor
 
-from outscore.objectives import Algorithm, algorithm, group_advantages, policy_loss
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.loss import policy_loss
 
 pytestmark = [
     pytest.mark.peer,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.untimed import UNTIMED
 
-from outscore.objectives import bootstrap_interval, maj_at_k, pass_at_k, wilson_interval
+from outscore.objectives.estimators import bootstrap_interval, maj_at_k, pass_at_k, wilson_interval
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

@@ -7,7 +7,9 @@ import torch
 from oracles.ragged import index_of
 from torch import Tensor
 
-from outscore.objectives import Algorithm, algorithm, group_advantages, policy_loss
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.loss import policy_loss
 
 LENGTHS = [1, 4, 2]
 NUM_STATES, NUM_ACTIONS = 7, 5

@@ -1,4 +1,4 @@
-"""Identities between the rows, by enumeration and in float64 (spec G.2, G.7, G.15)."""
+"""Identities between the rows, by enumeration and in float64."""
 
 import itertools
 from dataclasses import replace
@@ -9,14 +9,10 @@ import torch
 from oracles.ragged import flat, index_of, library_loss, loss_arguments, random_batch
 from torch import Tensor
 
-from outscore.objectives import (
-    Algorithm,
-    GroupRewards,
-    algorithm,
-    batch_advantages,
-    group_advantages,
-    policy_loss,
-)
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.advantages import group_advantages
+from outscore.objectives.batch import GroupRewards, batch_advantages
+from outscore.objectives.loss import policy_loss
 
 LOGITS = torch.tensor([0.3, -0.5, 1.1, 0.0], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, 0.2, -0.7, 0.4], dtype=torch.float64)
@@ -92,7 +88,7 @@ def test_gspos_token_form_is_gspo_where_tokens_share_an_advantage_and_only_there
 
 @pytest.mark.parametrize("group_size", [2, 3, 4])
 def test_dr_grpos_gradient_is_rloos_shrunk_by_g_minus_one_over_g(group_size: int) -> None:
-    """Spec G.2, on sampled groups with answers of unequal lengths."""
+    """On sampled groups with answers of unequal lengths."""
     lengths = [2, 8, 1, 5][:group_size]
     batch = random_batch(lengths, seed=group_size)
     batch = replace(batch, anchor=batch.policy)
@@ -131,7 +127,7 @@ def test_over_all_groups_rloo_with_kl_in_the_reward_ascends_reward_less_kl() -> 
 
 
 def test_online_rft_is_supervised_fine_tuning_on_the_right_answers() -> None:
-    """Spec B.3: the coefficient is I(o); wrong answers only count in the denominator."""
+    """The coefficient is I(o); wrong answers only count in the denominator."""
     batch = replace(random_batch((2, 8, 1, 5), seed=4), advantages=[1.0, 0.0, 0.0, 1.0])
     _, gradient = library_loss(batch, algorithm("online-rft"))
     right = replace(
@@ -145,7 +141,7 @@ def test_online_rft_is_supervised_fine_tuning_on_the_right_answers() -> None:
 
 
 def test_without_negative_advantages_and_scale_grpo_is_a_weighted_online_rft() -> None:
-    """The ablation of A50 on rewards 0 and 1: right answers alone, weighed by how rare they are in their group."""
+    """On rewards 0 and 1: right answers alone, weighed by how rare they are in their group."""
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     group = GroupRewards(rewards=rewards, valid=torch.ones(4, dtype=torch.bool), num_tokens=torch.tensor([2, 8, 1, 5]))
     row = algorithm("grpo", scale="none", kl_coef=0.0, zero_negative=True)

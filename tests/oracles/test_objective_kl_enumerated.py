@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives import KlEstimator, algorithm, kl_estimate, kl_per_completion, policy_loss
+from outscore.algorithms.choices import KlEstimator
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.kl import kl_estimate, kl_per_completion
+from outscore.objectives.loss import policy_loss
 
 LOGITS = torch.tensor([0.3, -0.9, 1.2, 0.0], dtype=torch.float64)
 REF = torch.softmax(torch.tensor([-0.4, 0.8, 0.5, 0.1], dtype=torch.float64), -1)

@@ -10,16 +10,12 @@ from oracles.peer import run_lines
 from oracles.ragged import index_of
 from torch import Tensor
 
-from outscore.objectives import (
-    Algorithm,
-    GroupRewards,
-    algorithm,
-    batch_advantages,
-    kl_per_completion,
-    policy_loss,
-    ranked_pairs,
-    reward_model_loss,
-)
+from outscore.algorithms.rows import Algorithm, algorithm
+from outscore.objectives.batch import GroupRewards, batch_advantages
+from outscore.objectives.kl import kl_per_completion
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import ranked_pairs
+from outscore.objectives.reward_models import reward_model_loss
 
 pytestmark = [
     pytest.mark.peer,

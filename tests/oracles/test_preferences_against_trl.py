@@ -12,7 +12,9 @@ import torch
 from oracles.ragged import index_of
 from torch import Tensor
 
-from outscore.objectives import algorithm, policy_loss, ranked_pairs
+from outscore.algorithms.rows import algorithm
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import ranked_pairs
 
 pytestmark = [
     pytest.mark.peer,

@@ -16,25 +16,16 @@ from oracles.literal_sampled import SAMPLED, scalerl
 from oracles.ragged import flat, index_of
 from torch import Tensor
 
+from outscore.algorithms.presets import PRESETS
+from outscore.algorithms.rows import ALGORITHMS, Algorithm, algorithm
 from outscore.config import parse_recipe
-from outscore.objectives import (
-    ALGORITHMS,
-    PRESETS,
-    Algorithm,
-    GroupRewards,
-    Pairs,
-    algorithm,
-    batch_advantages,
-    batch_returns,
-    critic_loss,
-    kl_estimate,
-    kl_per_completion,
-    label_loss,
-    overlong_penalty,
-    policy_loss,
-    ranked_pairs,
-    reward_model_loss,
-)
+from outscore.objectives.batch import GroupRewards, batch_advantages, batch_returns
+from outscore.objectives.critic import critic_loss
+from outscore.objectives.kl import kl_estimate, kl_per_completion
+from outscore.objectives.loss import policy_loss
+from outscore.objectives.preferences import Pairs, ranked_pairs
+from outscore.objectives.reward_models import label_loss, reward_model_loss
+from outscore.rewards.length import overlong_penalty
 from outscore.stages import PolicySettings
 from outscore.train.setup import stage_algorithm
 
@@ -115,7 +106,8 @@ def group_rewards(row: Algorithm, buffer: int) -> list[GroupRewards]:
     anchor, ref = flat(BATCH.anchor), flat(BATCH.ref)
     rewards = torch.tensor(BATCH.right if row.reward == "correct" else BATCH.rewards, dtype=torch.float64)
     if buffer:
-        rewards = rewards - overlong_penalty(lengths, limit=LIMIT, buffer=buffer)
+        charged = [overlong_penalty(length, limit=LIMIT, buffer=buffer) for length in lengths.tolist()]
+        rewards = rewards - torch.tensor(charged, dtype=torch.float64)
     if row.kl_place == "reward":
         how: dict[str, Any] = {"estimator": row.kl_estimator, "level": row.kl_level, "num_completions": len(lengths)}
         rewards = rewards - row.kl_coef * kl_per_completion(anchor, ref, index_of(lengths.tolist()), **how)

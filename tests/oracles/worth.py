@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from outscore.objectives import Algorithm, GroupRewards, StepRewards
+from outscore.algorithms.rows import Algorithm
+from outscore.objectives.batch import GroupRewards, StepRewards
 
 Steps = list[tuple[int, float]]
 """(last token, reward) of each step of a completion."""

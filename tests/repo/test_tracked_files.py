@@ -18,6 +18,7 @@ FORBIDDEN = {
     "an API key": r"\bsk-[A-Za-z0-9_-]{32,}",
     "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
     "a private key": r"-{5}BEGIN [A-Z ]*PRIVATE KEY",
+    "a number of a list that is not here, instead of the paper's section": r"\b[Ss]pec[ ][A-Z](?:\b|[.]?\d)",
     "a merge that was not finished": r"^(?:<{7}|>{7}) ",
 }
 BINARY = {".png", ".jpg", ".gif", ".parquet", ".safetensors", ".gguf"}
@@ -43,6 +44,7 @@ def test_no_file_holds(what):
         ("an address of a package index", "pip install --index" + "-url=x"),
         ("a Hugging Face token", "hf_" + "a" * 34),
         ("an API key", "sk-" + "a" * 40),
+        ("a number of a list that is not here, instead of the paper's section", "(sp" + "ec G.14)"),
         ("a private key", "-----BEGIN " + "RSA PRIVATE KEY-----"),
     ],
 )

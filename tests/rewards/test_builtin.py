@@ -1,4 +1,4 @@
-"""Built-in rewards on hand-made good and bad completions, and on the source's broken outputs (spec A.8, item 4)."""
+"""Built-in rewards on hand-made good and bad completions, and on a source's broken outputs."""
 
 import re
 
@@ -8,7 +8,7 @@ from rewards.building import scores
 from outscore.rewards import make_reward
 
 AS_PRINTED = r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$"
-"""The pattern of spec A37, letter by letter."""
+"""The pattern of a source, letter by letter."""
 
 ONE_LINE = "<reasoning>\n7+8=15 4+3=7 7+1=8\n</reasoning>\n<answer>\n85\n</answer>\n"
 TWO_LINES = "<reasoning>\n7+8=15\n4+3=7 7+1=8\n</reasoning>\n<answer>\n85\n</answer>\n"

@@ -18,7 +18,7 @@ def totals(specs, *texts, **problem):
 @pytest.mark.parametrize("rates", [(0.0, 0.0), (0.1, 0.2), (0.3, 0.0), (0.45, 0.45)])
 @pytest.mark.parametrize("truth", [0.0, 1.0])
 def test_backward_correction_is_unbiased_by_enumeration(rates, truth):
-    """Spec G.14: E[r̂ | r] = r under class-conditional flips."""
+    """E[r̂ | r] = r under class-conditional flips."""
     high, low = rates
     seen = {1.0: 1 - low, 0.0: low} if truth else {1.0: high, 0.0: 1 - high}
     corrected = Shaping(flip_rates=rates)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from outscore.objectives.log_linear import PairData, feature_margins, margin_losses
-from outscore.objectives.log_linear_optimum import fixed_weight_optimum, robust_optimum
 from outscore.studies.group_robust.bandit import SCENARIOS, draw
+from outscore.studies.group_robust.log_linear import PairData, feature_margins, margin_losses
+from outscore.studies.group_robust.log_linear_optimum import fixed_weight_optimum, robust_optimum
 from outscore.studies.group_robust.measure import mean_and_sem, measure
 from outscore.studies.group_robust.settings import CHIS, METHODS, SETUPS, Steps
 from outscore.studies.group_robust.study import methods_of
@@ -60,7 +60,7 @@ def test_chi_trades_the_mean_for_the_worst_case_in_every_seed(kind: str) -> None
 
 
 def test_at_the_optimum_the_order_of_the_means_is_the_papers() -> None:
-    """G.12: GR < IS < plain in the largest validation loss over 20 seeds, in scenario (iii) at convergence."""
+    """GR < IS < plain in the largest validation loss over 20 seeds, in scenario (iii) at convergence."""
     data = draw(SCENARIOS["uneven-imbalanced"], "swapped", 20)
     for family, beta in (("DPO", 1.0), ("IPO", 0.1)):
         steps = Steps(beta=beta, step_size=0.5, weight_step=0.01, num_steps=1)

@@ -9,8 +9,8 @@ import pytest
 from outscore.tasks import ArithmeticTask, Task
 from outscore.tasks.arithmetic import columns
 
-A37 = re.compile(r"^<reasoning>\n(.*?)\n</reasoning>\n<answer>\n(.*?)\n</answer>\n$")
-"""The format of spec A37 as printed: single lines only."""
+PRINTED = re.compile(r"^<reasoning>\n(.*?)\n</reasoning>\n<answer>\n(.*?)\n</answer>\n$")
+"""The format as a source prints it: single lines only."""
 
 
 def value(expression: str) -> int:
@@ -66,14 +66,14 @@ def test_every_answer_is_the_value_of_its_question(task):
 
 def test_every_demonstration_has_the_format_as_printed_and_the_right_answer(worked):
     for demonstration in worked.demonstrations():
-        match = A37.match(demonstration.response)
+        match = PRINTED.match(demonstration.response)
         assert match is not None
         assert match[2] == demonstration.problem.answer == str(value(demonstration.problem.question[:-1]))
 
 
 def test_every_step_is_a_true_equation(worked):
     for demonstration in worked.demonstrations():
-        for step in A37.match(demonstration.response)[1].split(" "):
+        for step in PRINTED.match(demonstration.response)[1].split(" "):
             left, right = step.split("=")
             assert value(left) == int(right)
 
@@ -81,7 +81,7 @@ def test_every_step_is_a_true_equation(worked):
 def test_the_steps_work_the_digits_of_the_question_with_carry_or_loan_and_the_answer_reads_off_them(worked):
     for demonstration in worked.demonstrations():
         left, operation, right = re.fullmatch(r"(\d+)([+-])(\d+)=", demonstration.problem.question).groups()
-        worked_steps = A37.match(demonstration.response)[1].split(" ")
+        worked_steps = PRINTED.match(demonstration.response)[1].split(" ")
         steps = [re.fullmatch(r"(\d+)([+-])(\d)=(\d+)", each) for each in worked_steps]
         assert all(step is not None and step[2] == operation for step in steps)
         carry, digits = False, []

@@ -100,7 +100,7 @@ def test_rankings_by_label_by_letter_and_by_rank():
 
 
 def test_the_json_of_the_sources_loads_as_it_is(tmp_path):
-    """Spec A13, a demonstration, and A16, a rated response, whose squared error is 0.04."""
+    """A demonstration, and a rated response whose squared error is 0.04."""
     shown = {"prompt": "write me a song about an ox plowing a field of data", "response": "Surely! Here is a song"}
     rated = {
         "prompt": "write me a song about an ox",

@@ -8,9 +8,9 @@ import torch
 from oracles.ragged import flat, library_loss, random_batch
 from train.building import batch_of, learner_of, plan_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.config import parse_recipe
 from outscore.model.tiny import tiny_model
-from outscore.objectives import algorithm
 from outscore.report import RunDirectory
 from outscore.report.rows import read_parquet
 from outscore.train.run import run_recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from outscore.objectives import ALGORITHMS
+from outscore.algorithms.rows import ALGORITHMS
 from outscore.report.rows import read_parquet
 from outscore.report.run import RunDirectory
 from outscore.train.run import run_recipe

@@ -59,7 +59,7 @@ def only(recipe: Any) -> StageMemory:
 
 
 def test_each_thing_that_an_algorithm_does_without_is_memory_saved(saved: Path) -> None:
-    """Spec A31: PPO > GRPO with a reward model > GRPO with rules > beta = 0, and by what."""
+    """PPO > GRPO with a reward model > GRPO with rules > beta = 0, and by what."""
     asks = {"rewards": [{"name": "reward_model", "path": str(saved / "scorer")}]}
     ppo, model, rules, alone = map(
         only,

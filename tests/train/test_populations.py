@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from train.building import SGD_LIKE, batch_of, learner_of, plan_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.config import parse_recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
-from outscore.objectives import algorithm
 from outscore.records import Completion, Problem, Prompt, RankedGroup
 from outscore.report import RunDirectory
 from outscore.stage_parts import PopulationSettings

@@ -10,8 +10,7 @@ import torch
 from train.building import learner_of, tiny_policy
 
 from outscore.config import parse_recipe
-from outscore.objectives import label_loss
-from outscore.objectives.reward_models import label_score_losses
+from outscore.objectives.reward_models import label_loss, label_score_losses
 from outscore.report import RunDirectory
 from outscore.stage_parts import PlateauSettings
 from outscore.train.loop import shrink

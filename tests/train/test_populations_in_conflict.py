@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from train.building import learner_of, plan_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
-from outscore.objectives import algorithm
 from outscore.records import Completion, Problem, Prompt, RankedGroup
 from outscore.stage_parts import OptimizerSettings, PopulationSettings
 from outscore.stages import PreferenceSettings

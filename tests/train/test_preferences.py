@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from train.building import learner_of, plan_of, prompt_of, tiny_policy
 
+from outscore.algorithms.rows import algorithm
 from outscore.config import parse_recipe
 from outscore.model.adapters import trainable_parameters
 from outscore.model.policy import Policy
 from outscore.model.rows import split_groups
-from outscore.objectives import algorithm
 from outscore.records import Completion, RankedGroup
 from outscore.report import RunDirectory
 from outscore.stage_rows import stage_algorithm
@@ -186,7 +186,7 @@ def test_the_check_counts_preferences() -> None:
 
 
 def test_settings_and_rows_of_preferences_are_the_same_names() -> None:
-    from outscore.objectives import ALGORITHMS
+    from outscore.algorithms.rows import ALGORITHMS
 
     for name, row in ALGORITHMS.items():
         [stage] = parse_recipe(

@@ -192,7 +192,7 @@ def test_a_run_on_hand_labels_reports_and_saves_what_scores_steps(by_hand: dict[
     assert policy_checkpoints(run) == []
     saved = load_reward_model(run.checkpoint_path("process-reward-model", 4))
     assert saved.separators == (" ",)
-    assert {"loss", "label", "label_accuracy", "labels"} <= set(run.metrics("process-reward-model")[-1])
+    assert {"loss", "label", "label_accuracy", "labels_per_completion"} <= set(run.metrics("process-reward-model")[-1])
 
 
 def test_ratings_are_regressed_on(by_hand: dict[str, Any], tmp_path: Path) -> None:

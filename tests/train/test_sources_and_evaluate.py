@@ -133,7 +133,7 @@ def test_cut_completions_count_in_the_baseline_and_carry_loss_only_if_kept(choic
     assert [sum(c.counts) for c in collected.batch.completions[:2]] == [counted, 2]
     assert collected.metrics["truncated"] == (4.0, 8.0)
     # In each group two kinds of completion, twice each: 6 tokens and 2.
-    assert collected.metrics["distinct_tokens"] == (2 * (6.0 + 2.0), 4 * (6.0 + 2.0))
+    assert collected.metrics["distinct_share"] == (2 * (6.0 + 2.0), 4 * (6.0 + 2.0))
     first = None if choice == "mask" else -1.0
     assert list(collected.advantages[0]) == [first, 1.0, first, 1.0]
 

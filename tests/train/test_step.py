@@ -9,7 +9,7 @@ from train.building import batch_of, learner_of, plan_of, tiny_policy
 
 import outscore.train.step as step_module
 from outscore.algorithms.rows import algorithm
-from outscore.model.adapters import adapters_disabled, add_lora, trainable_parameters
+from outscore.model.adapters import add_lora, trainable_parameters
 from outscore.model.policy import Policy
 from outscore.train.step import Reference, accumulate, batch_logprobs, live_groups, update
 
@@ -219,8 +219,8 @@ def test_with_fresh_adapters_the_reference_is_the_adapter_switched_off() -> None
     changed = batch_logprobs(policy, batch, batch.groups, 10_000)
     with reference.in_place():
         snapshot = batch_logprobs(policy, batch, batch.groups, 10_000)
-    with adapters_disabled(policy.model):
-        switched_off = batch_logprobs(policy, batch, batch.groups, 10_000)
+    policy.model.disable_adapters()
+    switched_off = batch_logprobs(policy, batch, batch.groups, 10_000)
     assert torch.equal(snapshot, switched_off)
     assert (changed - snapshot).abs().max() > 1e-3
 

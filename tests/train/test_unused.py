@@ -62,6 +62,22 @@ def test_a_setting_without_an_effect_is_named(changes: dict[str, Any], part: str
     assert part in sentence
 
 
+def test_length_that_is_charged_twice_is_named_and_once_is_not() -> None:
+    overlong = {"name": "soft_overlong", "max_length": 20, "cache": 4}
+    twice = stage(overlong_buffer=4, rewards=["tag_answer", overlong])
+    assert said(**twice) == [
+        "stage `grpo`: length is charged twice, by overlong_buffer = 4 and by the reward soft_overlong; leave the "
+        "reward out, or give overlong_buffer: 0"
+    ]
+    assert said(**stage(overlong_buffer=4), rewards=["tag_answer", overlong]) == said(**twice)
+    assert said(**stage(overlong_buffer=4)) == said(**stage(rewards=["tag_answer", overlong])) == []
+    assert said(**stage(overlong_buffer=4, rewards=["tag_answer", {**overlong, "weight": 0}])) == []
+    # DAPO has a buffer where a recipe gives none.
+    dapo = {"algorithm": "dapo", "steps": 3, "rewards": ["tag_answer", overlong]}
+    assert "charged twice" in said(stages=[dapo])[0]
+    assert said(stages=[{**dapo, "overlong_buffer": 0}]) == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_no_recipe_of_ours_has_such_a_setting(path: Any) -> None:
     assert unused_settings(load_recipe(path)) == []

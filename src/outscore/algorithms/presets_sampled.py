@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from outscore.algorithms.preset import Preset
+from outscore.algorithms.preset import Part, Preset
 
 _GRPO = "group-relative, clipped"
 _LEVEL = "other ratios, other clips"
@@ -13,6 +13,8 @@ _SCALE = "other baselines, other scales"
 _CRITIC = "PPO: a critic as baseline"
 
 _PPO: Mapping[str, Any] = {"baseline": "critic", "scale": "none", "batch_norm": "whiten"}
+_PRETRAINED: Mapping[str, Any] = {"critic": {"warmup_steps": Part(of="steps", divisor=2, most=50)}}
+"""Value pre-training of VAPO's 50 steps (arXiv 2504.05118, 5.1), of short stages a half."""
 
 SAMPLED = (
     Preset(
@@ -66,6 +68,8 @@ SAMPLED = (
         left_out="the cells are those of dapo-loss; the rest are settings of the stage, refills and overlong_buffer, "
         "which have DAPO's values where a recipe gives none",
         cells={"aggregation": "token_mean", "clip_high": 0.28, "kl_coef": 0.0},
+        # verl's recipe draws up to 10 batches; the buffer is to the limit as DAPO's 4096 to 20480 tokens.
+        stage_defaults={"refills": 10, "overlong_buffer": Part(of="max_new_tokens", divisor=5, least=1)},
     ),
     Preset(
         name="maxrl",
@@ -229,6 +233,7 @@ SAMPLED = (
         "et al., arXiv 2403.17031",
         left_out="the paper's trunk that both share, and so c1, is a setting of the stage: critic: {trunk: shared}",
         cells={**_PPO, "kl_estimator": "k1", "kl_place": "token_reward", "kl_coef": 0.05},
+        stage_defaults={"critic": {"warmup_steps": 0}},
     ),
     Preset(
         name="vc-ppo",
@@ -239,6 +244,7 @@ SAMPLED = (
         left_out="no KL, and a mean over tokens, are our choice; value pre-training is the stage's "
         "critic.warmup_steps, 50 where a recipe gives none, at most half of the stage",
         cells={**_PPO, "critic_lambda": 1.0, "aggregation": "token_mean", "kl_coef": 0.0},
+        stage_defaults=_PRETRAINED,
     ),
     Preset(
         name="vapo",
@@ -255,6 +261,7 @@ SAMPLED = (
             "aggregation": "token_mean",
             "kl_coef": 0.0,
         },
+        stage_defaults=_PRETRAINED,
     ),
 )
 """The rows, in the order of the table."""

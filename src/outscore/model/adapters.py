@@ -4,8 +4,7 @@ Adapters go in by transformers' own `add_adapter`, so the model stays the `PreTr
 does not see them.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,27 +76,6 @@ def load_lora(model: PreTrainedModel, directory: Path, *, trainable: bool = Fals
 def has_adapters(model: nn.Module) -> bool:
     """Whether the model has LoRA layers in it."""
     return bool(_adapter_layers(model))
-
-
-@contextmanager
-def adapters_disabled(model: nn.Module) -> Iterator[None]:
-    """Within, the model is the one the adapters were added to: the reference, without a copy of the weights.
-
-    Gradients flow to the adapters again afterwards. ValueError for a model without adapters.
-    """
-    layers = _adapter_layers(model)
-    if not layers:
-        raise ValueError("the model has no adapters to switch off: as a reference it needs a copy of the weights")
-    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-    for layer in layers.values():
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            layer.enable_adapters(True)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])  # switching on would make a frozen adapter trainable
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -165,7 +165,7 @@ def reward_model_from(
     steps that these end.
 
     Head weights are normal with standard deviation 1/sqrt(hidden size + 1), and the bias 0 (Stiennon et al., arXiv
-    2009.01325; spec E.1). Adapters are merged into the copy. fp32; torch's random state is left as it was.
+    2009.01325). Adapters are merged into the copy. fp32; torch's random state is left as it was.
     """
     source = copy.deepcopy(policy.model)
     if has_adapters(source):

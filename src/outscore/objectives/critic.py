@@ -16,7 +16,7 @@ from outscore.objectives.returns import clipped_value_loss
 
 def critic_loss(
     values: Float[Tensor, " token"],
-    old_values: Float[Tensor, " token"],
+    anchor_values: Float[Tensor, " token"],
     returns: Float[Tensor, " token"],
     *,
     clip: float,
@@ -29,8 +29,8 @@ def critic_loss(
     the clip holds (`value_clip_fraction`), and the `returns` and `values` themselves.
     """
     values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-    old_values, returns = old_values.to(values), returns.to(values)
-    each, held = clipped_value_loss(values, old_values, returns, clip=clip)
+    anchor_values, returns = anchor_values.to(values), returns.to(values)
+    each, held = clipped_value_loss(values, anchor_values, returns, clip=clip)
     loss = each.sum() / num_tokens
     with torch.no_grad():
         # Where the clip holds, the value's own gradient is 0; elsewhere it is V - R.

@@ -38,7 +38,7 @@ def token_rewards(
     penalties: Float[Tensor, " token"],
     completion_lengths: Int[Tensor, " completion"],
 ) -> Float[Tensor, " token"]:
-    """r_t = -penalty_t, plus the score at the last token: PPO's reward (DeepSeekMath eq. 2; spec "per-token reward").
+    """r_t = -penalty_t, plus the score at the last token: PPO's reward (DeepSeekMath, eq. 2).
 
     `penalties` are KL costs, their coefficient included. A completion without tokens earns nothing.
     """
@@ -88,17 +88,18 @@ def length_adaptive_lambda(
 
 def clipped_value_loss(
     values: Float[Tensor, " token"],
-    old_values: Float[Tensor, " token"],
+    anchor_values: Float[Tensor, " token"],
     returns: Float[Tensor, " token"],
     *,
     clip: float,
 ) -> tuple[Float[Tensor, " token"], Bool[Tensor, " token"]]:
-    """1/2 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2) of each token, and where the clip took the
+    """1/2 max((V - R)^2, (clip(V, V_anchor - clip, V_anchor + clip) - R)^2) of each token, and where the clip took the
     gradient.
 
-    Of PPO's reference implementation; `old_values` are those the returns were computed with. An infinite clip is none.
+    Of PPO's reference implementation; `anchor_values` are those when the step's updates began, with which the returns
+    were computed. An infinite clip is none.
     """
-    limited = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    limited = torch.minimum(torch.maximum(values, anchor_values - clip), anchor_values + clip)
     free, held = (values - returns).square(), (limited - returns).square()
     return 0.5 * torch.maximum(free, held), (held > free) & (limited != values)
 
@@ -106,7 +107,7 @@ def clipped_value_loss(
 def whiten(values: Float[Tensor, " *shape"], *, shift_mean: bool = True, eps: float = 1e-8) -> Float[Tensor, " *shape"]:
     """(x - mean) / sqrt(var + eps) with the POPULATION variance; without `shift_mean` the mean is added back.
 
-    As in OpenAI's RLHF code (spec E.1): rewards are whitened without shift, advantages with it. Nothing gives nothing.
+    As in OpenAI's RLHF code: rewards are whitened without shift, advantages with it. Nothing gives nothing.
     """
     if not values.numel():
         return values.clone()

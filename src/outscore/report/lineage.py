@@ -8,7 +8,7 @@ from rich.tree import Tree
 
 from outscore.report.evaluation import Evaluation, headline
 from outscore.report.text import format_value, visible
-from outscore.stages import BASE, PREVIOUS, OutcomeRewardModelSettings, RewardModelSettings, stage_kind
+from outscore.stages import BASE, PREVIOUS, stage_kind
 
 
 def parents(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -27,7 +27,7 @@ def parents(stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         name = stage.get("name") or stage["algorithm"]
         start = stage.get("start", PREVIOUS)
         found[name] = current if start == PREVIOUS else start
-        if not issubclass(stage_kind(stage), RewardModelSettings | OutcomeRewardModelSettings):
+        if stage_kind(stage).trains == "policy":
             current = name
     return found
 

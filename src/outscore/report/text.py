@@ -17,7 +17,7 @@ SHARES = (
         "zero_variance",
         "truncated",
         "scoring_failures",
-        "distinct_tokens",
+        "distinct_share",
         "clip_fraction",
         "mismatch_capped",
         "population_weight",

@@ -28,7 +28,7 @@ BESIDE = (
         "truncated",
         "scoring_failures",
         "completion_length",
-        "distinct_tokens",
+        "distinct_share",
         "entropy",
     ),
     *("margin", "chosen_logprob", "forward_kl"),

@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+")
 
 
 def answer_follows() -> Reward:
-    """1 if the answer is what the reasoning comes to (spec A40), else 0.
+    """1 if the answer is what the reasoning comes to, else 0.
 
     The answer is what stands in the last <answer> tag or \\boxed{}, the reasoning `answers.chain_of_thought`. A number
     follows if it is the right side of the reasoning's last equation or its last number; words follow if the last line
@@ -36,7 +36,7 @@ def _follows(text: str) -> bool:
 
 
 def equations_hold(*, without: float | None = 0.0) -> Reward:
-    """The share of the different equations between numbers in the completion that are true, from 0 to 1 (spec A36).
+    """The share of the different equations between numbers in the completion that are true, from 0 to 1.
 
     `equations.equations` says what counts. `without` is what a completion gets that states none: 0 makes a model state
     some, null says that the reward does not apply, and 1 rewards saying nothing.
@@ -52,7 +52,7 @@ def equations_hold(*, without: float | None = 0.0) -> Reward:
 
 
 def language_consistency(*, language: str = "en", among: tuple[str, ...] | None = None) -> Reward:
-    """DeepSeek-R1's Num(Words_target) / Num(Words) over the chain of thought, from 0 to 1 (R1 eq. 7, spec C.3).
+    """DeepSeek-R1's Num(Words_target) / Num(Words) over the chain of thought, from 0 to 1 (R1, eq. 7).
 
     `language.share_of_language` says what a word is and whose. None where there is no word. The extra
     `outscore[language]` is needed where other languages share the target's script.

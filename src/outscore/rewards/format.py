@@ -22,7 +22,7 @@ def format_tags(
     line_breaks: bool = True,
     soft: bool = False,
 ) -> Reward:
-    """`reward` if the whole completion has the tagged format, else 0 (spec A37).
+    """`reward` if the whole completion has the tagged format, else 0.
 
     The pattern is `^<reasoning>\\n.*?\\n</reasoning>\\n<answer>\\n.*?\\n</answer>\\n$`, for any tags. As printed
     in its source `.` matches no line break, so that only bodies of one line score: that is `strict_single_line`;

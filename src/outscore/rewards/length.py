@@ -6,11 +6,20 @@ from typing import Any
 from outscore.rewards.contract import Reward
 
 
-def soft_overlong(*, max_length: int, cache: int) -> Reward:
-    """DAPO's soft overlong punishment (2503.14476, eq. 13; spec F), from -1 to 0.
+def overlong_penalty(num_tokens: int, *, limit: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment as a cost: 0 up to limit - buffer tokens, then in a line up to 1 at the limit.
 
-    0 up to max_length - cache tokens, then falling in a straight line, (max_length - cache - n) / cache, to -1 at
-    max_length and beyond. The paper's numbers are 20,480 and 4,096.
+    arXiv 2503.14476, eq. 13, with the sign of a cost; DAPO has a limit of 20480 tokens and a buffer of 4096. The stop
+    token counts. A stage's `overlong_buffer` charges it with the stage's `max_new_tokens` as the limit.
+    """
+    return min(max(num_tokens - (limit - buffer), 0) / buffer, 1.0)
+
+
+def soft_overlong(*, max_length: int, cache: int) -> Reward:
+    """DAPO's soft overlong punishment as a reward, from -1 to 0: less `overlong_penalty`, with the paper's names of
+    limit and buffer.
+
+    A stage that samples has it as a setting, too (`overlong_buffer`): give one of the two.
     """
     if not 0 < cache <= max_length:
         raise ValueError(
@@ -18,8 +27,7 @@ def soft_overlong(*, max_length: int, cache: int) -> Reward:
         )
 
     def score(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
-        over = (len(ids) - (max_length - cache) for ids in completion_ids)
-        return [-min(max(each, 0) / cache, 1.0) + 0.0 for each in over]
+        return [0.0 - overlong_penalty(len(ids), limit=max_length, buffer=cache) for ids in completion_ids]
 
     return Reward(name="soft_overlong", function=score, full=0.0)
 

@@ -1,4 +1,4 @@
-"""A language model as judge (spec A42, C.3), over any OpenAI-compatible endpoint or on this machine: DeepSeek-R1's
+"""A language model as judge, over any OpenAI-compatible endpoint or on this machine: DeepSeek-R1's
 verdict on a completion, or a comparison with a reference, in both orders.
 
 A judge can be talked to by what it judges. It reads the completion between marks and is told that it is data, which

@@ -125,7 +125,7 @@ def beginning_scores(
 
 class Ensemble:
     """A reward function that asks several reward models: the mean of their scores, and as its uncertainty their
-    population standard deviation (spec A57; Coste et al., arXiv 2310.02743).
+    population standard deviation (Coste et al., arXiv 2310.02743).
 
     Members whose scores are on one scale belong together, as those that were trained here alike are: of preferences
     mean 0 and variance 1, of labels log-odds or ratings.

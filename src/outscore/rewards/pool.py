@@ -100,12 +100,6 @@ class Pool:
             self._changed.notify()
         return call.future.result
 
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """The ids of the worker processes that run now."""
-        with self._changed:
-            return tuple(worker.pid for worker in self._workers.values())
-
     def close(self) -> None:
         """End all workers; calls that wait for an answer fail."""
         with self._changed:

@@ -44,7 +44,7 @@ class Shaping:
     def one(self, value: float, std: float = 0.0) -> float:
         """A single value corrected, lowered by what the reward is unsure of, and clipped.
 
-        The backward correction r̂ = (r̃ - ρ0) / (1 - ρ0 - ρ1) makes E[r̂ | r] = r (spec F, 2510.00915). Clipping it
+        The backward correction r̂ = (r̃ - ρ0) / (1 - ρ0 - ρ1) makes E[r̂ | r] = r (arXiv 2510.00915). Clipping it
         afterwards would bring a bias back.
         """
         if self.flip_rates is not None:

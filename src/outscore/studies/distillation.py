@@ -90,7 +90,7 @@ def collected(found: Sequence[tuple[Sequence[Evaluation], Sequence[Evaluation]]]
 def claims(table: Table) -> list[Claim]:
     """What was said of distillation, held against the differences of the same seeds."""
     said = [
-        ("DeepSeek-R1, 4.1; spec A44c", "imitating the teacher's right samples beats RL of the student", *WAYS[::2]),
+        ("DeepSeek-R1, 4.1", "imitating the teacher's right samples beats RL of the student", *WAYS[::2]),
         ("Qwen3, arXiv 2505.09388, 4.5", "on-policy distillation beats RL of the student", "advised", "reinforced"),
         ("GKD, arXiv 2306.13649", "and imitating the teacher's samples", "advised", "imitate"),
     ]

@@ -109,7 +109,7 @@ def claims(table: Table) -> list[Claim]:
     greater = [
         ("DeepSeekMath, fig. 5", "online RFT ends above RFT", RFT, ONLINE, "pass@1"),
         ("DeepSeekMath, 5.2.1", "GRPO above online RFT", ONLINE, GRPO, "pass@1"),
-        ("spec A50", "negative advantages help", POSITIVE, GRPO, "pass@1"),
+        ("DeepSeekMath, 5.2.1", "negative advantages help", POSITIVE, GRPO, "pass@1"),
         ("DeepSeek-R1, A.3", "PPO: lambda 1 above 0.95", PPO, PPO_1, "pass@1"),
         ("DeepSeekMath, fig. 7", f"RL raises {MAJORITY}", START, GRPO, MAJORITY),
     ]

@@ -1,5 +1,5 @@
 """The study `refreshed-reward`: GRPO paid by a reward model that learns from the policy as it has become, and by one
-that stays as it was (iterative GRPO: DeepSeekMath, arXiv 2402.03300, Algorithm 1 and figure 6; spec A48).
+that stays as it was (iterative GRPO: DeepSeekMath, arXiv 2402.03300, Algorithm 1 and figure 6).
 
 The first iteration is that of `recipes/iterative.yaml` as it stands: SFT, a reward model of samples of the SFT model,
 GRPO paid by it. From there the second iteration is run three times: with the reward model as it was; with one that has

@@ -1,6 +1,6 @@
 """Addition and subtraction with the work of each column written out: the embedded task of `outscore demo`.
 
-A problem is `47+38=`. Its demonstration, in the tags of spec A37, works the columns from the units up:
+A problem is `47+38=`. Its demonstration, in tags for reasoning and answer, works the columns from the units up:
 
     <reasoning>
     7+8=15 4+3=7 7+1=8

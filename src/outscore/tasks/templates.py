@@ -17,7 +17,7 @@ R1_ZERO = (
     "process and answer are enclosed within <think>...</think> and <answer>...</answer> tags, respectively, that is, "
     "<think> reasoning process here </think><answer> answer here </answer>. User: {question}. Assistant:"
 )
-"""DeepSeek-R1-Zero's template to the letter (arXiv 2501.12948; spec C.2), the question for its {prompt}."""
+"""DeepSeek-R1-Zero's template to the letter (arXiv 2501.12948), the question for its {prompt}."""
 
 TEMPLATES = ("auto", "chat", "none", "r1-zero")
 """Templates by name. Any other text with {question} in it is a template of its own."""

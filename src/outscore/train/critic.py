@@ -60,7 +60,7 @@ def critic_learner(
     """A learner whose model is a critic; the policy is left as it is. With `trunk: shared` it is a head of zeros on the
     policy.
 
-    Otherwise it begins as `settings.start` says: as a copy of the policy with a head of zeros (spec E.1), or as another
+    Otherwise it begins as `settings.start` says: as a copy of the policy with a head of zeros, or as another
     model with a scalar head, which it brings along (InstructGPT, arXiv 2203.02155, begins with its reward model).
     `resumed` is the checkpoint that the stage goes on from. Without a `run` there is no earlier stage to begin as, and
     the policy stands in.

@@ -75,7 +75,7 @@ class LabelSource:
         lengths = [float(len(group.completion.token_ids)) for group in kept]
         metrics = {
             "completion_length": (sum(lengths), float(len(lengths))),
-            "labels": (float(sum(len(group.labels) for group in kept)), float(len(kept))),
+            "labels_per_completion": (float(sum(len(group.labels) for group in kept)), float(len(kept))),
         }
         return Collected(batch=labelled_batch(kept), metrics=metrics, seconds={}, num_tokens=int(sum(lengths)))
 

@@ -281,7 +281,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup], num_replaced: int) -> Metrics
         "reward_mean_error": (sum(errors), float(len(errors))),
         "replaced_groups": (float(num_replaced), 1.0),
         "completion_length": (sum(lengths), total),
-        "distinct_tokens": (float(sum(count.size for count in beginnings)), sum(lengths)),
+        "distinct_share": (float(sum(count.size for count in beginnings)), sum(lengths)),
         "truncated": (float(sum(drawn.finish == "length" for drawn in completions)), total),
         "scoring_failures": (total - float(sum(not score.failures for score in scores)), total),
     }

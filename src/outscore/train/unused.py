@@ -1,6 +1,8 @@
-"""Settings that a recipe gives and that change nothing: a run and `outscore check` say so, and go on."""
+"""Settings that a recipe gives and that change nothing, or do a thing twice: a run and `outscore check` say so, and go
+on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from outscore.config import EvaluationSettings, Recipe, TinySettings
 from outscore.stage_parts import OptimizerSettings
@@ -8,8 +10,9 @@ from outscore.stages import PolicySettings, StageSettings
 
 
 def unused_settings(recipe: Recipe) -> list[str]:
-    """A sentence for each setting that is not its default and has no effect beside the others."""
+    """A sentence for each setting that is not its default and has no effect beside the others, or a second one."""
     found = [sentence for stage in recipe.stages for sentence in _of_stage(stage)]
+    found += [sentence for stage in recipe.stages for sentence in _charged_twice(stage, recipe.rewards)]
     model, evaluation = recipe.model, recipe.evaluation
     if model.source != "tiny" and model.tiny != TinySettings():
         found.append(f"model.tiny has no effect, because model.source = {model.source!r} is loaded, not built")
@@ -39,4 +42,16 @@ def _of_stage(stage: StageSettings) -> Iterator[str]:
     if refresh > stage.steps:
         yield (
             f"{where} refresh_reference_every = {refresh} has no effect, because the stage ends at step {stage.steps}"
+        )
+
+
+def _charged_twice(stage: StageSettings, of_recipe: Sequence[str | Mapping[str, Any]]) -> Iterator[str]:
+    """DAPO's punishment of length, both as the stage's setting and as a reward that counts."""
+    rewards = of_recipe if stage.rewards is None else stage.rewards
+    entries = [reward if isinstance(reward, Mapping) else {"name": reward} for reward in rewards]
+    counts = any(entry.get("name") == "soft_overlong" and entry.get("weight", 1) != 0 for entry in entries)
+    if counts and isinstance(stage, PolicySettings) and stage.overlong_buffer:
+        yield (
+            f"stage `{stage.label}`: length is charged twice, by overlong_buffer = {stage.overlong_buffer} and by the "
+            "reward soft_overlong; leave the reward out, or give overlong_buffer: 0"
         )

@@ -15,8 +15,8 @@ from torch import Tensor
 from outscore.algorithms.rows import Algorithm
 from outscore.objectives.batch import GroupRewards, StepRewards, batch_advantages, batch_returns, is_silent, shrunk
 from outscore.objectives.critic import explained_variance
-from outscore.objectives.shaping import overlong_penalty
 from outscore.records import Completion, Score, ScoredGroup, StepScore
+from outscore.rewards.length import overlong_penalty
 from outscore.stages import PolicySettings
 from outscore.train.step import CriticTargets, Metrics
 
@@ -97,11 +97,10 @@ class Worth:
 
     def overlong(self, group: ScoredGroup) -> Float[Tensor, " completion"]:
         """The soft overlong punishment of each completion; 0 where there is none."""
-        lengths = torch.tensor([len(drawn.completion.token_ids) for drawn in group.sampled.completions])
-        if not self.settings.overlong_buffer:
-            return torch.zeros(len(lengths), dtype=torch.float64)
-        limit = self.settings.sampling.max_new_tokens
-        return overlong_penalty(lengths, limit=limit, buffer=self.settings.overlong_buffer)
+        limit, buffer = self.settings.sampling.max_new_tokens, self.settings.overlong_buffer
+        lengths = [len(drawn.completion.token_ids) for drawn in group.sampled.completions]
+        costs = [overlong_penalty(length, limit=limit, buffer=buffer) if buffer else 0.0 for length in lengths]
+        return torch.tensor(costs, dtype=torch.float64)
 
     def trains(self, group: ScoredGroup, sample: int) -> bool:
         """Whether a completion's tokens carry loss: it was scored, and not cut off where such ones are masked."""

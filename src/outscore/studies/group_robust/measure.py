@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from outscore.objectives.log_linear import (
+from outscore.studies.group_robust.bandit import NUM_POPULATIONS, BanditData, policy_quality
+from outscore.studies.group_robust.log_linear import (
     PairData,
     WeightRule,
     feature_margins,
@@ -15,8 +16,7 @@ from outscore.objectives.log_linear import (
     mirror_descent,
     robust_least_squares,
 )
-from outscore.objectives.log_linear_optimum import fixed_weight_optimum, robust_optimum
-from outscore.studies.group_robust.bandit import NUM_POPULATIONS, BanditData, policy_quality
+from outscore.studies.group_robust.log_linear_optimum import fixed_weight_optimum, robust_optimum
 from outscore.studies.group_robust.settings import KIND, Family, Method, Steps
 
 _NUM_RECORDS = 50

@@ -7,8 +7,8 @@ differ from table 1.
 from dataclasses import dataclass
 from typing import Literal
 
-from outscore.objectives.log_linear import MarginLoss
 from outscore.studies.group_robust.bandit import FeatureMap
+from outscore.studies.group_robust.log_linear import MarginLoss
 
 Family = Literal["DPO", "IPO"]
 Weighting = Literal["plain", "sampled", "robust"]

@@ -1,4 +1,4 @@
-"""The study `reward-generalisation`: how well a reward model judges what it was not trained on (spec A56; DeepSeekMath,
+"""The study `reward-generalisation`: how well a reward model judges what it was not trained on (DeepSeekMath,
 arXiv 2402.03300, 5.2.3: reward models must generalise to other questions and to what better decoding finds).
 
 A reward model of whole solutions learns from samples of an SFT model, on sums, which of them are right. Then it judges

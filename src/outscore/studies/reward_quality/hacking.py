@@ -1,5 +1,5 @@
 """The study `reward-hacking`: a policy trained against a learned reward, against its lower confidence bound over an
-ensemble, and against a rule (spec A41, A57).
+ensemble, and against a rule.
 
 A reward model learns from preferences about the demonstrated facts which answer is right. What it says of anything else
 nobody has taught it; the policy, which is paid by it, finds out.
@@ -212,25 +212,25 @@ def _claims(courses: Mapping[str, Sequence[Course]], before: Sequence[float]) ->
     bounded = [courses[BOUND][seed].accuracy > courses[LEARNED][seed].accuracy for seed in seeds]
     return [
         Claim(
-            where="A41 (S2)",
+            where="DeepSeek-R1, rewards",
             claim="paid by a reward model, the learned reward rises",
             measured=f"{fmean(learned(LEARNED, 0)):.2f} to {fmean(learned(LEARNED, -1)):.2f}, {_count(rises)}",
             holds=all(rises),
         ),
         Claim(
-            where="A41 (S2)",
+            where="DeepSeek-R1, rewards",
             claim="and true accuracy falls",
             measured=f"{start:.1%} to {accuracy(LEARNED):.1%}, {_count(falls)}",
             holds=all(falls),
         ),
         Claim(
-            where="A41 (S2)",
+            where="DeepSeek-R1, rewards",
             claim="paid by a rule, it does not",
             measured=f"{start:.1%} to {accuracy(RULE):.1%}, rises {_count(gains)}",
             holds=all(gains),
         ),
         Claim(
-            where="A57; 2310.02743",
+            where="arXiv 2310.02743",
             claim="the lower confidence bound of an ensemble is exploited less than one model",
             measured=f"{accuracy(BOUND):.1%} against {accuracy(LEARNED):.1%}, {_count(bounded)}",
             holds=all(bounded),

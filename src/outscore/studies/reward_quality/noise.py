@@ -1,5 +1,5 @@
 """The study `reward-noise`: how right a model becomes when its reward is wrong at a known rate, with the backward
-correction and without (spec A33, A54; arXiv 2510.00915)."""
+correction and without (arXiv 2510.00915; DeepSeekMath, arXiv 2402.03300, 5.2.3)."""
 
 import math
 import random
@@ -194,7 +194,7 @@ def _claims(found: dict[tuple[str, float], list[Found]]) -> list[Claim]:
     levels = [_mean(found, "GRPO", rate) for rate in RATES]
     claims = [
         Claim(
-            where="A33 (S4)",
+            where="DeepSeekMath, 5.2.3",
             claim="GRPO depends on the quality of its reward: the more verdicts are wrong, the less it learns",
             measured=", ".join(f"{level:.1%} at {rate:g}" for rate, level in zip(RATES, levels, strict=True)),
             holds=all(after < before for before, after in pairwise(levels)),
@@ -204,7 +204,7 @@ def _claims(found: dict[tuple[str, float], list[Found]]) -> list[Claim]:
     worst = max(abs(each.bias) / each.error for each in noisy)
     claims.append(
         Claim(
-            where="A54, spec G.14",
+            where="arXiv 2510.00915",
             claim="(r - ρ0) / (1 - ρ0 - ρ1) has the mean of the true reward",
             measured=f"{len(noisy)} corrected runs, the largest deviation {worst:.1f} standard deviations",
             holds=worst < 4.0,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from outscore.objectives.log_linear import (
+from outscore.studies.group_robust.log_linear import (
     PairData,
     Trajectory,
     WeightRule,

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from outscore.objectives.log_linear import MarginLoss, PairData, feature_margins, margin_losses, margin_slopes
 from outscore.objectives.populations import trade_off
+from outscore.studies.group_robust.log_linear import MarginLoss, PairData, feature_margins, margin_losses, margin_slopes
 
 _MAX_NEWTON_STEPS = 200
 _MAX_HALVINGS = 40

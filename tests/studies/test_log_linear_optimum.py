@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from objectives.test_log_linear import conflicting_data, smallest_worst_loss
+from studies.test_log_linear import conflicting_data, smallest_worst_loss
 
-from outscore.objectives.log_linear import (
+from outscore.studies.group_robust.log_linear import (
     PairData,
     WeightRule,
     feature_margins,
@@ -13,7 +13,7 @@ from outscore.objectives.log_linear import (
     robust_least_squares,
     weighted_least_squares,
 )
-from outscore.objectives.log_linear_optimum import fixed_weight_optimum, robust_optimum
+from outscore.studies.group_robust.log_linear_optimum import fixed_weight_optimum, robust_optimum
 
 DOUBLE = torch.float64
 
