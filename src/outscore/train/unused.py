@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from outscore.config import EvaluationSettings, Recipe, TinySettings
 from outscore.stage_parts import OptimizerSettings
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings, StageSettings
 
 
@@ -35,8 +36,22 @@ def _of_stage(stage: StageSettings) -> Iterator[str]:
             f"{where} optimizer.final_fraction = {optimizer.final_fraction:g} has no effect on schedule: constant; "
             "give linear or cosine"
         )
+    if isinstance(stage, PolicySettings):
+        yield from _of_lambda(stage)
     refresh = stage.refresh_reference_every if isinstance(stage, PolicySettings) else 0
     if refresh > stage.steps:
         yield (
             f"{where} refresh_reference_every = {refresh} has no effect, because the stage ends at step {stage.steps}"
+        )
+
+
+def _of_lambda(stage: PolicySettings) -> Iterator[str]:
+    """VAPO's lambda, max(0, 1 - 1 / (alpha length)), where no answer may be long enough for it to be above 0."""
+    alpha, longest = stage_algorithm(stage).lambda_alpha, stage.sampling.max_new_tokens
+    if alpha is not None and alpha * longest <= 1:
+        yield (
+            f"stage `{stage.label}`: cells.lambda_alpha = {alpha:g} makes lambda 0 for every answer here, because "
+            f"sampling.max_new_tokens = {longest} is not above 1 / lambda_alpha = {1 / alpha:g}: a token's advantage "
+            "hears of the reward through the critic alone. Give answers that short a larger lambda_alpha, or none: "
+            "cells: {lambda_alpha: null}"
         )
