@@ -103,6 +103,12 @@ def test_a_mistyped_key_names_the_nearest(folder: Path) -> None:
     assert not (folder / "runs").exists()
 
 
+def test_a_target_that_is_nowhere_is_said_to_be_so_before_anything_else(folder: Path) -> None:
+    said = refused("eval", "nowhere")
+    assert "nowhere is not a run: it does not exist (the working directory is " in said
+    assert "For a model on a hub, say what to evaluate on with --task KIND or --recipe FILE" in said
+
+
 def test_a_traceback_is_printed_where_the_environment_asks_for_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,11 +210,22 @@ def test_the_table_of_algorithms_prints(folder: Path) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_one_algorithm_shows_its_equation_its_source_and_every_cell(folder: Path) -> None:
+def data_of(name: str):
+    return json.loads(run("algorithms", name, "--json").stdout)
+
+
+def test_one_algorithm_shows_its_equation_its_source_and_the_cells_that_are_read(folder: Path) -> None:
     text = run("algorithms", "deepseek-v3.2").stdout
     assert "rho_t k3_t" in text and "arXiv 2512.02556" in text and "left out, or ours:" in text
     assert re.search(r"^\*kl_weighted +True", text, re.MULTILINE)
     assert re.search(r"^ surrogate +clipped", text, re.MULTILINE)
+    # What nothing reads in this row is named, and no more.
+    grpo = run("algorithms", "grpo").stdout
+    shown, _, unread = grpo.partition("no effect in this row: ")
+    assert all(cell in unread for cell in ("gate_positive", "gae_lambda", "label_smoothing", "mismatch_mode"))
+    assert all(cell not in shown for cell in ("gate_positive", "gae_lambda", "label_smoothing", "mismatch_mode"))
+    assert all(re.search(rf"^ {cell} ", shown, re.MULTILINE) for cell in ("clip_low", "kl_coef", "mismatch_cap"))
+    assert all(cell in shown + unread for cell in data_of("grpo")["cells"] if cell != "name")
     data = json.loads(run("algorithms", "dapo", "--json").stdout)
     assert data["cells"]["clip_high"] == 0.28 and data["paper"].startswith("DAPO, arXiv 2503.14476")
     assert data["stage_defaults"] == {"refills": 10, "overlong_buffer": 51}

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from outscore.algorithms.cell_effects import is_read
 from outscore.algorithms.preset import Preset
 from outscore.algorithms.presets import PRESETS
 from outscore.algorithms.rows import ALGORITHMS, Algorithm
@@ -52,7 +53,8 @@ def table_of_algorithms(width: int) -> RenderableType:
 
 
 def one_algorithm(name: str, width: int) -> RenderableType:
-    """Every cell of a row with what it means, those marked in which it differs from grpo; its equation and source.
+    """The cells of a row that anything reads with what they mean, those marked in which it differs from grpo, and the
+    names of the others; its equation and source.
 
     Raises:
         ValueError: naming the nearest row, if there is none of this name.
@@ -69,15 +71,18 @@ def one_algorithm(name: str, width: int) -> RenderableType:
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
+    chosen_cells = asdict(row)
+    unread = [cell for cell in chosen_cells if not is_read(cell, chosen_cells)]
     for cell, value in _cells(row).items():
-        if cell != "name":
+        if cell != "name" and cell not in unread:
             differs = value != plain[cell]
             grid.add_row(
                 Text(f"{'*' if differs else ' '}{cell}", style="bold" if differs else ""),
                 Text(str(value), style="bold" if differs else ""),
                 Text(meanings[cell], style="dim"),
             )
-    return Group(*parts, Text(""), grid, Text("* other than grpo"))
+    without = textwrap.fill(f"no effect in this row: {', '.join(unread)}", width, subsequent_indent="    ")
+    return Group(*parts, Text(""), grid, Text("* other than grpo"), Text(without, style="dim"))
 
 
 def _row(name: str) -> Algorithm:

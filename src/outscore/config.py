@@ -123,7 +123,7 @@ class Recipe(Settings):
     """A whole run."""
 
     name: str = "run"
-    """The run directory is `runs/NAME` unless the command says otherwise."""
+    """The run directory is `runs/NAME` unless the command says otherwise. Letters, digits, `.`, `_`, `+` and `-`."""
     seed: int = Field(0, ge=0)
     """Decides initial weights, data order and every sampled token."""
     model: ModelSettings = ModelSettings()

@@ -7,15 +7,19 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from gguf_file import small_llama, write_gguf
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from outscore.model.load import load_model, source_kind, stop_token_ids, weights_sha256
+import outscore.model.load
+from outscore.model.hub import ask_hub
+from outscore.model.load import load_model, outline_model, source_kind, stop_token_ids, weights_sha256
 from outscore.model.tiny import tiny_model
 
 
@@ -134,6 +138,33 @@ def test_what_is_no_existing_path_and_reads_as_one_is_a_hub_id(tmp_path: Path, m
 def test_an_unreachable_hub_says_how_to_go_on_without_it() -> None:
     with pytest.raises(ValueError, match=r"'nobody/nothing' is no local path .* hub .*outscore fetch"):
         load_model("nobody/nothing")
+
+
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuses(url: str, **named: object) -> None:
+        asked.append(url)
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuses)
+    monkeypatch.setattr(outscore.model.load, "AutoConfig", None)  # and nobody else asks it
+    for load in (load_model, outline_model):
+        with pytest.raises(ValueError, match=r"could not be loaded from the Hugging Face hub \(Name or service not"):
+            load("nobody/nothing")
+    assert len(asked) == 2 and asked[0].endswith("nobody/nothing/resolve/main/config.json")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_hub_is_left_to_the_client_s_own_waiting(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    class Busy(OSError):
+        response = SimpleNamespace(status_code=status)
+
+    def refuses(url: str, **named: object) -> None:
+        raise Busy
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuses)
+    ask_hub("nobody/nothing")
 
 
 def test_a_directory_without_a_config_is_refused(tmp_path: Path) -> None:

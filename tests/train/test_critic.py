@@ -252,7 +252,7 @@ def test_settings_that_a_recipe_leaves_out() -> None:
         ({"critic": {"start": "stepper"}}, "one that leaves neither a reward model of whole completions nor"),
         ({"critic": {"start": "scorers"}}, "did you mean `scorer`?"),
         ({"critic": {"star": "scorer"}}, "did you mean `start`?"),
-        ({"algorithm": "sft", "critic": {}}, "`stages.sft.critic` has no effect on supervised fine-tuning"),
+        ({"algorithm": "sft", "critic": {}}, "`stages.last.critic` has no effect on supervised fine-tuning"),
         ({"algorithm": "grpo", "critic": {}}, "critic has no effect, because the baseline of grpo is 'group_mean'"),
         ({"algorithm": "rloo", "group_size": 1}, "group_size = 1, but rloo compares the completions of a group"),
         (

@@ -124,6 +124,8 @@ def test_recomputed_activations_and_the_cache_by_hand() -> None:
 def test_in_words() -> None:
     parts = {"weights": 3 << 30, "masters": 0, "gradients": 1 << 29}
     assert in_words(parts) == "about 3.50 GiB: weights 3.00, gradients 0.50"
+    small = {"weights": 3 << 20, "reference": 0, "optimizer": 1 << 19, "logits": 9}
+    assert in_words(small) == "about 3.50 MiB: weights 3.00, optimizer 0.50"
 
 
 def test_check_names_the_largest_stage_and_warns_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from outscore.config import parse_recipe
 from outscore.model.load import encode
 from outscore.report import RunDirectory
 from outscore.report.rows import read_parquet
+from outscore.train.check import check_recipe
 from outscore.train.materials import text_groups
 from outscore.train.run import run_recipe
 from outscore.train.setup import prepare
@@ -54,6 +55,16 @@ def test_the_loss_is_that_of_hugging_face(tmp_path: Path) -> None:
             loss = theirs(input_ids=ids, labels=ids).loss.item()
         total, count = total + loss * (ids.numel() - 1), count + ids.numel() - 1
     assert abs(float(found) + total / count) < 1e-5  # type: ignore[arg-type]
+
+
+def test_a_check_says_what_text_there_is(tmp_path: Path) -> None:
+    findings = {each.what: each for each in check_recipe(parse_recipe({**RECIPE, "task": corpus(tmp_path)}))}
+    documents = (tmp_path / "text.txt").read_text().splitlines()
+    trained = [text for place, text in enumerate(documents, start=1) if place % 10]  # every tenth is held out
+    pieces = sum(-(-(len(text) + 1) // 9) for text in trained)  # a token for each character, and the end's
+    assert findings["texts"].detail == f"stage pretrain: 36 documents, {pieces} pieces, 4 held out"
+    assert findings["texts"].status == "ok"
+    assert {"task", "prompts"}.isdisjoint(findings) and "MiB" in findings["memory"].detail
 
 
 def test_held_out_text_gets_likelier(tmp_path: Path) -> None:

@@ -38,8 +38,13 @@ def stage(**changes: Any) -> dict[str, Any]:
     return {"stages": [{**USED["stages"][0], **changes}]}
 
 
+def vapo(max_new_tokens: int) -> dict[str, Any]:
+    return {"stages": [{"algorithm": "vapo", "steps": 4, "sampling": {"max_new_tokens": max_new_tokens}}]}
+
+
 def test_nothing_is_said_of_settings_that_count() -> None:
     assert said() == []
+    assert said(**vapo(21)) == []
     # Nor of defaults that a run's config has written out.
     sft = {"algorithm": "sft", "steps": 1}
     plain = parse_recipe({"task": USED["task"], "rewards": USED["rewards"], "stages": [sft]})
@@ -53,6 +58,8 @@ def test_nothing_is_said_of_settings_that_count() -> None:
         (stage(optimizer={"warmup_steps": 6}), "warmup_steps = 6 never ends, because the stage has 6 updates"),
         (stage(optimizer={"final_fraction": 0.5}), "final_fraction = 0.5 has no effect on schedule: constant"),
         (stage(refresh_reference_every=4), "refresh_reference_every = 4 has no effect, because the stage ends"),
+        # 1 / 0.05 = 20: an answer of 20 tokens has lambda 0, one of 21 has more.
+        (vapo(20), "lambda_alpha = 0.05 makes lambda 0 for"),
         ({"model": {"source": "some/model", "tiny": {"num_layers": 3}}}, "model.tiny has no effect"),
         ({"evaluation": {"samples": 1, "temperature": 0.7}}, "evaluation.temperature = 0.7 has no effect"),
     ],

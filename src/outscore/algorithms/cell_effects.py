@@ -73,16 +73,20 @@ READ: Mapping[str, tuple[Case, ...]] = {
 """Cell -> the cases in any of which it is read. Those that are not here (`source`, `trains`) always are."""
 
 
+def is_read(cell: str, cells: Mapping[str, Any]) -> bool:
+    """Whether anything reads a cell beside the others of its row."""
+    return any(not _missing(case, cells) for case in READ.get(cell, ({},)))
+
+
 def check_read(cells: Mapping[str, Any], own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ValueError for a cell that is `given`, other than as the row's `own`, and that nothing reads beside the others.
 
     The message says what stands in its way and with what it would count.
     """
     for key in given:
-        cases = READ.get(key, ({},))
-        if given[key] == own[key] or any(not _missing(case, cells) for case in cases):
+        if given[key] == own[key] or is_read(key, cells):
             continue
-        wanted = min((_missing(case, cells) for case in cases), key=len)
+        wanted = min((_missing(case, cells) for case in READ[key]), key=len)
         there = " and ".join(f"{other}={cells[other]!r}" for other in wanted)
         due = " and ".join(f"{other} {_in_words(choices)}" for other, choices in wanted.items())
         raise ValueError(f"{key}={given[key]!r} has no effect with {there}; it counts where {due}")

@@ -75,7 +75,9 @@ def _print_plan(plan: Any, assumptions: Any) -> None:
 
 
 def _stage_table(stage: Any) -> Table:
-    unit, divisor = ("GiB", 2**30) if stage.total >= 1 << 30 else ("MiB", 2**20)
+    from outscore.train.memory import unit_of
+
+    unit, divisor = unit_of(stage.total)
     title = f"{stage.label} ({stage.algorithm}), {unit}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("")

@@ -22,6 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
+from outscore.model.hub import ask_hub
+
 SourceKind = Literal["hub", "directory", "gguf"]
 
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -74,6 +76,8 @@ def load_model(
     location = _locate(text, kind, trust_remote_code)
     dtype: torch.dtype | str = "auto" if precision_dtype is None else precision_dtype
     with quiet_transformers(), _explained(text, kind):
+        if kind == "hub":
+            ask_hub(text)
         config = AutoConfig.from_pretrained(**location)
         _check_config(text, config)
         disable_dropout(config)
@@ -112,6 +116,8 @@ def outline_model(
         _check_is_model(Path(text).expanduser())
     location = _locate(text, kind, trust_remote_code)
     with quiet_transformers(), _explained(text, kind):
+        if kind == "hub":
+            ask_hub(text)
         config = AutoConfig.from_pretrained(**location)
         _check_config(text, config)
         disable_dropout(config)

@@ -11,9 +11,9 @@ from outscore.rewards.examples import NAME as EXAMPLES
 from outscore.rewards.examples import Tried, try_examples
 from outscore.settings import ScoringSettings
 from outscore.stage_rows import stage_algorithm
-from outscore.stages import PolicySettings, RejectionSettings, SftSettings
+from outscore.stages import PolicySettings, RejectionSettings, SftSettings, TextSettings
 from outscore.tasks import Task, make_task, validate
-from outscore.tasks.base import gold_groups
+from outscore.tasks.base import CorpusTask, gold_groups
 from outscore.train.build import build_stage
 from outscore.train.label_stage import locate_models
 from outscore.train.memory import device_bytes, in_words
@@ -68,10 +68,13 @@ def check_recipe(recipe: Recipe, findings: list[Finding] | None = None) -> list[
     if "attention_probe" in workshop.facts:
         findings.append(Finding(what="attention", status="ok", detail=str(workshop.facts["attention_probe"])))
     findings += [Finding(what="reward", status="ok", detail=said) for said in workshop.rewards.notices]
-    findings.append(_task_finding(task, workshop))
+    texts = _text_findings(recipe, task, workshop)
+    if not texts or task.train_problems() or task.eval_problems():
+        findings.append(_task_finding(task, workshop))
+    findings += texts
     findings += _example_findings(recipe)
     findings += _judge_findings(task, workshop)
-    findings += _prompt_findings(workshop)
+    findings += _prompt_findings(recipe, workshop)
     findings += _preference_findings(workshop)
     findings += _population_findings(recipe, workshop)
     findings.append(_memory(recipe, workshop))
@@ -147,11 +150,32 @@ def _judge_findings(task: Task, workshop: Workshop) -> list[Finding]:
     return [Finding(what="correct", status="warn", detail=detail)]
 
 
-def _prompt_findings(workshop: Workshop) -> list[Finding]:
-    prompts = [prompt for each in workshop.materials for prompt in each.prompts]
-    lengths = sorted(len(prompt.token_ids) for prompt in prompts)
-    detail = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}; the first: {prompts[0].text!r}"
-    findings = [Finding(what="prompts", status="ok", detail=detail)]
+def _text_findings(recipe: Recipe, task: Task, workshop: Workshop) -> list[Finding]:
+    """The plain text of each stage that reads some: its documents, the pieces they are cut into, and what is kept to
+    see how well it learns."""
+    findings = []
+    for stage, own in zip(recipe.stages, workshop.materials, strict=True):
+        beside = stage.ptx if isinstance(stage, PolicySettings) else None
+        if not isinstance(stage, TextSettings) and beside is None:
+            continue
+        place = (beside.task if beside else None) or stage.task
+        corpus = task if place is None else make_task(**place)
+        assert isinstance(corpus, CorpusTask)
+        pieces = own.texts if beside else own.demonstrations
+        documents, held_out = len(corpus.train_texts()), len(corpus.eval_texts())
+        detail = f"stage {stage.label}: {documents} documents, {len(pieces)} pieces, {held_out} held out"
+        findings.append(Finding(what="texts", status="ok" if held_out or beside else "warn", detail=detail))
+    return findings
+
+
+def _prompt_findings(recipe: Recipe, workshop: Workshop) -> list[Finding]:
+    stages = zip(recipe.stages, workshop.materials, strict=True)
+    prompts = [prompt for stage, own in stages if not isinstance(stage, TextSettings) for prompt in own.prompts]
+    findings = []
+    if prompts:
+        lengths = sorted(len(prompt.token_ids) for prompt in prompts)
+        detail = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}; the first: {prompts[0].text!r}"
+        findings.append(Finding(what="prompts", status="ok", detail=detail))
     names = [workshop.policy.tokenizer.convert_ids_to_tokens(i) for i in sorted(workshop.policy.stop_token_ids)]
     status: Literal["ok", "fail"] = "ok" if names else "fail"
     findings.append(Finding(what="stop tokens", status=status, detail=", ".join(map(str, names)) or "none is known"))

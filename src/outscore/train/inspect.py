@@ -8,7 +8,7 @@ from typing import Any, get_args
 import safetensors.torch
 
 from outscore.config import Recipe, dump_recipe, load_recipe, parse_recipe
-from outscore.inputs import apply_overrides
+from outscore.inputs import apply_overrides, from_here
 from outscore.model.export import export
 from outscore.records import PYTHON, Message, Problem, SampleRequest, SamplingParams
 from outscore.report import Evaluation, RunDirectory
@@ -64,7 +64,7 @@ def evaluate_target(
         ValueError: if it is not said what to evaluate on, or anything in it cannot work.
     """
     if recipe is None and task is None and run_of(target) is None:
-        raise ValueError(f"{target} is no run: say what to evaluate on with --task KIND or --recipe FILE")
+        raise ValueError(_no_run(target, "--task KIND or --recipe FILE"))
     settings = target_recipe(target, recipe=recipe, task=task, reward=reward, overrides=overrides, compares=True)
     check_named(target, settings)
     return _evaluated(target, settings, None, None, on_own=recipe is None and task is None, say=say)
@@ -93,7 +93,7 @@ def evaluate(
     """
     target, given = str(target), task if task is None or isinstance(task, str) else PYTHON
     if recipe is None and task is None and run_of(target) is None:
-        raise ValueError(f"{target} is no run: say what to evaluate on with task=… or recipe=…")
+        raise ValueError(_no_run(target, "task=… or recipe=…"))
     settings = target_recipe(
         target, recipe=None if recipe is None else str(recipe), task=given, overrides=overrides, compares=True
     )
@@ -204,6 +204,18 @@ def run_of(target: str) -> Path | None:
     if len(path.parents) > 2 and path.parents[1].name == "checkpoints":
         candidates.append(path.parents[2])
     return next((folder for folder in candidates if (folder / "run.json").is_file()), None)
+
+
+def _no_run(target: str, how: str) -> str:
+    """What to do about a target that is no run; that there is nothing at its path is said first."""
+    path = Path(target).expanduser()
+    if path.exists():
+        return f"{target} is no run: say what to evaluate on with {how}"
+    try:
+        RunDirectory.open(path)
+    except ValueError as error:
+        return f"{error}{from_here(path)}. For a model on a hub, say what to evaluate on with {how}"
+    raise AssertionError(f"{target} is a run")
 
 
 def target_recipe(

@@ -136,13 +136,20 @@ def decoder_shape(config: Any, vocab_size: int) -> DecoderShape:
 
 
 def in_words(parts: Mapping[str, int]) -> str:
-    """The sum in GiB, and what it is made of.
+    """The sum in the unit that suits it, and what it is made of.
 
     >>> in_words({"weights": 3 << 30, "masters": 0, "gradients": 1 << 29})
     'about 3.50 GiB: weights 3.00, gradients 0.50'
     """
-    listed = ", ".join(f"{name} {count / 2**30:.2f}" for name, count in parts.items() if count)
-    return f"about {sum(parts.values()) / 2**30:.2f} GiB: {listed}"
+    unit, divisor = unit_of(total := sum(parts.values()))
+    sizes = {name: f"{count / divisor:.2f}" for name, count in parts.items()}
+    listed = ", ".join(f"{name} {size}" for name, size in sizes.items() if size != "0.00")
+    return f"about {total / divisor:.2f} {unit}: {listed}"
+
+
+def unit_of(count: int) -> tuple[str, int]:
+    """The unit that suits a number of bytes, and how many it has."""
+    return ("GiB", 1 << 30) if count >= 1 << 30 else ("MiB", 1 << 20)
 
 
 def device_bytes(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from outscore.config import EvaluationSettings, Recipe, TinySettings
 from outscore.stage_parts import OptimizerSettings
+from outscore.stage_rows import stage_algorithm
 from outscore.stages import PolicySettings, StageSettings
 
 
@@ -38,6 +39,8 @@ def _of_stage(stage: StageSettings) -> Iterator[str]:
             f"{where} optimizer.final_fraction = {optimizer.final_fraction:g} has no effect on schedule: constant; "
             "give linear or cosine"
         )
+    if isinstance(stage, PolicySettings):
+        yield from _of_lambda(stage)
     refresh = stage.refresh_reference_every if isinstance(stage, PolicySettings) else 0
     if refresh > stage.steps:
         yield (
@@ -54,4 +57,16 @@ def _charged_twice(stage: StageSettings, of_recipe: Sequence[str | Mapping[str, 
         yield (
             f"stage `{stage.label}`: length is charged twice, by overlong_buffer = {stage.overlong_buffer} and by the "
             "reward soft_overlong; leave the reward out, or give overlong_buffer: 0"
+        )
+
+
+def _of_lambda(stage: PolicySettings) -> Iterator[str]:
+    """VAPO's lambda, max(0, 1 - 1 / (alpha length)), where no answer may be long enough for it to be above 0."""
+    alpha, longest = stage_algorithm(stage).lambda_alpha, stage.sampling.max_new_tokens
+    if alpha is not None and alpha * longest <= 1:
+        yield (
+            f"stage `{stage.label}`: cells.lambda_alpha = {alpha:g} makes lambda 0 for every answer here, because "
+            f"sampling.max_new_tokens = {longest} is not above 1 / lambda_alpha = {1 / alpha:g}: a token's advantage "
+            "hears of the reward through the critic alone. Give answers that short a larger lambda_alpha, or none: "
+            "cells: {lambda_alpha: null}"
         )
