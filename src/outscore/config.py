@@ -105,8 +105,8 @@ class EvaluationSettings(Settings):
     """The reward that says whether an answer is correct: where it gives its greatest value, 1 for one of your own.
     Empty takes the last listed whose greatest value is 1, else the last of your own."""
     patience: int = Field(0, ge=0)
-    """Stop a stage after so many evaluations without a better one; it then ends with the weights of the best, which the
-    next stage goes on from. 0 never does."""
+    """Stop a stage after this many evaluations in a row without a better one. It then ends with the weights of the
+    best, and the next stage goes on from these. 0 never does."""
 
 
 class CheckpointSettings(Settings):
