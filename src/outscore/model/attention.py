@@ -24,14 +24,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from outscore.model import kernels
 from outscore.model.flex import FlexTree
 from outscore.model.forest import Segment, check_forest, segment_positions, subtree_ends
+from outscore.model.transfer import indices_on_device
 
 ATTENTION_NAME = "outscore"
 """The name under which the attention function is registered with transformers."""
@@ -114,11 +116,10 @@ class TreeAttention:
         self.segments = tuple(segments)
         self.device = torch.device(device)
         self.num_tokens = sum(segment.length for segment in segments)
-        self.positions = torch.tensor(segment_positions(segments), device=self.device)
         self._ends = subtree_ends(segments)
-        lengths = torch.tensor([segment.length for segment in segments])
         # A token is seen from itself to the end of its segment's subtree.
-        self._seen_until = torch.tensor(self._ends).repeat_interleave(lengths).to(self.device)
+        seen_until = np.repeat(self._ends, [segment.length for segment in segments])
+        self.positions, self._seen_until = indices_on_device([segment_positions(segments), seen_until], self.device)
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor | None] = {}
 
     @cached_property
@@ -142,18 +143,15 @@ class TreeAttention:
         return whole
 
     def _piece(self, queries: list[range], keys: list[range], branching: bool | None) -> _Piece:
-        width = max(len(run) for run in queries)
-        padded = [[*run, *([run[0]] * (width - len(run)))] for run in queries]
-        kept = [i * width + j for i, run in enumerate(queries) for j in range(len(run))]
-        key_width = max(len(run) for run in keys)
-        key_rows = [[*run, *([run[0]] * (key_width - len(run)))] for run in keys]
-        query_index = torch.tensor(padded, device=self.device)
-        kept_index = torch.tensor(kept, device=self.device)
+        padded, is_real = _padded(queries)
+        kept = np.flatnonzero(is_real)
+        arrays = [padded, _padded(keys)[0], kept, padded.ravel()[kept]]
+        query_index, key_index, kept_index, tokens = indices_on_device(arrays, self.device)
         return _Piece(
             query_index=query_index,
-            key_index=torch.tensor(key_rows, device=self.device),
-            kept=kept_index if len(kept) < query_index.numel() else None,
-            tokens=query_index.flatten()[kept_index],
+            key_index=key_index,
+            kept=kept_index if len(kept) < padded.size else None,
+            tokens=tokens,
             branching=branching,
         )
 
@@ -242,6 +240,14 @@ class TreeAttention:
         else:
             out = _plain_tree(queries, keys, values, self, scaling, sliding_window, softcap)
         return out[None]
+
+
+def _padded(runs: Sequence[range]) -> tuple[Int64[np.ndarray, "problem slot"], Bool[np.ndarray, "problem slot"]]:
+    """Runs of tokens, the shorter ones padded by their first; and which slots are no padding."""
+    starts, lengths = np.array([(run.start, len(run)) for run in runs]).T
+    slots = np.arange(lengths.max())
+    is_real = slots < lengths[:, None]
+    return starts[:, None] + np.where(is_real, slots, 0), is_real
 
 
 def _bucket(length: int) -> int:

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float64
 
 from outscore.model.policy import Policy
+from outscore.model.transfer import on_device
 from outscore.records import SamplingParams
-from outscore.rollout.context import DecodeContext, LiveRow, on_device
+from outscore.rollout.context import DecodeContext, LiveRow
 from outscore.rollout.graphs import Graphs, Repeated
 from outscore.rollout.sampling import choose
 
@@ -69,7 +70,7 @@ class Stretch:
         are drawn."""
         num_tokens = len(draws)
         assert num_tokens <= min(self.left, len(self._draws))
-        self._draws[:num_tokens].copy_(torch.from_numpy(draws), non_blocking=True)
+        self._draws[:num_tokens].copy_(on_device(torch.from_numpy(draws), self._draws.device))
         self._number.zero_()
         for _ in range(num_tokens):
             self._step()
