@@ -228,7 +228,7 @@ class TreeAttention:
         softcap: float | None,
     ) -> Float[Tensor, "1 token head dim"]:
         """Attend over the forest; see `AttentionContext.attend`."""
-        kernel = kernels.kernel_for(query, key, value, softcap)
+        kernel = kernels.kernel_for(query, key, value, sliding_window, softcap)
         if kernel == "flex":
             return self._flex.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
         # Token first, as projections lay it out in memory: picking a token then copies one run of memory.
