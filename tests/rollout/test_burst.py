@@ -87,6 +87,24 @@ def test_how_long_rows_stay_as_they_are_changes_no_token(length, ended, monkeypa
     check_equal(GroupEngine(policy, max_rows=64, burst=3).sample(requests(), PARAMS, seed=3, step=2), expected)
 
 
+@pytest.mark.parametrize(("ended", "num_stretches"), [(0.25, 2), (0.0, 3)])
+def test_one_row_that_ended_ends_no_stretch_though_another_waits_for_its_place(ended, num_stretches, monkeypatch):
+    """The first of four rows ends after 4 tokens of 33, and a fifth completion waits."""
+    monkeypatch.setattr(engine, "ENDED", ended)
+    begun = []
+    begin = Stretch.__init__
+    monkeypatch.setattr(Stretch, "__init__", lambda self, *given, **named: begun.append(begin(self, *given, **named)))
+    policy = make_policy("llama")
+    policy.stop_token_ids = frozenset()
+    asked = [
+        replace(request, max_new_tokens=limit)
+        for request, limit in zip(requests(sizes=(1,) * 5), (4, 33, 33, 33, 33), strict=True)
+    ]
+    found = GroupEngine(policy, max_rows=4, burst=4).sample(asked, replace(PARAMS, max_new_tokens=33), seed=0, step=0)
+    assert len(begun) == num_stretches
+    assert [len(group.completions[0].completion.token_ids) for group in found] == [4, 33, 33, 33, 33]
+
+
 def test_where_nothing_can_be_recorded_tokens_are_the_same_and_the_log_says_why_once(monkeypatch, caplog) -> None:
     def fails(self: Graphs, step: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
