@@ -13,7 +13,20 @@ from outscore.model.policy import Policy
 from outscore.model.rows import GroupRows
 
 CHUNK_LOGITS = 1 << 24
-"""Logits held at a time (64 MiB in fp32)."""
+"""Logits held at a time (64 MiB in fp32), at least."""
+
+MEMORY_SHARE = 128
+"""A GPU holds so many times the logits of a chunk: 1 GiB of them on one with 141 GB. For each chunk it reads the head
+three times and adds up its gradient, in the model's own type: the fewer, the faster, and the less is rounded."""
+
+
+def chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Tokens whose logits are held at a time."""
+    num_logits = CHUNK_LOGITS
+    if device.type == "cuda":
+        share = torch.cuda.get_device_properties(device).total_memory // (4 * MEMORY_SHARE)
+        num_logits = max(num_logits, 1 << (share.bit_length() - 1))
+    return max(num_logits // vocab_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +54,7 @@ def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0)
         temperature: divides the logits, as it did when the completions were sampled; greedy sampling (0) counts as 1.
     """
     predicting = row_hidden(policy, rows).index_select(0, rows.sources)
-    chunk = max(CHUNK_LOGITS // policy.vocab_size, 1)
+    chunk = chunk_tokens(policy.vocab_size, policy.device)
     pieces = [
         cast(
             tuple[Tensor, Tensor], checkpoint(_evaluate, policy, part, targets, temperature or 1.0, use_reentrant=False)
