@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from outscore.model.attention import TreeAttention
 from outscore.model.policy import Policy
 from outscore.model.rows import GroupRows
+from outscore.model.transfer import on_device
 
 CHUNK_LOGITS = 1 << 24
 """Logits held at a time (64 MiB in fp32), at least."""
@@ -75,7 +76,7 @@ def row_hidden(policy: Policy, rows: GroupRows) -> Float[Tensor, "slot hidden"]:
         tree = TreeAttention(rows.segments, rows.token_ids.device)
         hidden = policy.hidden(rows.token_ids, rows.positions, tree)
     else:
-        lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
+        lengths = on_device(torch.tensor(rows.lengths), rows.token_ids.device)
         mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
         hidden = policy.padded_hidden(rows.token_ids, mask.long())
     return hidden.flatten(0, 1)

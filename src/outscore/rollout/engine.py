@@ -31,7 +31,7 @@ from outscore.rollout.completions import (
     drafts,
     extend,
     groups,
-    take,
+    take_several,
     upcoming,
 )
 from outscore.rollout.context import DecodeContext, PrefillContext, StoredPrompt
@@ -199,10 +199,7 @@ class _Rollout:
         live = [draft for draft in every if draft.finish is None]
         num_tokens = min(burst, self.stretch.left, *(draft.limit - len(draft.token_ids) for draft in live))
         ids, logprobs = self.stretch.draw(upcoming(every, num_tokens))
-        for place, draft in enumerate(every):
-            for token in range(num_tokens):
-                if draft.finish is None:
-                    take(draft, ids[token][place], logprobs[token][place], self.policy, self.params)
+        take_several(every, ids, logprobs, self.policy, self.params)
         self._hand_out(live)
         num_ended = sum(draft.finish is not None for draft in every)
         if self.stretch.left == 0 or num_ended > ENDED * len(every):
