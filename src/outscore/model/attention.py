@@ -291,8 +291,10 @@ class _FlashTree(torch.autograd.Function):
         scaling: float,
         window: int | None,
     ) -> Float[Tensor, "token head dim"]:
-        out = query.new_empty(query.shape)
-        lse = query.new_empty((*query.shape[:2], 1), dtype=torch.promote_types(query.dtype, torch.float32))
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # Rounded once, when all pieces are joined; where none are, as the kernel rounds.
+        out = query.new_empty(query.shape, dtype=wide if tree._cross else query.dtype)
+        lse = query.new_empty((*query.shape[:2], 1), dtype=wide)
         for number, piece in enumerate(tree.pieces()):
             mask = tree.mask(number, window, query.dtype)
             piece_out, piece_lse = _flash(
@@ -312,10 +314,11 @@ class _FlashTree(torch.autograd.Function):
                 before = lse.index_select(0, piece.tokens)
                 joined = torch.logaddexp(before, kept_lse)
                 old, new = torch.exp(before - joined), torch.exp(kept_lse - joined)
-                kept_out = (out.index_select(0, piece.tokens) * old + kept_out * new).to(out.dtype)
+                kept_out = out.index_select(0, piece.tokens) * old + kept_out * new
                 kept_lse = joined
-            out.index_copy_(0, piece.tokens, kept_out)
+            out.index_copy_(0, piece.tokens, kept_out.to(out.dtype))
             lse.index_copy_(0, piece.tokens, kept_lse)
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.tree, ctx.scaling, ctx.window = tree, scaling, window
         return out
