@@ -26,13 +26,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from outscore.model import kernels
 from outscore.model.flex import FlexTree
-from outscore.model.forest import Segment, check_forest, segment_positions, subtree_ends
+from outscore.model.forest import Segment, check_forest, padded_runs, segment_positions, subtree_ends
 from outscore.model.transfer import indices_on_device
 
 ATTENTION_NAME = "outscore"
@@ -143,9 +143,9 @@ class TreeAttention:
         return whole
 
     def _piece(self, queries: list[range], keys: list[range], branching: bool | None) -> _Piece:
-        padded, is_real = _padded(queries)
+        (padded, is_real), (key_places, _) = padded_runs(queries), padded_runs(keys)
         kept = np.flatnonzero(is_real)
-        arrays = [padded, _padded(keys)[0], kept, padded.ravel()[kept]]
+        arrays = [padded, key_places, kept, padded.ravel()[kept]]
         query_index, key_index, kept_index, tokens = indices_on_device(arrays, self.device)
         return _Piece(
             query_index=query_index,
@@ -240,14 +240,6 @@ class TreeAttention:
         else:
             out = _plain_tree(queries, keys, values, self, scaling, sliding_window, softcap)
         return out[None]
-
-
-def _padded(runs: Sequence[range]) -> tuple[Int64[np.ndarray, "problem slot"], Bool[np.ndarray, "problem slot"]]:
-    """Runs of tokens, the shorter ones padded by their first; and which slots are no padding."""
-    starts, lengths = np.array([(run.start, len(run)) for run in runs]).T
-    slots = np.arange(lengths.max())
-    is_real = slots < lengths[:, None]
-    return starts[:, None] + np.where(is_real, slots, 0), is_real
 
 
 def _bucket(length: int) -> int:

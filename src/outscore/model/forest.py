@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 WORTH = 8
 """A branch is worth its join (see `outscore.model.attention`) if it saves one token for so many below it."""
@@ -42,6 +42,14 @@ def ranges(starts: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarr
     ends = np.cumsum(lengths, dtype=np.int64)
     offsets = np.repeat(np.asarray(starts, dtype=np.int64) - ends + lengths, lengths)
     return np.arange(len(offsets)) + offsets
+
+
+def padded_runs(runs: Sequence[range]) -> tuple[Int64[np.ndarray, "run slot"], Bool[np.ndarray, "run slot"]]:
+    """Runs of places as rows, the shorter ones padded by their first; and which slots are no padding."""
+    starts, lengths = np.array([(run.start, len(run)) for run in runs]).T
+    slots = np.arange(lengths.max())
+    is_real = slots < lengths[:, None]
+    return starts[:, None] + np.where(is_real, slots, 0), is_real
 
 
 def segment_positions(segments: Sequence[Segment]) -> Int64[np.ndarray, " token"]:
