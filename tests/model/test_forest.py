@@ -9,7 +9,7 @@ import torch
 from families import VOCAB_SIZE, build_family, each_family
 
 from outscore.model import forest
-from outscore.model.forest import PrefixForest, check_forest, prefix_forest, segment_positions
+from outscore.model.forest import PrefixCount, PrefixForest, check_forest, prefix_forest, segment_positions
 from outscore.model.logprobs import token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
@@ -56,6 +56,14 @@ def test_every_prefix_stands_once_where_sharing_costs_nothing(seed: int, monkeyp
     monkeypatch.setattr(forest, "WORTH", 1_000_000)
     sequences = random_sequences(random.Random(seed))
     assert len(prefix_forest(sequences).token_ids) == len(prefixes(sequences))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_different_beginnings_are_counted_as_sequences_come(seed: int) -> None:
+    sequences, count = random_sequences(random.Random(seed)), PrefixCount()
+    for number, sequence in enumerate(sequences, start=1):
+        count.add(sequence)
+        assert count.size == len(prefixes(sequences[:number]))
 
 
 def test_a_short_beginning_of_long_sequences_is_repeated_but_never_a_prompt() -> None:
