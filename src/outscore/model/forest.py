@@ -41,7 +41,8 @@ def ranges(starts: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarr
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     offsets = np.repeat(np.asarray(starts, dtype=np.int64) - ends + lengths, lengths)
-    return np.arange(len(offsets)) + offsets
+    places: Int64[np.ndarray, " place"] = np.arange(len(offsets)) + offsets
+    return places
 
 
 def padded_runs(runs: Sequence[range]) -> tuple[Int64[np.ndarray, "run slot"], Bool[np.ndarray, "run slot"]]:

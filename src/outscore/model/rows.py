@@ -209,5 +209,5 @@ def _on_device(
     **shape: Any,
 ) -> GroupRows:
     arrays = {"token_ids": token_ids, "positions": positions, **index}
-    moved = indices_on_device(list(arrays.values()), device)
-    return GroupRows(**dict(zip(arrays, moved, strict=True)), **shape)
+    moved: dict[str, Any] = dict(zip(arrays, indices_on_device(list(arrays.values()), device), strict=True))
+    return GroupRows(**moved, **shape)
