@@ -29,7 +29,7 @@ DEEP = forest((40, -1), (3, 0), (6, 1), (2, 2), (5, 2), (4, 1), (7, 0), (2, 6), 
 def visible(segments: list[Segment], window: int | None) -> Tensor:
     """The dense mask, token by token: own segment up to oneself, all of every ancestor, positions within the window."""
     owner = [i for i, segment in enumerate(segments) for _ in range(segment.length)]
-    positions = segment_positions(segments)
+    positions = segment_positions(segments).tolist()
     ancestors = []
     for i in range(len(segments)):
         line, parent = {i}, segments[i].parent

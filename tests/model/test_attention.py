@@ -54,7 +54,7 @@ def test_padding_slots_never_turn_into_nan_when_later_scores_are_huge(small, mon
 
 
 def test_a_completions_positions_continue_its_prompt():
-    assert segment_positions(forest((3, -1), (2, 0), (2, 0), (1, 2))) == [0, 1, 2, 3, 4, 3, 4, 5]
+    assert segment_positions(forest((3, -1), (2, 0), (2, 0), (1, 2))).tolist() == [0, 1, 2, 3, 4, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

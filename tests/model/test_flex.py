@@ -35,7 +35,9 @@ compiles = pytest.mark.filterwarnings("default")
 """PyTorch's compiler warns of itself."""
 
 CPU = torch.device("cpu")
-HEADS = Heads(device=CPU, dtype=torch.float32, num_heads=4, num_kv_heads=2, dim=16, value_dim=16, softcap=None)
+HEADS = Heads(
+    device=CPU, dtype=torch.float32, num_heads=4, num_kv_heads=2, dim=16, value_dim=16, softcap=None, windowed=False
+)
 
 
 def any_forest(draw: random.Random, num_tokens: int) -> list[Segment]:
@@ -248,6 +250,30 @@ def test_a_kernel_serves_rows_of_any_length(graphs, monkeypatch):
     assert len(graphs) == before + 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("windowed", [False, True])
+def test_the_trial_compiles_all_that_a_model_needs(windowed, graphs, monkeypatch):
+    """With gradients and without, in rows that need padding and that do not: nothing is left to be compiled later,
+    where a failure would end the run. And nothing is compiled that such heads do not need."""
+    try_flex(replace(HEADS, windowed=windowed))
+    before = len(graphs)
+    assert before <= (6 if windowed else 3)
+    monkeypatch.setattr(kernels, "FORCED", "flex")
+    for lengths in ([180, 60], [3], [250], [128, 126]):
+        for window in (None, 50, 1000) if windowed else (None,):
+            for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+                with mode():
+                    segments = forest((130, -1), *[(length, 0) for length in lengths])
+                    inputs = [each.detach().float() for each in states(segments, 16)]
+                    token_first = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in inputs]
+                    if torch.is_grad_enabled():
+                        token_first = [each.requires_grad_() for each in token_first]
+                    TreeAttention(segments).attend(
+                        torch.nn.Identity(), *token_first, scaling=0.25, sliding_window=window, softcap=None
+                    )
+    assert len(graphs) == before
+
+
 @compiles
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles kernels for a CPU with it")
@@ -271,9 +297,9 @@ def test_a_compiled_kernel_reads_the_lists_of_blocks(monkeypatch):
 class TestChoice:
     def test_a_cpu_has_its_own_kernel_which_has_no_soft_cap(self):
         query, key, value = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 3, 8)
-        assert kernel_for(query, key, value, None) == "flash"
-        assert kernel_for(query, key, value, 2.0) == "plain"
-        assert kernel_for(query, key, torch.zeros(1, 2, 3, 5), None) == "plain"
+        assert kernel_for(query, key, value, None, None) == kernel_for(query, key, value, 8, None) == "flash"
+        assert kernel_for(query, key, value, None, 2.0) == "plain"
+        assert kernel_for(query, key, torch.zeros(1, 2, 3, 5), None, None) == "plain"
 
     @pytest.mark.parametrize("change", [{"dtype": torch.float64}, {"dim": 8, "value_dim": 8}, {"value_dim": 8}])
     def test_what_no_kernel_of_a_gpu_takes_goes_the_plain_way(self, change):
@@ -314,11 +340,18 @@ class TestChoice:
         assert re.search(said, found.reason)
 
     @pytest.mark.usefixtures("in_tensor_operations")
-    @pytest.mark.parametrize("softcap", [None, 2.0])
-    def test_the_trial_knows_right_from_wrong(self, softcap, monkeypatch):
-        heads = replace(HEADS, softcap=softcap)
+    @pytest.mark.parametrize(("softcap", "windowed"), [(None, False), (2.0, False), (None, True)])
+    def test_the_trial_knows_right_from_wrong(self, softcap, windowed, monkeypatch):
+        heads = replace(HEADS, softcap=softcap, windowed=windowed)
         assert try_flex(heads) < 1e-5
         right = flex.attend
+        for wrong_mode in (torch.is_grad_enabled, lambda: not torch.is_grad_enabled(), torch.is_inference_mode_enabled):
+
+            def wrong_there(*given: Any, wrong_mode: Callable[[], bool] = wrong_mode) -> Tensor:
+                return right(*given) * (2 if wrong_mode() else 1)
+
+            monkeypatch.setattr(flex, "compiled", lambda wrong_there=wrong_there: wrong_there)
+            assert try_flex(heads) > 0.1
 
         def blind_to_segments(*given: Any) -> Tensor:
             given[3].mask_mod = lambda batch, head, query, key: key <= query
@@ -330,10 +363,13 @@ class TestChoice:
     @each_family
     def test_heads_are_read_from_a_models_configuration(self, family):
         heads = heads_of(FAMILIES[family](), CPU, torch.float32)
-        softcap = 2.0 if family == "gemma2" else None
-        assert heads == Heads(
-            device=CPU, dtype=torch.float32, num_heads=4, num_kv_heads=2, dim=8, value_dim=8, softcap=softcap
-        )
+        softcap, windowed = (2.0 if family == "gemma2" else None), family in ("gemma2", "gemma3", "mistral")
+        assert heads == replace(HEADS, dim=8, value_dim=8, softcap=softcap, windowed=windowed)
+
+    def test_layers_without_a_window_need_no_kernel_with_one(self):
+        config = FAMILIES["gemma3"]()
+        config.layer_types = ["full_attention"] * 3
+        assert not heads_of(config, CPU, torch.float32).windowed
 
 
 @compiles
@@ -341,7 +377,8 @@ class TestChoice:
 class TestOnGpu:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
     @pytest.mark.parametrize(
-        "change", [{}, {"softcap": 20.0}, {"dim": 80, "value_dim": 80}, {"dim": 128, "value_dim": 128}]
+        "change",
+        [{}, {"windowed": True}, {"softcap": 20.0}, {"dim": 80, "value_dim": 80}, {"dim": 128, "value_dim": 128}],
     )
     def test_the_kernel_is_taken(self, dtype, change):
         heads = replace(HEADS, device=torch.device("cuda", 0), dtype=dtype, **change)

@@ -3,12 +3,13 @@
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from families import VOCAB_SIZE, build_family, each_family
 
 from outscore.model import forest
-from outscore.model.forest import check_forest, prefix_forest, segment_positions
+from outscore.model.forest import PrefixCount, PrefixForest, check_forest, prefix_forest, segment_positions
 from outscore.model.logprobs import token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.rows import TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
@@ -18,6 +19,11 @@ from outscore.records import Completion
 
 def prefixes(sequences: list[tuple[int, ...]]) -> set[tuple[int, ...]]:
     return {sequence[:end] for sequence in sequences for end in range(1, len(sequence) + 1)}
+
+
+def places_of(sequences: list[tuple[int, ...]], found: PrefixForest) -> list[list[int]]:
+    ends = np.cumsum([len(sequence) for sequence in sequences])
+    return [places.tolist() for places in np.split(found.places(), ends[:-1])]
 
 
 def random_sequences(generator: random.Random) -> list[tuple[int, ...]]:
@@ -35,7 +41,7 @@ def test_every_sequence_is_a_path_from_a_root(seed: int) -> None:
     check_forest(found.segments)
     positions = segment_positions(found.segments)
     owner = [index for index, segment in enumerate(found.segments) for _ in range(segment.length)]
-    for sequence, places in zip(sequences, found.places, strict=True):
+    for sequence, places in zip(sequences, places_of(sequences, found), strict=True):
         assert tuple(found.token_ids[place] for place in places) == sequence
         assert [positions[place] for place in places] == list(range(len(sequence)))
         for before, place in pairwise(places):
@@ -52,6 +58,14 @@ def test_every_prefix_stands_once_where_sharing_costs_nothing(seed: int, monkeyp
     assert len(prefix_forest(sequences).token_ids) == len(prefixes(sequences))
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_the_different_beginnings_are_counted_as_sequences_come(seed: int) -> None:
+    sequences, count = random_sequences(random.Random(seed)), PrefixCount()
+    for number, sequence in enumerate(sequences, start=1):
+        count.add(sequence)
+        assert count.size == len(prefixes(sequences[:number]))
+
+
 def test_a_short_beginning_of_long_sequences_is_repeated_but_never_a_prompt() -> None:
     """Sharing 1 token between two saves 1, and 200 tokens would have to be joined to it."""
     long = [(5, 1, *range(10, 110)), (5, 2, *range(10, 110))]
@@ -62,7 +76,7 @@ def test_a_short_beginning_of_long_sequences_is_repeated_but_never_a_prompt() ->
 
 
 def test_equal_sequences_share_all_their_tokens() -> None:
-    assert prefix_forest([(5, 6), (5, 6), (5, 6)]).places == [[0, 1]] * 3
+    assert prefix_forest([(5, 6), (5, 6), (5, 6)]).places().tolist() == [0, 1] * 3
 
 
 def test_a_deep_forest_needs_no_deep_stack(monkeypatch: pytest.MonkeyPatch) -> None:

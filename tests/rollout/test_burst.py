@@ -4,6 +4,7 @@ each."""
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from families import build_family, each_family
@@ -15,6 +16,7 @@ from outscore.records import SampledGroup
 from outscore.rollout import GroupEngine, engine, sampling, stretch
 from outscore.rollout.engine import BURST
 from outscore.rollout.graphs import Graphs, Repeated
+from outscore.rollout.stretch import Stretch
 
 
 def make_policy(family: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Policy:
@@ -83,6 +85,24 @@ def test_how_long_rows_stay_as_they_are_changes_no_token(length, ended, monkeypa
     monkeypatch.setattr(stretch, "STRETCH", length)
     monkeypatch.setattr(engine, "ENDED", ended)
     check_equal(GroupEngine(policy, max_rows=64, burst=3).sample(requests(), PARAMS, seed=3, step=2), expected)
+
+
+@pytest.mark.parametrize(("ended", "num_stretches"), [(0.25, 2), (0.0, 3)])
+def test_one_row_that_ended_ends_no_stretch_though_another_waits_for_its_place(ended, num_stretches, monkeypatch):
+    """The first of four rows ends after 4 tokens of 33, and a fifth completion waits."""
+    monkeypatch.setattr(engine, "ENDED", ended)
+    begun = []
+    begin = Stretch.__init__
+    monkeypatch.setattr(Stretch, "__init__", lambda self, *given, **named: begun.append(begin(self, *given, **named)))
+    policy = make_policy("llama")
+    policy.stop_token_ids = frozenset()
+    asked = [
+        replace(request, max_new_tokens=limit)
+        for request, limit in zip(requests(sizes=(1,) * 5), (4, 33, 33, 33, 33), strict=True)
+    ]
+    found = GroupEngine(policy, max_rows=4, burst=4).sample(asked, replace(PARAMS, max_new_tokens=33), seed=0, step=0)
+    assert len(begun) == num_stretches
+    assert [len(group.completions[0].completion.token_ids) for group in found] == [4, 33, 33, 33, 33]
 
 
 def test_where_nothing_can_be_recorded_tokens_are_the_same_and_the_log_says_why_once(monkeypatch, caplog) -> None:
@@ -217,16 +237,26 @@ def test_a_step_that_waits_is_not_recorded_and_changes_nothing(caplog) -> None:
 
 
 @pytest.mark.gpu
-def test_the_host_waits_for_the_gpu_twice_in_a_burst() -> None:
+def test_the_host_waits_for_the_gpu_twice_in_a_burst(monkeypatch) -> None:
+    """For the ids and for the log-probs, wherever in a stretch: while a step runs as it is, is recorded, or is
+    replayed."""
     policy = make_policy("llama", "cuda")
     policy.stop_token_ids = frozenset()
     sampler, params = GroupEngine(policy, max_rows=64), replace(PARAMS, max_new_tokens=64)
     sampler.sample(requests(), params, seed=0, step=1)  # whatever waits the first time only
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
-            sampler.sample(requests(), params, seed=0, step=1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert 0 < len(waits) <= 63 // 3
+    waits: list[int] = []
+    draw = Stretch.draw
+
+    def watched(self: Stretch, draws: np.ndarray) -> object:
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                return draw(self, draws)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            waits.append(sum("synchronizing" in str(warning.message) for warning in caught))
+
+    monkeypatch.setattr(Stretch, "draw", watched)
+    sampler.sample(requests(), params, seed=0, step=1)
+    assert waits == [2] * -(-63 // BURST)

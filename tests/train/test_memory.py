@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import outscore.train.check as check_module
 from outscore.config import parse_recipe
 from outscore.model.attention import TreeAttention
 from outscore.model.forest import Segment
-from outscore.model.logprobs import CHUNK_LOGITS
+from outscore.model.logprobs import chunk_tokens
 from outscore.train.check import check_recipe
 from outscore.train.memory import (
     activation_bytes,
@@ -117,8 +119,22 @@ def test_recomputed_activations_and_the_cache_by_hand() -> None:
     assert activation_bytes(shape, 10, bytes_per_value=2) == 10 * 3 * layer
     assert activation_bytes(shape, 10, bytes_per_value=2, recomputed=True) == 10 * (3 * 32 * 2 + layer)
     assert cache_bytes(shape, 10, bytes_per_value=2) == 10 * 2 * 2 * 16 * 3
-    assert logit_bytes(shape, 10) == 4 * 4 * 10 * 64
-    assert logit_bytes(shape, 10**9) == 4 * 4 * (CHUNK_LOGITS // 64) * 64
+    cpu = torch.device("cpu")
+    assert logit_bytes(shape, 10, cpu) == 4 * 4 * 10 * 64
+    assert logit_bytes(shape, 10**9, cpu) == 4 * 4 * (1 << 24)
+
+
+@pytest.mark.parametrize(("gib", "num_logits"), [(139, 1 << 28), (80, 1 << 27), (24, 1 << 25), (4, 1 << 24)])
+def test_a_chunk_of_logits_is_as_large_as_a_gpus_memory_allows(
+    gib: int, num_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most a 128th of it, so that the four arrays of a backward pass take at most a 32nd; and no less than on a
+    CPU."""
+    found = SimpleNamespace(total_memory=gib << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    shape = replace(decoder_shape(build_family("llama").config, 64), vocab=1 << 17)
+    assert chunk_tokens(1 << 17, torch.device("cuda")) == num_logits >> 17
+    assert logit_bytes(shape, 10**9, torch.device("cuda")) == 4 * 4 * num_logits
 
 
 def test_in_words() -> None:

@@ -89,6 +89,7 @@ EXTENT = Extent(num_tokens=10, num_predictions=7, num_pairs=100, num_micro_batch
 def trained(**changes: Any) -> Trained:
     values = {
         "shape": SHAPE,
+        "device": torch.device("cpu"),
         "num_parameters": 1000,
         "num_trained": 1000,
         "num_head": 40,

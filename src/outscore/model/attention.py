@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ from transformers import AttentionInterface
 
 from outscore.model import kernels
 from outscore.model.flex import FlexTree
-from outscore.model.forest import Segment, check_forest, segment_positions, subtree_ends
+from outscore.model.forest import Segment, check_forest, padded_runs, segment_positions, subtree_ends
+from outscore.model.transfer import indices_on_device
 
 ATTENTION_NAME = "outscore"
 """The name under which the attention function is registered with transformers."""
@@ -114,11 +116,10 @@ class TreeAttention:
         self.segments = tuple(segments)
         self.device = torch.device(device)
         self.num_tokens = sum(segment.length for segment in segments)
-        self.positions = torch.tensor(segment_positions(segments), device=self.device)
         self._ends = subtree_ends(segments)
-        lengths = torch.tensor([segment.length for segment in segments])
         # A token is seen from itself to the end of its segment's subtree.
-        self._seen_until = torch.tensor(self._ends).repeat_interleave(lengths).to(self.device)
+        seen_until = np.repeat(self._ends, [segment.length for segment in segments])
+        self.positions, self._seen_until = indices_on_device([segment_positions(segments), seen_until], self.device)
         self._masks: dict[tuple[int, int | None, torch.dtype], Tensor | None] = {}
 
     @cached_property
@@ -142,18 +143,15 @@ class TreeAttention:
         return whole
 
     def _piece(self, queries: list[range], keys: list[range], branching: bool | None) -> _Piece:
-        width = max(len(run) for run in queries)
-        padded = [[*run, *([run[0]] * (width - len(run)))] for run in queries]
-        kept = [i * width + j for i, run in enumerate(queries) for j in range(len(run))]
-        key_width = max(len(run) for run in keys)
-        key_rows = [[*run, *([run[0]] * (key_width - len(run)))] for run in keys]
-        query_index = torch.tensor(padded, device=self.device)
-        kept_index = torch.tensor(kept, device=self.device)
+        (padded, is_real), (key_places, _) = padded_runs(queries), padded_runs(keys)
+        kept = np.flatnonzero(is_real)
+        arrays = [padded, key_places, kept, padded.ravel()[kept]]
+        query_index, key_index, kept_index, tokens = indices_on_device(arrays, self.device)
         return _Piece(
             query_index=query_index,
-            key_index=torch.tensor(key_rows, device=self.device),
-            kept=kept_index if len(kept) < query_index.numel() else None,
-            tokens=query_index.flatten()[kept_index],
+            key_index=key_index,
+            kept=kept_index if len(kept) < padded.size else None,
+            tokens=tokens,
             branching=branching,
         )
 
@@ -230,7 +228,7 @@ class TreeAttention:
         softcap: float | None,
     ) -> Float[Tensor, "1 token head dim"]:
         """Attend over the forest; see `AttentionContext.attend`."""
-        kernel = kernels.kernel_for(query, key, value, softcap)
+        kernel = kernels.kernel_for(query, key, value, sliding_window, softcap)
         if kernel == "flex":
             return self._flex.attend(query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
         # Token first, as projections lay it out in memory: picking a token then copies one run of memory.
@@ -285,8 +283,10 @@ class _FlashTree(torch.autograd.Function):
         scaling: float,
         window: int | None,
     ) -> Float[Tensor, "token head dim"]:
-        out = query.new_empty(query.shape)
-        lse = query.new_empty((*query.shape[:2], 1), dtype=torch.promote_types(query.dtype, torch.float32))
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # Rounded once, when all pieces are joined; where none are, as the kernel rounds.
+        out = query.new_empty(query.shape, dtype=wide if tree._cross else query.dtype)
+        lse = query.new_empty((*query.shape[:2], 1), dtype=wide)
         for number, piece in enumerate(tree.pieces()):
             mask = tree.mask(number, window, query.dtype)
             piece_out, piece_lse = _flash(
@@ -306,10 +306,11 @@ class _FlashTree(torch.autograd.Function):
                 before = lse.index_select(0, piece.tokens)
                 joined = torch.logaddexp(before, kept_lse)
                 old, new = torch.exp(before - joined), torch.exp(kept_lse - joined)
-                kept_out = (out.index_select(0, piece.tokens) * old + kept_out * new).to(out.dtype)
+                kept_out = out.index_select(0, piece.tokens) * old + kept_out * new
                 kept_lse = joined
-            out.index_copy_(0, piece.tokens, kept_out)
+            out.index_copy_(0, piece.tokens, kept_out.to(out.dtype))
             lse.index_copy_(0, piece.tokens, kept_lse)
+        out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.tree, ctx.scaling, ctx.window = tree, scaling, window
         return out

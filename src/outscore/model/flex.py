@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast, no_type_check
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from outscore.model.forest import Segment, segment_positions, subtree_ends
+from outscore.model.transfer import indices_on_device
 
 BLOCK = 128
 """Tokens of a block: what PyTorch's kernels are tuned for."""
@@ -51,11 +53,10 @@ class FlexTree:
         if self.padding:
             segments = [*segments, Segment(start=self.num_tokens, length=self.padding, parent=-1)]
         positions = segment_positions(segments)
-        self._reach = max(positions) + 1  # no window this wide hides anything
-        lengths = torch.tensor([segment.length for segment in segments])
-        ends = torch.tensor(subtree_ends(segments), dtype=torch.int32).repeat_interleave(lengths)
-        self.seen_until = ends.to(device, non_blocking=True)
-        self.positions = torch.tensor(positions, dtype=torch.int32).to(device, non_blocking=True)
+        self._reach = int(positions.max()) + 1  # no window this wide hides anything
+        seen_until = np.repeat(subtree_ends(segments), [segment.length for segment in segments])
+        indices = (array.astype(np.int32) for array in (seen_until, positions))
+        self.seen_until, self.positions = indices_on_device(list(indices), device)
         self._masks: dict[int | None, BlockMask] = {}
 
     def mask(self, window: int | None) -> BlockMask:
@@ -76,7 +77,10 @@ class FlexTree:
         softcap: float | None,
     ) -> Float[Tensor, "1 token head value_dim"]:
         """Attend over the forest; differentiable. See `outscore.model.attention.AttentionContext.attend`."""
-        states = (pad(each, (0, 0, 0, self.padding)) if self.padding else each for each in (query, key, value))
+        # Runs of memory either way: rows that need no padding are then no case of their own to a compiler.
+        states = (
+            pad(each, (0, 0, 0, self.padding)) if self.padding else each.contiguous() for each in (query, key, value)
+        )
         # Constants of a kernel are compiled into it: PyTorch cannot take scale or soft cap for symbols.
         with torch._dynamo.config.patch(specialize_float=True, recompile_limit=MAX_KERNELS):
             out: Tensor = compiled()(*states, self.mask(window), scaling, softcap)

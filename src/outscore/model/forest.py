@@ -6,9 +6,13 @@ so equal beginnings are stored, and computed, once. That changes no number but b
 are copies, and their gradients add up.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+
+import numpy as np
+from jaxtyping import Bool, Int64
 
 WORTH = 8
 """A branch is worth its join (see `outscore.model.attention`) if it saves one token for so many below it."""
@@ -29,15 +33,33 @@ class Segment:
     """Index of the segment it continues, or -1 for a root."""
 
 
-def segment_positions(segments: Sequence[Segment]) -> list[int]:
+def ranges(starts: Sequence[int] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " place"]:
+    """Runs of numbers, one after the other.
+
+    >>> ranges([5, 2], [3, 2]).tolist()
+    [5, 6, 7, 2, 3]
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    offsets = np.repeat(np.asarray(starts, dtype=np.int64) - ends + lengths, lengths)
+    places: Int64[np.ndarray, " place"] = np.arange(len(offsets)) + offsets
+    return places
+
+
+def padded_runs(runs: Sequence[range]) -> tuple[Int64[np.ndarray, "run slot"], Bool[np.ndarray, "run slot"]]:
+    """Runs of places as rows, the shorter ones padded by their first; and which slots are no padding."""
+    starts, lengths = np.array([(run.start, len(run)) for run in runs]).T
+    slots = np.arange(lengths.max())
+    is_real = slots < lengths[:, None]
+    return starts[:, None] + np.where(is_real, slots, 0), is_real
+
+
+def segment_positions(segments: Sequence[Segment]) -> Int64[np.ndarray, " token"]:
     """The position of every token of a row: a root starts at 0, a child where its parent ends."""
-    ends: list[int] = []
-    positions: list[int] = []
+    firsts: list[int] = []
     for segment in segments:
-        first = 0 if segment.parent < 0 else ends[segment.parent]
-        ends.append(first + segment.length)
-        positions.extend(range(first, first + segment.length))
-    return positions
+        parent = segment.parent
+        firsts.append(0 if parent < 0 else firsts[parent] + segments[parent].length)
+    return ranges(firsts, [segment.length for segment in segments])
 
 
 def subtree_ends(segments: Sequence[Segment]) -> list[int]:
@@ -74,8 +96,15 @@ class PrefixForest:
     """The row."""
     segments: tuple[Segment, ...]
     """Its forest."""
-    places: list[list[int]]
-    """For each sequence, the index in the row of each of its tokens."""
+    paths: list[list[int]]
+    """For each sequence, the segments that it runs through, the root first."""
+
+    def places(self) -> Int64[np.ndarray, " token"]:
+        """The index in the row of each token of each sequence, one sequence after the other."""
+        starts = np.array([segment.start for segment in self.segments])
+        lengths = np.array([segment.length for segment in self.segments])
+        passed = np.fromiter(chain.from_iterable(self.paths), np.int64)
+        return ranges(starts[passed], lengths[passed])
 
 
 class PrefixCount:
@@ -89,17 +118,16 @@ class PrefixCount:
     """
 
     def __init__(self) -> None:
-        self._root: dict[int, Any] = {}
+        self._ordered: list[tuple[int, ...]] = []
         self.size = 0
 
-    def add(self, token_ids: Sequence[int]) -> None:
-        """Add a sequence."""
-        node = self._root
-        for token_id in token_ids:
-            if token_id not in node:
-                node[token_id] = {}
-                self.size += 1
-            node = node[token_id]
+    def add(self, token_ids: tuple[int, ...]) -> None:
+        """Add a sequence. In sorted order it has most in common with one of its neighbours."""
+        place = bisect_left(self._ordered, token_ids)
+        neighbours = self._ordered[max(place - 1, 0) : place + 1]
+        common = max((_common_length(token_ids, other, 0) for other in neighbours), default=0)
+        self.size += len(token_ids) - common
+        self._ordered.insert(place, token_ids)
 
 
 def prefix_forest(sequences: Sequence[Sequence[int]], shared: Sequence[int] | None = None) -> PrefixForest:
@@ -125,31 +153,33 @@ def prefix_forest(sequences: Sequence[Sequence[int]], shared: Sequence[int] | No
     ordered = sorted(promised)
     token_ids: list[int] = []
     segments: list[Segment] = []
-    places: dict[tuple[int, ...], list[int]] = {}
-    # Runs of the ordered sequences that begin alike, the next one on top: first and last (exclusive), tokens already
-    # laid out, the segment they end in, and where they are.
-    runs: list[tuple[int, int, int, int, list[int]]] = _branches(ordered, 0, len(ordered), 0, 0, -1, [])
+    paths: dict[tuple[int, ...], list[int]] = {}
+    # Runs of the ordered sequences that begin alike, the next one on top: first and last (exclusive), how many of their
+    # tokens are laid out, and in which segments.
+    runs: list[tuple[int, int, int, list[int]]] = _branches(ordered, 0, len(ordered), 0, 0, [])
     while runs:
-        first, last, start, parent, path = runs.pop()
-        end = _common_length(ordered[first], ordered[last - 1], start)
-        if first + 1 == last or _is_worth_sharing(ordered[first:last], start, end, promised):
+        first, last, start, path = runs.pop()
+        alone = first + 1 == last
+        end = len(ordered[first]) if alone else _common_length(ordered[first], ordered[last - 1], start)
+        if alone or _is_worth_sharing(ordered[first:last], start, end, promised):
             if end > start:
+                parent = path[-1] if path else -1
+                path = [*path, len(segments)]
                 segments.append(Segment(start=len(token_ids), length=end - start, parent=parent))
-                path = [*path, *range(len(token_ids), len(token_ids) + end - start)]
                 token_ids.extend(ordered[first][start:end])
-                parent, start = len(segments) - 1, end
+                start = end
             if len(ordered[first]) == end:
-                places[ordered[first]] = path
+                paths[ordered[first]] = path
                 first += 1
-        runs += _branches(ordered, first, last, start, end, parent, path)
+        runs += _branches(ordered, first, last, start, end, path)
     return PrefixForest(
-        token_ids=token_ids, segments=tuple(segments), places=[places[tuple(sequence)] for sequence in sequences]
+        token_ids=token_ids, segments=tuple(segments), paths=[paths[tuple(sequence)] for sequence in sequences]
     )
 
 
 def _branches(
-    ordered: Sequence[tuple[int, ...]], first: int, last: int, start: int, end: int, parent: int, path: list[int]
-) -> list[tuple[int, int, int, int, list[int]]]:
+    ordered: Sequence[tuple[int, ...]], first: int, last: int, start: int, end: int, path: list[int]
+) -> list[tuple[int, int, int, list[int]]]:
     """Split sequences that agree up to `end` by what follows there; the first to be laid out comes last."""
     runs = []
     while first < last:
@@ -157,7 +187,7 @@ def _branches(
         stop = first + 1
         while stop < last and ordered[stop][end : end + 1] == following:
             stop += 1
-        runs.append((first, stop, start, parent, path))
+        runs.append((first, stop, start, path))
         first = stop
     return runs[::-1]
 

@@ -5,6 +5,7 @@ device has and which keep their scores for the backward pass.
 """
 
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -51,6 +52,8 @@ class Heads:
     """Width of a value."""
     softcap: float | None
     """The soft cap of scores, if there is one."""
+    windowed: bool
+    """Whether a window hides some scores of long rows; rows that it does not outrun need the kernel without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +66,7 @@ class KernelProbe:
     """Why, in a sentence, for the run's report."""
 
 
-def kernel_for(query: Tensor, key: Tensor, value: Tensor, softcap: float | None) -> Kernel:
+def kernel_for(query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> Kernel:
     """The kernel for these states [row, head, token, dim]; the first call for heads of a shape on a GPU tries it."""
     if FORCED is not None:
         return FORCED
@@ -75,12 +78,13 @@ def kernel_for(query: Tensor, key: Tensor, value: Tensor, softcap: float | None)
         dim=query.shape[3],
         value_dim=value.shape[3],
         softcap=softcap,
+        windowed=window is not None,
     )
     return probe_kernel(heads).kernel
 
 
 def heads_of(config: Any, device: torch.device, dtype: torch.dtype) -> Heads:
-    """The heads of a model by its Hugging Face configuration."""
+    """The heads of a model by its Hugging Face configuration, those with a window where some of its layers have one."""
     num_heads = int(config.num_attention_heads)
     dim = int(getattr(config, "head_dim", None) or config.hidden_size // num_heads)
     return Heads(
@@ -91,6 +95,8 @@ def heads_of(config: Any, device: torch.device, dtype: torch.dtype) -> Heads:
         dim=dim,
         value_dim=dim,
         softcap=getattr(config, "attn_logit_softcapping", None),
+        windowed=getattr(config, "sliding_window", None) is not None
+        and "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"]),
     )
 
 
@@ -125,18 +131,24 @@ def probe_kernel(heads: Heads) -> KernelProbe:
 
 
 def try_flex(heads: Heads) -> float:
-    """FlexAttention on a prompt with two completions, a window and three blocks, against all scores in fp32: the
-    largest relative difference of output and gradients, in the norm."""
+    """FlexAttention on a prompt with two completions and three blocks, in every kernel that such heads will need: the
+    largest relative difference from all scores in fp32, in the norm."""
     sizes = [(0, 150, -1), (150, 60, 0), (210, 95, 0)]
     segments = [Segment(start=start, length=length, parent=parent) for start, length, parent in sizes]
-    tree, num_tokens, scaling, window = FlexTree(segments, heads.device), 305, heads.dim**-0.5, 100
-    generator = torch.Generator().manual_seed(0)
+    return max(_try_window(segments, heads, window) for window in ((None, 100) if heads.windowed else (None,)))
+
+
+def _try_window(segments: Sequence[Segment], heads: Heads, window: int | None) -> float:
+    """The difference of the output and its gradients, and of the output where there are none, as when log-probs are
+    compared and when prompts are read: to a compiler these are cases of their own."""
+    tree = FlexTree(segments, heads.device)
+    scaling, generator = heads.dim**-0.5, torch.Generator().manual_seed(0)
     shapes = [(heads.num_heads, heads.dim), (heads.num_kv_heads, heads.dim), (heads.num_kv_heads, heads.value_dim)]
-    drawn = [torch.randn(1, number, num_tokens, dim, generator=generator) for number, dim in shapes]
+    drawn = [torch.randn(1, number, tree.num_tokens, dim, generator=generator) for number, dim in shapes]
     given = [each.to(heads.device, heads.dtype).requires_grad_() for each in drawn]
     exact = [each.detach().float().requires_grad_() for each in given]
-    out = tree.attend(*given, scaling=scaling, window=window, softcap=heads.softcap)
-    places = torch.arange(num_tokens, device=heads.device)
+
+    places = torch.arange(tree.num_tokens, device=heads.device)
     none = places.new_zeros(())
     sees = visibility(tree.seen_until, tree.positions, window)(none, none, places[:, None], places)
     keys, values = (each.repeat_interleave(heads.num_heads // heads.num_kv_heads, 1) for each in exact[1:])
@@ -145,7 +157,15 @@ def try_flex(heads: Heads) -> float:
         scores = heads.softcap * torch.tanh(scores / heads.softcap)
     expected = (scores.masked_fill(~sees, -torch.inf).softmax(-1) @ values).transpose(1, 2)
     weights = torch.randn(expected.shape, generator=generator).to(heads.device)
+    how: dict[str, Any] = {"scaling": scaling, "window": window, "softcap": heads.softcap}
+    out = tree.attend(*given, **how)
     found = [out, *torch.autograd.grad((out.float() * weights).sum(), given)]
     wanted = [expected, *torch.autograd.grad((expected * weights).sum(), exact)]
-    pairs = [(ours.detach().float(), other.detach()) for ours, other in zip(found, wanted, strict=True)]
-    return float(torch.stack([(ours - other).norm() / other.norm() for ours, other in pairs]).max())
+    for without_gradients in (torch.no_grad, torch.inference_mode):
+        with without_gradients():
+            own = FlexTree(segments, heads.device)  # its indices are tensors of that mode too
+            found.append(own.attend(*(each.detach().clone() for each in given), **how))
+            wanted.append(expected)
+    with torch.no_grad():
+        differences = [(ours.float() - other).norm() / other.norm() for ours, other in zip(found, wanted, strict=True)]
+        return float(torch.stack(differences).max())

@@ -11,9 +11,23 @@ from torch.utils.checkpoint import checkpoint
 from outscore.model.attention import TreeAttention
 from outscore.model.policy import Policy
 from outscore.model.rows import GroupRows
+from outscore.model.transfer import on_device
 
 CHUNK_LOGITS = 1 << 24
-"""Logits held at a time (64 MiB in fp32)."""
+"""Logits held at a time (64 MiB in fp32), at least."""
+
+MEMORY_SHARE = 128
+"""A GPU holds so many times the logits of a chunk: 1 GiB of them on one with 141 GB. For each chunk it reads the head
+three times and adds up its gradient, in the model's own type: the fewer, the faster, and the less is rounded."""
+
+
+def chunk_tokens(vocab_size: int, device: torch.device) -> int:
+    """Tokens whose logits are held at a time."""
+    num_logits = CHUNK_LOGITS
+    if device.type == "cuda":
+        share = torch.cuda.get_device_properties(device).total_memory // (4 * MEMORY_SHARE)
+        num_logits = max(num_logits, 1 << (share.bit_length() - 1))
+    return max(num_logits // vocab_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +55,7 @@ def token_logprobs(policy: Policy, rows: GroupRows, *, temperature: float = 1.0)
         temperature: divides the logits, as it did when the completions were sampled; greedy sampling (0) counts as 1.
     """
     predicting = row_hidden(policy, rows).index_select(0, rows.sources)
-    chunk = max(CHUNK_LOGITS // policy.vocab_size, 1)
+    chunk = chunk_tokens(policy.vocab_size, policy.device)
     pieces = [
         cast(
             tuple[Tensor, Tensor], checkpoint(_evaluate, policy, part, targets, temperature or 1.0, use_reentrant=False)
@@ -62,7 +76,7 @@ def row_hidden(policy: Policy, rows: GroupRows) -> Float[Tensor, "slot hidden"]:
         tree = TreeAttention(rows.segments, rows.token_ids.device)
         hidden = policy.hidden(rows.token_ids, rows.positions, tree)
     else:
-        lengths = torch.tensor(rows.lengths, device=rows.token_ids.device)
+        lengths = on_device(torch.tensor(rows.lengths), rows.token_ids.device)
         mask = torch.arange(rows.token_ids.shape[1], device=lengths.device) < lengths[:, None]
         hidden = policy.padded_hidden(rows.token_ids, mask.long())
     return hidden.flatten(0, 1)

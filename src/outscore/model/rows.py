@@ -5,14 +5,18 @@ every later one at the token before it. Everything downstream speaks of flat `to
 loss.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 from torch import Tensor
 
-from outscore.model.forest import PrefixCount, Segment, prefix_forest, segment_positions
+from outscore.model.forest import PrefixCount, Segment, prefix_forest, ranges, segment_positions
+from outscore.model.transfer import indices_on_device
 from outscore.records import Completion
 
 
@@ -139,80 +143,71 @@ def group_rows(groups: Sequence[TrainingGroup], starts: Sequence[int], device: t
         starts: `flat_starts` of all completions of the batch the groups come from.
         device: where the tensors go.
     """
-    members = [(group, i) for group in groups for i in range(len(group.completions))]
+    members = _members(groups)
     forest = prefix_forest(
         [(*group.prompt_ids, *group.completions[i].token_ids) for group, i in members],
         [len(group.prompt_ids) for group, _ in members],
     )
-    index = _TargetIndex(starts)
-    for (group, i), places in zip(members, forest.places, strict=True):
-        index.add(group.completion_index[i], group.completions[i], places[len(group.prompt_ids) - 1 :])
-    return index.rows([forest.token_ids], [segment_positions(forest.segments)], forest.segments, device)
+    token_ids, positions = np.array([forest.token_ids]), segment_positions(forest.segments)[None]
+    index = _target_index(members, starts, forest.places())
+    return _on_device(token_ids, positions, index, device, segments=forest.segments, lengths=(token_ids.size,))
 
 
 def separate_rows(
     groups: Sequence[TrainingGroup], starts: Sequence[int], device: torch.device | str = "cpu"
 ) -> GroupRows:
     """One row for each completion, its prompt repeated, padded on the right: for models that cannot take group rows."""
-    members = [(group, i) for group in groups for i in range(len(group.completions))]
-    rows = [[*group.prompt_ids, *group.completions[i].token_ids] for group, i in members]
-    width = max(map(len, rows))
-    index = _TargetIndex(starts)
-    for number, ((group, i), row) in enumerate(zip(members, rows, strict=True)):
-        places = range(number * width + len(group.prompt_ids) - 1, number * width + len(row))
-        index.add(group.completion_index[i], group.completions[i], places)
-    return index.rows(rows, [list(range(len(row))) for row in rows], (), device)
+    members = _members(groups)
+    rows = [(*group.prompt_ids, *group.completions[i].token_ids) for group, i in members]
+    lengths = tuple(len(row) for row in rows)
+    shape = len(rows), max(lengths)
+    places = ranges([number * shape[1] for number in range(len(rows))], lengths)
+    token_ids, positions = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    token_ids.flat[places] = np.fromiter(chain.from_iterable(rows), np.int64)
+    positions.flat[places] = ranges([0] * len(rows), lengths)
+    index = _target_index(members, starts, places)
+    return _on_device(token_ids, positions, index, device, segments=(), lengths=lengths)
 
 
-class _TargetIndex:
-    """Collects which token predicts which: the shift by one."""
+def _members(groups: Sequence[TrainingGroup]) -> list[tuple[TrainingGroup, int]]:
+    return [(group, i) for group in groups for i in range(len(group.completions))]
 
-    def __init__(self, starts: Sequence[int]) -> None:
-        self.starts = starts
-        self.predictions: dict[tuple[int, int], int] = {}
-        self.tokens: list[int] = []
-        self.numbers: list[int] = []
-        self.order: list[int] = []
-        self.ends: list[int] = []
-        self.ended: list[int] = []
 
-    def add(self, number: int, completion: Completion, places: Sequence[int]) -> None:
-        """Add a completion, given where its prompt's last token and its own tokens are."""
-        self.ends.append(places[-1])
-        self.ended.append(number)
-        place = self.starts[number]
-        for source, token, counts in zip(places, completion.token_ids, completion.counts, strict=False):
-            if counts:
-                self.tokens.append(self.predictions.setdefault((source, token), len(self.predictions)))
-                self.numbers.append(number)
-                self.order.append(place)
-                place += 1
+def _target_index(
+    members: Sequence[tuple[TrainingGroup, int]], starts: Sequence[int], places: Int64[np.ndarray, " place"]
+) -> dict[str, Int64[np.ndarray, " _"]]:
+    """Which token predicts which, the shift by one, given where each member's prompt and completion are: the fields of
+    `GroupRows` that are flat."""
+    completions = [group.completions[i] for group, i in members]
+    numbers = np.array([group.completion_index[i] for group, i in members])
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    ends = np.cumsum([len(group.prompt_ids) for group, _ in members] + lengths)
+    counts = np.fromiter(chain.from_iterable(completion.counts for completion in completions), bool)
+    targets = np.fromiter(chain.from_iterable(completion.token_ids for completion in completions), np.int64)[counts]
+    # The first at its prompt's last token, each later one at the token before it.
+    sources = places[ranges(ends - lengths - 1, lengths)][counts]
+    # Tokens that are predicted at the same place and are the same are one prediction, numbered as they come first.
+    spread = targets.max(initial=0) - targets.min(initial=0) + 1
+    _, first, same = np.unique(sources * spread + targets, return_index=True, return_inverse=True)
+    seen = np.sort(first)
+    return {
+        "sources": sources[seen],
+        "targets": targets[seen],
+        "predictions": np.searchsorted(seen, first[same]),
+        "completion_index": np.repeat(numbers, lengths)[counts],
+        "order": ranges([starts[n] for n in numbers], [starts[n + 1] - starts[n] for n in numbers]),
+        "ends": places[ends - 1],
+        "ended": numbers,
+    }
 
-    def rows(
-        self,
-        ids: list[list[int]],
-        positions: list[list[int]],
-        segments: tuple[Segment, ...],
-        device: torch.device | str,
-    ) -> GroupRows:
-        width = max(len(row) for row in ids)
 
-        def padded(rows: list[list[int]]) -> Tensor:
-            return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=device)
-
-        def flat(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.long, device=device)
-
-        return GroupRows(
-            token_ids=padded(ids),
-            positions=padded(positions),
-            segments=segments,
-            lengths=tuple(len(row) for row in ids),
-            sources=flat([source for source, _ in self.predictions]),
-            targets=flat([token for _, token in self.predictions]),
-            predictions=flat(self.tokens),
-            completion_index=flat(self.numbers),
-            order=flat(self.order),
-            ends=flat(self.ends),
-            ended=flat(self.ended),
-        )
+def _on_device(
+    token_ids: Int64[np.ndarray, "row slot"],
+    positions: Int64[np.ndarray, "row slot"],
+    index: Mapping[str, Int64[np.ndarray, " _"]],
+    device: torch.device | str,
+    **shape: Any,
+) -> GroupRows:
+    arrays = {"token_ids": token_ids, "positions": positions, **index}
+    moved: dict[str, Any] = dict(zip(arrays, indices_on_device(list(arrays.values()), device), strict=True))
+    return GroupRows(**moved, **shape)

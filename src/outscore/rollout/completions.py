@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from outscore.model.policy import Policy
+from outscore.model.transfer import on_device
 from outscore.records import Completion, Finish, SampledCompletion, SampledGroup, SampleRequest, SamplingParams
 from outscore.rollout.random import row_keys, uniforms
 from outscore.rollout.sampling import check_params, choose
@@ -96,8 +97,8 @@ def extend(
         ValueError: if the model's logits are not finite.
     """
     every = [draft for row in rows for draft in row]
-    owners = torch.tensor([index for index, row in enumerate(rows) for _ in row], device=logits.device)
-    draws = torch.from_numpy(upcoming(every, 1)[0]).to(logits.device)
+    owners = on_device(torch.tensor([index for index, row in enumerate(rows) for _ in row]), logits.device)
+    draws = on_device(torch.from_numpy(upcoming(every, 1)[0]), logits.device)
     ids, logprobs = choose(logits, draws, owners, params)
     for draft, token_id, logprob in zip(every, ids.tolist(), logprobs.tolist(), strict=True):
         take(draft, token_id, logprob, policy, params)
@@ -106,8 +107,8 @@ def extend(
 def upcoming(every: Sequence[Draft], num_tokens: int) -> Float64[np.ndarray, "token draft"]:
     """The uniform numbers that draw the next tokens of every draft."""
     keys = np.array([draft.key for draft in every])
-    first = np.array([len(draft.token_ids) for draft in every])
-    return np.stack([uniforms(keys, first + ahead) for ahead in range(num_tokens)])
+    places = np.array([len(draft.token_ids) for draft in every]) + np.arange(num_tokens)[:, None]
+    return uniforms(np.tile(keys, num_tokens), places.ravel()).reshape(places.shape)
 
 
 def take(draft: Draft, token_id: int, logprob: float, policy: Policy, params: SamplingParams) -> None:
@@ -129,6 +130,34 @@ def take(draft: Draft, token_id: int, logprob: float, policy: Policy, params: Sa
         draft.finish = "length"
     elif params.until and wrote_one_of(params.until, draft.token_ids, policy.tokenizer.decode):
         draft.finish = "pause"
+
+
+def take_several(
+    every: Sequence[Draft],
+    ids: Int64[np.ndarray, "token draft"],
+    logprobs: Float64[np.ndarray, "token draft"],
+    policy: Policy,
+    params: SamplingParams,
+) -> None:
+    """`take` these tokens for every draft that has not ended, up to the one that ends it: at most its limit.
+
+    Raises:
+        ValueError: if the model's logits were not finite before that.
+    """
+    if params.until:  # what a token wrote is known by reading it
+        for given in zip(ids.tolist(), logprobs.tolist(), strict=True):
+            for draft, token_id, logprob in zip(every, *given, strict=True):
+                if draft.finish is None:
+                    take(draft, token_id, logprob, policy, params)
+        return
+    ends = np.isin(ids, [*policy.stop_token_ids]) | np.isnan(logprobs)
+    ends[-1] = True
+    columns = ids.T.tolist(), logprobs.T.tolist(), ends.argmax(0).tolist()
+    for draft, own_ids, own_logprobs, last in zip(every, *columns, strict=True):
+        if draft.finish is None:
+            draft.token_ids += own_ids[:last]
+            draft.logprobs += own_logprobs[:last]
+            take(draft, own_ids[last], own_logprobs[last], policy, params)
 
 
 TAIL = 16

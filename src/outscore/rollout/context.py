@@ -16,21 +16,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from outscore.model.attention import TreeAttention
 from outscore.model.forest import prefix_forest
+from outscore.model.transfer import indices_on_device, on_device
 from outscore.rollout.kv import KeyValueTable, compaction
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _SMALLEST_BLOCK = 64
-
-
-def on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device, without waiting for what the device is doing."""
-    return tensor.to(device, non_blocking=True)
 
 
 def block_tokens(length: int) -> int:
@@ -102,12 +99,13 @@ class PrefillContext:
         self, prompts: Sequence[StoredPrompt], token_ids: Sequence[Sequence[int]], device: torch.device
     ) -> None:
         forest = prefix_forest(token_ids)
-        self._prompts = prompts
-        self._places = [torch.tensor(places, device=device) for places in forest.places]
+        lengths = [len(own) for own in token_ids]
+        places = forest.places()
+        arrays = [np.array([forest.token_ids]), places, places[np.cumsum(lengths) - 1]]
+        self.token_ids, all_places, self.last_tokens = indices_on_device(arrays, device)
+        self._prompts, self._places = prompts, all_places.split(lengths)
         self._tree = TreeAttention(forest.segments, device)
-        self.token_ids = torch.tensor([forest.token_ids], device=device)
         self.positions = self._tree.positions[None]
-        self.last_tokens = torch.tensor([places[-1] for places in forest.places], device=device)
 
     def attend(
         self,

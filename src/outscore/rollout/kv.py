@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from outscore.model.transfer import on_device
 
 
 class KeyValueTable:
@@ -77,10 +80,11 @@ class KeyValueTable:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy entries over others; no target is also a source."""
-        source_index, target_index = list(sources), list(targets)
-        for keys, values in self._layers.values():
-            keys[target_index] = keys[source_index]
-            values[target_index] = values[source_index]
+        stored = [states for layer in self._layers.values() for states in layer]
+        if stored:
+            source_index, target_index = on_device(torch.tensor([sources, targets]), stored[0].device)
+            for states in stored:
+                states.index_copy_(0, target_index, states.index_select(0, source_index))
 
 
 def compaction(num_entries: int, removed: Sequence[int]) -> list[tuple[int, int]]:

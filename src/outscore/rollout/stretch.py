@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from outscore.model.policy import Policy
+from outscore.model.transfer import on_device
 from outscore.records import SamplingParams
-from outscore.rollout.context import DecodeContext, LiveRow, on_device
+from outscore.rollout.context import DecodeContext, LiveRow
 from outscore.rollout.graphs import Graphs, Repeated
 from outscore.rollout.sampling import choose
 
@@ -64,17 +65,19 @@ class Stretch:
         self._number = torch.zeros(1, dtype=torch.int64, device=device)  # of the token, in this burst
         self._step = Repeated(self._draw, graphs if self.left >= WORTH_RECORDING else None)
 
-    def draw(self, draws: Float64[np.ndarray, "token row"]) -> tuple[list[list[int]], list[list[float]]]:
+    def draw(
+        self, draws: Float64[np.ndarray, "token row"]
+    ) -> tuple[Int64[np.ndarray, "token row"], Float64[np.ndarray, "token row"]]:
         """The next tokens of every row by their uniform draws, and their log-probs; the host waits for them once all
         are drawn."""
         num_tokens = len(draws)
         assert num_tokens <= min(self.left, len(self._draws))
-        self._draws[:num_tokens].copy_(torch.from_numpy(draws), non_blocking=True)
+        self._draws[:num_tokens].copy_(on_device(torch.from_numpy(draws), self._draws.device))
         self._number.zero_()
         for _ in range(num_tokens):
             self._step()
         self.left -= num_tokens
-        return self._ids[:num_tokens].tolist(), self._logprobs[:num_tokens].tolist()
+        return self._ids[:num_tokens].numpy(force=True), self._logprobs[:num_tokens].numpy(force=True)
 
     def _draw(self) -> None:
         """One token for every row. What it changes it changes last, so that it may be begun again."""

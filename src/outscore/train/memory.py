@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from outscore.model.logprobs import CHUNK_LOGITS
+from outscore.model.logprobs import chunk_tokens
 from outscore.model.policy import Policy
 
 LOGIT_ARRAYS = 4
@@ -97,10 +97,9 @@ def working_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int)
     return (2 * shape.hidden + inner) * num_tokens * bytes_per_value
 
 
-def logit_bytes(shape: DecoderShape, num_tokens: int, *, arrays: int = LOGIT_ARRAYS) -> int:
+def logit_bytes(shape: DecoderShape, num_tokens: int, device: torch.device, *, arrays: int = LOGIT_ARRAYS) -> int:
     """Bytes of the chunk of logits in hand, which are fp32 whatever the model computes in."""
-    chunk = max(CHUNK_LOGITS // shape.vocab, 1)
-    return arrays * 4 * min(num_tokens, chunk) * shape.vocab
+    return arrays * 4 * min(num_tokens, chunk_tokens(shape.vocab, device)) * shape.vocab
 
 
 def cache_bytes(shape: DecoderShape, num_tokens: int, *, bytes_per_value: int) -> int:

@@ -10,12 +10,13 @@ stage needs is the largest sum, not the sum of the largest.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from outscore.algorithms.rows import Algorithm
 from outscore.config import Recipe
 from outscore.model.kernels import fits, heads_of
-from outscore.model.logprobs import CHUNK_LOGITS
+from outscore.model.logprobs import chunk_tokens
 from outscore.model.policy import Policy
 from outscore.model_places import names_other_model
 from outscore.stage_rows import stage_algorithm
@@ -119,6 +120,8 @@ class Trained:
 
     shape: DecoderShape
     """Its widths."""
+    device: torch.device
+    """Where it computes."""
     num_parameters: int
     """All weights."""
     num_trained: int
@@ -150,7 +153,7 @@ class Trained:
         """What a forward pass without gradients needs."""
         parts = {"activations": working_bytes(self.shape, extent.num_tokens, bytes_per_value=self.bytes_per_weight)}
         if self.has_vocabulary:
-            parts["logits"] = logit_bytes(self.shape, extent.num_predictions, arrays=EVALUATED_ARRAYS)
+            parts["logits"] = logit_bytes(self.shape, extent.num_predictions, self.device, arrays=EVALUATED_ARRAYS)
         return parts
 
     def backward_begins(self, extent: Extent) -> dict[str, int]:
@@ -161,7 +164,7 @@ class Trained:
             "activations": self._kept(extent) + 3 * self.shape.hidden * extent.num_tokens * size,
         }
         if self.has_vocabulary:
-            parts["logits"] = logit_bytes(self.shape, extent.num_predictions)
+            parts["logits"] = logit_bytes(self.shape, extent.num_predictions, self.device)
         return parts
 
     def backward_ends(self, extent: Extent) -> dict[str, int]:
@@ -193,7 +196,7 @@ class Trained:
         return kept
 
     def _has_chunks(self, extent: Extent) -> bool:
-        return extent.num_predictions * self.shape.vocab > CHUNK_LOGITS
+        return extent.num_predictions > chunk_tokens(self.shape.vocab, self.device)
 
 
 def plan_recipe(recipe: Recipe) -> MemoryPlan:
@@ -268,6 +271,7 @@ def trained_policy(workshop: Workshop, recomputed: bool, states: str) -> Trained
     assert isinstance(head, Tensor)
     return Trained(
         shape=decoder_shape(policy.config, policy.vocab_size),
+        device=default_device(),
         num_parameters=sum(parameter.numel() for parameter in policy.model.parameters()),
         num_trained=sum(parameter.numel() for parameter in workshop.masters.parameters.values()),
         num_head=head.numel() if head.requires_grad else 0,

@@ -17,6 +17,7 @@ from outscore.model.logprobs import TokenLogprobs, token_logprobs
 from outscore.model.policy import Policy
 from outscore.model.precision import MasterWeights
 from outscore.model.rows import GroupRows, TrainingGroup, flat_starts, group_rows, separate_rows, split_groups
+from outscore.model.transfer import on_device
 from outscore.objectives.example_losses import example_losses
 from outscore.objectives.loss import LossTerms, add_loss_terms, policy_loss
 from outscore.objectives.preferences import Pairs
@@ -84,12 +85,12 @@ class Batch:
 
     def lengths(self, device: torch.device) -> Int[Tensor, " completion"]:
         """Loss-carrying tokens of each completion."""
-        return torch.tensor([sum(completion.counts) for completion in self.completions], device=device)
+        return on_device(torch.tensor([sum(completion.counts) for completion in self.completions]), device)
 
     def group_index(self, device: torch.device) -> Int[Tensor, " completion"]:
         """The place of each completion's group."""
-        sizes = torch.tensor([len(group.completions) for group in self.groups], device=device)
-        return torch.arange(len(self.groups), device=device).repeat_interleave(sizes)
+        sizes = torch.tensor([len(group.completions) for group in self.groups])
+        return on_device(torch.arange(len(self.groups)).repeat_interleave(sizes), device)
 
     @property
     def completion_populations(self) -> list[str | None]:
