@@ -170,7 +170,7 @@ def test_texts_may_be_another_task_s_and_held_out_ones_are_evaluated(tmp_path: P
         ({**GRPO, "ptx": {}}, r"key `stages.grpo.ptx.coef` is missing"),
         ({**GRPO, "ptx": {"coef": 1.0, "batchsize": 3}}, r"unknown key `stages.grpo.ptx.batchsize`.*`batch_size`"),
         ({**GRPO, "ptx": {"coef": 1.0, "task": {"path": "x"}}}, r"task: `kind` is missing"),
-        ({"algorithm": "sft", "steps": 1, "ptx": PTX}, r"key `stages.grpo.ptx` has no effect on supervised"),
+        ({"algorithm": "sft", "steps": 1, "ptx": PTX}, r"key `stages.sft.ptx` has no effect on supervised"),
     ],
 )
 def test_what_cannot_be_mixed_in_is_refused_when_the_recipe_is_read(stage: dict[str, Any], message: str) -> None:
