@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from device import now, paths_taken, peak_bytes
 from gpu_workloads import GPU_WORKLOADS, workload_of
@@ -25,7 +27,7 @@ from outscore.model.policy import Policy
 from outscore.records import SampledGroup, SampleRequest, SamplingParams
 from outscore.rewards import Rewards
 from outscore.rollout import Sampler, completions, engine
-from outscore.rollout.completions import Draft, take
+from outscore.rollout.completions import Draft, take, take_several
 from outscore.tasks import make_task
 from outscore.train.build import build_stage
 from outscore.train.setup import prepare
@@ -45,23 +47,27 @@ class ForcedSampler:
 
     @contextmanager
     def _forced(self) -> Iterator[None]:
-        stops, modules = self.policy.stop_token_ids, (completions, engine)
-        end = min(stops)
+        stops, end = self.policy.stop_token_ids, min(self.policy.stop_token_ids)
 
-        def forced(draft: Draft, token_id: int, *given: Any) -> None:
-            last = len(draft.token_ids) + 1 == self.lengths[draft.request * self.group_size + draft.sample]
-            take(draft, end if last else token_id, *given)
-            draft.finish = "stop" if last else None
+        def several(every: Sequence[Draft], ids: npt.NDArray[Any], logprobs: npt.NDArray[Any], *unused: object) -> None:
+            for draft, own_ids, own_logprobs in zip(every, ids.T.tolist(), logprobs.T.tolist(), strict=True):
+                if draft.finish is None:
+                    left = self.lengths[draft.request * self.group_size + draft.sample] - len(draft.token_ids)
+                    draft.token_ids += own_ids[:left]
+                    draft.logprobs += own_logprobs[:left]
+                    if left <= len(own_ids):
+                        draft.token_ids[-1], draft.finish = end, "stop"
+
+        def one(draft: Draft, token_id: int, logprob: float, *unused: object) -> None:
+            several([draft], np.array([[token_id]]), np.array([[logprob]]))
 
         self.policy.stop_token_ids = frozenset()
-        for module in modules:
-            module.take = forced
+        completions.take, engine.take_several = one, several
         try:
             yield
         finally:
             self.policy.stop_token_ids = stops
-            for module in modules:
-                module.take = take
+            completions.take, engine.take_several = take, take_several
 
 
 class OptimizerClock:
