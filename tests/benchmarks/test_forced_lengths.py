@@ -12,7 +12,7 @@ def test_every_completion_has_its_own_length_and_ends_with_the_end_token(burst: 
     from outscore_side import ForcedSampler
 
     policy = tiny_policy()
-    prompt = Prompt(problem=Problem(id="1", question="1+1=", answer="2"), text="1+1=", token_ids=(5, 6, 7))
+    prompt = Prompt(problem=Problem(id="1", question="1+1=", answer="2", columns={}), text="1+1=", token_ids=(5, 6, 7))
     requests = [SampleRequest(prompt=prompt, num_samples=3, slot=slot) for slot in range(2)]
     lengths, stops = [2, 9, 5, 7, 1, 4], policy.stop_token_ids
     forced = ForcedSampler(GroupEngine(policy, max_rows=4, burst=burst), policy, lengths, 3)
