@@ -43,11 +43,11 @@ def going_on(run: RunDirectory, recipe: Recipe, progress: Progress | None) -> tu
         )
     schedule = stage.optimizer.schedule
     depends = stage.steps != planned and not progress.finished and schedule != "constant"
-    notes = (
+    note = (
         f"stage `{stage.label}` has {stage.steps} steps now, where it had {planned}: from step {progress.step + 1} on "
         f"its rate is what schedule: {schedule} has at these steps of {stage.steps}, another curve than before"
     )
-    return replace(progress, num_steps=stage.steps), [notes] if depends else []
+    return replace(progress, num_steps=stage.steps), [note] if depends else []
 
 
 def nothing_left(recipe: Recipe, progress: Progress | None) -> bool:
