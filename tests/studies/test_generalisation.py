@@ -6,7 +6,15 @@ import pytest
 
 from outscore.config import parse_recipe
 from outscore.stages import PolicySettings
-from outscore.studies.reward_quality.generalisation import CHOSEN, KINDS, Judged, claims, measures, recipe
+from outscore.studies.reward_quality.generalisation import (
+    CHOSEN,
+    KINDS,
+    Judged,
+    _figure,
+    claims,
+    measures,
+    recipe,
+)
 
 
 def test_a_right_sample_should_score_above_each_wrong_one_of_its_problem() -> None:
@@ -62,3 +70,12 @@ def test_claims_are_about_the_kind_it_was_trained_on() -> None:
     assert first.holds
     [_, second, *_] = claims({kind: [found(0.6, 0.5), unranked] for kind in KINDS})
     assert not second.holds and second.measured == "nothing to rank in most seeds"
+
+
+def test_what_only_one_seed_could_rank_is_not_drawn() -> None:
+    told: dict[str, float | None] = {"label accuracy": 0.5, "ranking": 0.9, "calibration error": 0.1}
+    [ranking, accuracy, _] = _figure(
+        {"as trained on": [told] * 3, "paid by it": [told, {**told, "ranking": None}]}
+    ).panels
+    assert [series.label for series in ranking.series] == ["as trained on"]
+    assert [series.label for series in accuracy.series] == ["as trained on", "paid by it"]

@@ -230,7 +230,7 @@ def _figure(found: Mapping[str, Sequence[Found]]) -> Figure:
         series = [
             Series(label=kind, x=[0], mean=[fmean(values)], sem=[sem(values)])
             for kind, own in found.items()
-            if (values := _values(own, measure))
+            if len(values := _values(own, measure)) > 1  # of one seed nothing is known of the spread
         ]
         return Panel(title=title, x_label="", y_label="share", series=series, kind="bars")
 
