@@ -24,7 +24,7 @@ def test_the_second_iteration_is_run_three_times_from_the_first() -> None:
 def test_each_is_paid_by_its_own_reward_model_and_by_no_gold_answer() -> None:
     for name, judge in PAID_BY.items():
         first, second = STAGES[name].rewards or ()
-        assert first == {"name": "reward_model", "stage": judge}
+        assert first == {"name": "reward_model", "stage": judge, "clip": [-1, 1]}
         assert second == {"name": "tag_answer", "weight": 0}
 
 

@@ -337,7 +337,7 @@ def test_settings_and_checks() -> None:
     assert findings["memory"] == "ok" and findings["prompts"] == "ok"
     with pytest.raises(ValueError, match="at least one is needed to train on sampled completions"):
         parse_recipe(SAMPLED)
-    with pytest.raises(ValueError, match=r"`stages\.0\.group_size` has no effect on a process reward model"):
+    with pytest.raises(ValueError, match=r"process-reward-model\.group_size` has no effect on a process reward"):
         parse_recipe({**BY_HAND, "stages": [{**PRM, "group_size": 2}]})
     with pytest.raises(ValueError, match=r"replay = 0.2 has no effect without `continues`"):
         parse_recipe({**BY_HAND, "stages": [{**PRM, "replay": 0.2}]})

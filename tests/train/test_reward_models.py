@@ -155,5 +155,5 @@ def test_settings_and_checks() -> None:
     assert stage_algorithm(recipe.stages[1]).trains == "reward_model"
     memory = next(found for found in check_recipe(recipe) if found.what == "memory")
     assert memory.status == "ok"
-    with pytest.raises(ValueError, match=r"`stages\.0\.group_size` has no effect on a reward model"):
+    with pytest.raises(ValueError, match=r"`stages\.reward-model\.group_size` has no effect on a reward model"):
         parse_recipe({**RECIPE, "stages": [{**RM, "group_size": 2}]})

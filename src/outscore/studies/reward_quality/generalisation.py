@@ -221,7 +221,7 @@ def _row(kind: str, own: Sequence[Found]) -> Row:
     row: dict[str, Any] = {"samples": kind}
     for measure in own[0]:
         values = _values(own, measure)
-        row[measure] = f"{100 * fmean(values):.1f} ± {100 * interval(values):.1f}" if values else None
+        row[measure] = f"{100 * fmean(values):.1f} ± {100 * interval(values):.1f}" if len(values) > 1 else None
     return row
 
 
